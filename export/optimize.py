@@ -1,0 +1,49 @@
+"""Fuse an exported transformer into the operators that ONNX Runtime runs fast, on a CPU and on a GPU.
+
+The fusions are ONNX Runtime's own offline ones (`onnxruntime.transformers.optimizer`). None of them
+depends on the machine they are made on, so that one file serves everywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from onnxruntime.transformers import optimizer
+from onnxruntime.transformers.fusion_options import FusionOptions
+
+from export.exported import Exported
+
+
+def fuse(exported: Exported, path: Path, config: Any) -> Exported:
+    """The fp32 version: one Attention operator a layer, projections inside it.
+
+    Args:
+        config: the transformers config: `num_attention_heads` and `hidden_size` are read.
+    """
+    return _run(exported, path, config, FusionOptions("bert"))
+
+
+def fuse_around_matmuls(exported: Exported, path: Path, config: Any) -> Exported:
+    """The form that quantization starts from: attention fused, every projection left a plain MatMul."""
+    options = FusionOptions("bert")
+    options.use_multi_head_attention = True
+    options.enable_skip_layer_norm = False
+    options.enable_bias_skip_layer_norm = False
+    options.enable_bias_gelu = False
+    return _run(exported, path, config, options)
+
+
+def _run(exported: Exported, path: Path, config: Any, options: FusionOptions) -> Exported:
+    logging.getLogger("onnxruntime.transformers").setLevel(logging.ERROR)
+    model = optimizer.optimize_model(
+        str(exported.path),
+        model_type="bert",
+        num_heads=config.num_attention_heads,
+        hidden_size=config.hidden_size,
+        optimization_options=options,
+        opt_level=0,  # no optimization by a session: that would bake in this machine
+    )
+    model.save_model_to_file(str(path))
+    return Exported.read(path)

@@ -1,0 +1,199 @@
+"""The whole way from a recipe to published versions, and the check of what is already published."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import torch
+
+from export import verify
+from export.exported import Exported
+from export.optimize import fuse, fuse_around_matmuls
+from export.quantize import quantize_int8
+from export.recipe import Recipe
+from export.repository import Provenance, Published, staging, write
+from export.source import Checkpoint, SentenceSettings, find_checkpoint, sentence_settings
+from export.to_onnx import SentenceEmbedder, load_embedder, to_onnx
+from export.tokenization import Encoder
+from shoal import corpus
+from shoal.errors import NotProven, RepositoryError
+from shoal.machine import available_cpus
+from shoal.manifest import manifests
+from shoal.progress import Silent
+
+CALIBRATION_TEXTS = 64
+CALIBRATION_BATCH = 8
+_TOOLS = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an export or a verification found.
+
+    Attributes:
+        evidence: one entry per precision (export) or version (verify), proven or not.
+        published: the versions that were written, the served one last; empty for a verification.
+    """
+
+    evidence: tuple[verify.Evidence, ...]
+    published: tuple[Published, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {
+            "evidence": [evidence.to_dict() for evidence in self.evidence],
+            "published": [vars(version) for version in self.published],
+        }
+
+
+def export(
+    recipe: Recipe,
+    repository: Path,
+    *,
+    progress: Silent | None = None,
+    on_evidence: Callable[[Sequence[verify.Evidence]], None] = lambda evidence: None,
+) -> Outcome:
+    """Export, optimize, quantize, measure, and publish what is proven.
+
+    Args:
+        repository: the Triton model repository; made where it does not exist.
+        on_evidence: called with all evidence before anything is published or refused.
+
+    Raises:
+        UsageError, ExportError: the checkpoint cannot be found or turned into ONNX.
+        NotProven: no precision reached its tolerance; nothing was written.
+        RepositoryError: the repository cannot be written or its disk is full; nothing was changed.
+    """
+    progress = progress or Silent()
+    checkpoint = find_checkpoint(recipe.source)
+    settings = _settings(checkpoint, recipe)
+    with staging(repository) as work, _full_disk_named(repository):
+        with progress.step(f"Load {checkpoint.id}"):
+            embedder = load_embedder(checkpoint, settings)
+            encode = _encoder(checkpoint, settings, embedder)
+        candidates = _build(recipe, embedder, encode, work, progress)
+        evidence = verify.measure(
+            _as_model(embedder), candidates, encode, eval_data=recipe.eval_data, progress=progress
+        )
+        on_evidence(list(evidence.values()))
+        proven = [
+            verify.Verified(candidates[precision], evidence[precision])
+            for precision in recipe.precisions
+            if not evidence[precision].failures
+        ]
+        if not proven:
+            reasons = "; ".join(f"{p}: {', '.join(e.failures)}" for p, e in evidence.items())
+            raise NotProven(f"nothing is published, no precision is within tolerance ({reasons})")
+        provenance = Provenance(
+            recipe=recipe,
+            source=checkpoint.describe(),
+            tools={"python": python_version()} | {name: metadata.version(name) for name in _TOOLS},
+            tokenizer=checkpoint.folder / "tokenizer.json",
+            max_length=settings.max_length,
+            pad_id=_pad_id(embedder),
+        )
+        with progress.step(f"Write versions to {repository}"):
+            published = write(proven, repository, work, provenance)
+    return Outcome(tuple(evidence.values()), tuple(published))
+
+
+def verify_published(
+    name: str, repository: Path, *, eval_data: Path | None = None, progress: Silent | None = None
+) -> Outcome:
+    """Measure the published versions of a model again, against the checkpoint they came from.
+
+    Raises:
+        RepositoryError: there is no such model, or its files are not those that were measured.
+        NotProven: a version is no longer within tolerance.
+    """
+    progress = progress or Silent()
+    found = {manifest.version: manifest for manifest in manifests(repository, name)}
+    if not found:
+        raise RepositoryError(f"{repository} holds no version of {name}", hint=f"shoal export --name {name}")
+    for manifest in found.values():
+        manifest.check_files(repository)
+    recipe = Recipe.from_dict(next(reversed(found.values())).recipe)
+    checkpoint = find_checkpoint(recipe.source)
+    settings = _settings(checkpoint, recipe)
+    with progress.step(f"Load {checkpoint.id}"):
+        embedder = load_embedder(checkpoint, settings)
+        encode = _encoder(checkpoint, settings, embedder)
+    evidence: list[verify.Evidence] = []
+    for version, manifest in found.items():
+        graph = Exported.read(repository / manifest.network / str(version) / "model.onnx")
+        measured = verify.measure(
+            _as_model(embedder), {manifest.precision: graph}, encode, eval_data=eval_data, progress=progress
+        )
+        evidence.append(measured[manifest.precision])
+    return Outcome(tuple(evidence))
+
+
+def _settings(checkpoint: Checkpoint, recipe: Recipe) -> SentenceSettings:
+    settings = sentence_settings(checkpoint)
+    length = min(recipe.max_length or settings.max_length, settings.max_length)
+    return SentenceSettings(settings.pooling, length)
+
+
+def _encoder(checkpoint: Checkpoint, settings: SentenceSettings, embedder: SentenceEmbedder) -> Encoder:
+    return Encoder(checkpoint.folder / "tokenizer.json", settings.max_length, _pad_id(embedder))
+
+
+def _pad_id(embedder: SentenceEmbedder) -> int:
+    pad_id = embedder.config.pad_token_id
+    return int(pad_id) if pad_id is not None else 0
+
+
+def _build(
+    recipe: Recipe, embedder: SentenceEmbedder, encode: Encoder, work: Path, progress: Silent
+) -> dict[str, Exported]:
+    """One graph per precision, in the recipe's order."""
+    with progress.step("Export to ONNX through optimum"):
+        plain = to_onnx(embedder, work / "plain.onnx")
+    made: dict[str, Exported] = {}
+    for precision in recipe.precisions:
+        if precision == "fp32":
+            with progress.step("Fuse attention and layer norms"):
+                made[precision] = fuse(plain, work / "fp32.onnx", embedder.config)
+        else:
+            base = fuse_around_matmuls(plain, work / "fused.onnx", embedder.config)
+            texts = corpus.passages()[:CALIBRATION_TEXTS]
+            feeds = [
+                encode(texts[start : start + CALIBRATION_BATCH])
+                for start in range(0, CALIBRATION_TEXTS, CALIBRATION_BATCH)
+            ]
+            made[precision] = quantize_int8(base, work / "int8.onnx", feeds, progress)
+    return made
+
+
+def _as_model(embedder: SentenceEmbedder) -> verify.Model:
+    torch.set_num_threads(available_cpus())
+
+    def model(feed: verify.Feed) -> Any:
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
+            return embedder(**tensors)["embedding"].numpy()
+
+    return model
+
+
+@contextmanager
+def _full_disk_named(repository: Path) -> Iterator[None]:
+    """A full disk as one clear error, wherever in the work it strikes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(repository).free // 2**20
+        raise RepositoryError(
+            f"the disk of {repository} is full ({free} MiB free); nothing was published",
+            hint="make room, or choose another --repository",
+        ) from error

@@ -1,0 +1,264 @@
+"""INT8 in which an answer never depends on who shares the batch.
+
+Plain dynamic quantization takes one activation scale for the whole batch, so that a text's vector
+changes with its neighbours. Here every matrix product gets a scale of one of two kinds, and neither
+looks at another row:
+
+- **Static, smoothed**: where the activations come out of a LayerNormalization or an attention. Their
+  range hardly moves between texts, but a few channels are far larger than the rest, so each channel is
+  divided by a factor that the weights take over (SmoothQuant, Xiao et al. 2023, arXiv:2211.10438). The
+  factor is folded into a second LayerNormalization's gamma and beta.
+- **Row-wise**: everywhere else, above all behind the activation function of the feed-forward block,
+  where ranges differ between tokens by a factor of ten: `m = max|x|` of each row, `x / m` quantized with
+  the constant scale 1/127, the product multiplied by `m`.
+
+Weights are symmetric int8 with one scale a column; activations uint8, because ONNX Runtime's fast CPU
+kernels (VNNI, AMX) take unsigned activations by signed weights. docs/int8.md has the figures.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from onnxruntime.transformers.onnx_model import OnnxModel
+
+from export.exported import Exported
+from shoal.progress import Silent
+
+CONTRIB = "com.microsoft"
+FLOOR = 1e-9  # keeps a row of zeros from dividing by zero
+GELU_MINIMUM = 0.17  # GELU is never below -0.16997, so a row's maximum bounds its magnitude from there on
+MIGRATION = 0.5  # SmoothQuant's alpha: how much of the difficulty moves from activations to weights
+
+Feed = Mapping[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Smallest and largest value seen in each channel."""
+
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+
+    @property
+    def magnitude(self) -> NDArray[np.float32]:
+        return np.maximum(np.maximum(-self.low, self.high), 1e-5)
+
+
+def quantize_int8(
+    fused: Exported, path: Path, calibration: Sequence[Feed], progress: Silent | None = None
+) -> Exported:
+    """Quantize every product with a constant matrix; see the module for how.
+
+    Args:
+        fused: from `optimize.fuse_around_matmuls`.
+        path: where the result is written.
+        calibration: inputs of the graph by name, int64 [batch, tokens], with an `attention_mask`.
+    """
+    model = onnx.load(fused.path)
+    graph = _Graph(model)
+    groups: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in model.graph.node:
+        weight = graph.constants.get(node.input[1]) if node.op_type == "MatMul" else None
+        if weight is not None and weight.ndim == 2:
+            groups[node.input[0]].append(node)
+    ranges = _observe(fused.path, list(groups), calibration, progress or Silent())
+    for activation, products in groups.items():
+        _quantize_group(graph, activation, products, ranges[activation])
+    graph.keep_residual_sums_apart()
+    graph.save(path)
+    return Exported.read(path)
+
+
+def _observe(
+    path: Path, names: Sequence[str], calibration: Sequence[Feed], progress: Silent
+) -> dict[str, _Range]:
+    """Run the fp32 graph on real text and keep each channel's range, padding left out."""
+    model = onnx.load(path)
+    model.graph.output.extend(helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    seen: dict[str, _Range] = {}
+    with progress.step("Calibrate INT8 on sample text", total=len(calibration)) as advance:
+        for feed in calibration:
+            real = feed["attention_mask"].astype(bool)
+            for name, value in zip(names, session.run(list(names), dict(feed)), strict=True):
+                rows = value[real]
+                low, high = rows.min(axis=0), rows.max(axis=0)
+                if before := seen.get(name):
+                    low, high = np.minimum(low, before.low), np.maximum(high, before.high)
+                seen[name] = _Range(low, high)
+            advance()
+    return seen
+
+
+def _quantize_group(graph: _Graph, activation: str, products: list[onnx.NodeProto], seen: _Range) -> None:
+    """Quantize the products that read one activation: it is quantized once for all of them."""
+    producer = graph.producer.get(activation, onnx.NodeProto())  # a graph input has none
+    weights = [graph.constants[node.input[1]] for node in products]
+    prefix = f"{activation}/int8"
+    row_maximum = None
+    if producer.op_type in ("LayerNormalization", "EmbedLayerNormalization", "MultiHeadAttention"):
+        source = activation
+        if producer.op_type == "LayerNormalization":
+            source, factors = _smooth(graph, producer, weights, seen, prefix)
+            weights = [weight * factors[:, None] for weight in weights]
+            seen = _Range(seen.low / factors, seen.high / factors)
+        scale = graph.constant(f"{prefix}/scale", np.float32(seen.magnitude.max() / 127))
+        quantized = source
+    else:
+        bounded = producer.op_type == "Gelu"
+        quantized, row_maximum = _normalize_rows(graph, activation, prefix, bounded)
+        scale = graph.constant("int8/row_scale", np.float32(1 / 127))
+    zero = graph.constant("int8/zero_point", np.uint8(128))
+    codes = graph.add("QuantizeLinear", [quantized, scale, zero], f"{prefix}/codes")
+    for index, (node, weight) in enumerate(zip(products, weights, strict=True)):
+        bias, output = graph.take_bias(node)
+        name = f"{prefix}/{index}"
+        columns = np.maximum(np.abs(weight).max(axis=0) / 127, np.finfo(np.float32).tiny).astype(np.float32)
+        operands = [
+            codes,
+            graph.constant(f"{name}/weight", np.rint(weight / columns).astype(np.int8)),
+            scale,
+            graph.constant(f"{name}/columns", columns),
+            zero,
+            graph.constant(f"{name}/zero_points", np.zeros(weight.shape[1], np.int8)),
+        ]
+        if row_maximum is None:
+            if bias is not None:
+                operands.append(graph.constant(f"{name}/bias", bias))
+            graph.add("MatMulIntegerToFloat", operands, output, domain=CONTRIB)
+            continue
+        product = graph.add("MatMulIntegerToFloat", operands, f"{name}/product", domain=CONTRIB)
+        if bias is None:
+            graph.add("Mul", [product, row_maximum], output)
+            continue
+        scaled = graph.add("Mul", [product, row_maximum], f"{name}/scaled")
+        # Three dimensions keep ONNX Runtime from fusing this into BiasGelu, which is slower than both.
+        bias_name = graph.constant(f"{name}/bias", bias.reshape(1, 1, -1))
+        graph.add("Add", [scaled, bias_name], output)
+
+
+def _smooth(
+    graph: _Graph,
+    norm: onnx.NodeProto,
+    weights: Sequence[NDArray[np.float32]],
+    seen: _Range,
+    prefix: str,
+) -> tuple[str, NDArray[np.float32]]:
+    """A second LayerNormalization whose channels are divided by SmoothQuant's factors.
+
+    The first one stays, for the residual path. Returns the new output and the factors [channels].
+    """
+    by_weights = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
+    factors = seen.magnitude**MIGRATION / np.maximum(by_weights, 1e-5) ** (1 - MIGRATION)
+    factors = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
+    inputs = [norm.input[0]]
+    for name, role in zip(norm.input[1:], ("gamma", "beta"), strict=False):
+        inputs.append(graph.constant(f"{prefix}/{role}", graph.constants[name] / factors))
+    attributes = {a.name: helper.get_attribute_value(a) for a in norm.attribute}
+    return graph.add(norm.op_type, inputs, f"{prefix}/smoothed", domain=norm.domain, **attributes), factors
+
+
+def _normalize_rows(graph: _Graph, activation: str, prefix: str, bounded: bool) -> tuple[str, str]:
+    """Divide each row by its largest magnitude. Returns the rows, within [-1, 1], and the magnitudes.
+
+    Args:
+        bounded: the values are those of a GELU, so the largest value tells the magnitude.
+    """
+    last_axis = {"axes": [-1], "keepdims": 1}
+    candidates = [graph.add("ReduceMax", [activation], f"{prefix}/highest", **last_axis)]
+    if bounded:
+        candidates.append(graph.constant("int8/gelu_minimum", np.float32(GELU_MINIMUM)))
+    else:
+        lowest = graph.add("ReduceMin", [activation], f"{prefix}/lowest", **last_axis)
+        candidates.append(graph.add("Neg", [lowest], f"{prefix}/negated"))
+        candidates.append(graph.constant("int8/floor", np.float32(FLOOR)))
+    magnitude = graph.add("Max", candidates, f"{prefix}/magnitude")
+    return graph.add("Div", [activation, magnitude], f"{prefix}/normalized"), magnitude
+
+
+class _Graph:
+    """A graph being rewritten: constants by name, who makes and reads each value, nodes to add or drop."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+        self.producer = {name: node for node in model.graph.node for name in node.output}
+        self.consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in model.graph.node:
+            for name in node.input:
+                self.consumers[name].append(node)
+        self._added: list[onnx.NodeProto] = []
+        self._dropped: set[str] = set()  # a value has one producer, so its name identifies the node
+
+    def constant(self, name: str, value: NDArray | np.generic) -> str:
+        """Add an initializer once; returns its name."""
+        if name not in self.constants:
+            self.constants[name] = np.asarray(value)
+            self.model.graph.initializer.append(numpy_helper.from_array(self.constants[name], name))
+        return name
+
+    def add(self, op: str, inputs: Sequence[str], output: str, *, domain: str = "", **attributes: object) -> str:
+        """Add a node with one output; returns the output's name."""
+        self._added.append(helper.make_node(op, inputs, [output], name=output, domain=domain, **attributes))
+        return output
+
+    def take_bias(self, product: onnx.NodeProto) -> tuple[NDArray[np.float32] | None, str]:
+        """Drop a product and the bias added to it. Returns the bias [columns], and the name of the sum.
+
+        The bias stands in an Add behind the product, or in the fourth input of the attention that reads
+        it, as [query, key, value].
+        """
+        (output,) = product.output
+        self._dropped.add(output)
+        readers = self.consumers[output]
+        if len(readers) != 1:
+            return None, output
+        (reader,) = readers
+        if reader.op_type == "Add":
+            constants = [name for name in reader.input if name in self.constants]
+            if constants and self.constants[constants[0]].ndim == 1:
+                self._dropped.add(reader.output[0])
+                return self.constants[constants[0]], reader.output[0]
+        if reader.op_type == "MultiHeadAttention" and len(reader.input) > 3 and reader.input[3]:
+            position = list(reader.input[:3]).index(output)
+            return np.split(self.constants[reader.input[3]], 3)[position], output
+        return None, output
+
+    def keep_residual_sums_apart(self) -> None:
+        """Write the Add before each LayerNormalization as Sum.
+
+        ONNX Runtime fuses Add + LayerNormalization at load; on a CPU the fused kernel
+        (SkipLayerNormalization) is three times slower than the two it replaces.
+        """
+        for name, readers in self.consumers.items():
+            node = self.producer.get(name)
+            if node is not None and node.op_type == "Add":
+                if any(reader.op_type == "LayerNormalization" for reader in readers):
+                    node.op_type = "Sum"
+
+    def save(self, path: Path) -> None:
+        """Write the graph: attention without the biases that were taken, no dead nodes, no dead weights."""
+        graph = self.model.graph
+        nodes = [node for node in graph.node if node.output[0] not in self._dropped]
+        for node in nodes:
+            if node.op_type == "MultiHeadAttention" and self._dropped.issuperset(node.input[:3]):
+                node.input[3] = ""
+        del graph.node[:]
+        graph.node.extend(nodes + self._added)
+        used = {name for node in graph.node for name in node.input}
+        weights = [weight for weight in graph.initializer if weight.name in used]
+        del graph.initializer[:]
+        graph.initializer.extend(weights)
+        if not any(entry.domain == CONTRIB for entry in self.model.opset_import):
+            self.model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
+        OnnxModel(self.model).topological_sort()
+        onnx.save(self.model, path)

@@ -1,0 +1,148 @@
+"""Where a checkpoint comes from, and what its own files say of how it is to be used.
+
+Only safetensors weights are read and no code of the checkpoint is run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from shoal.errors import ExportError, UsageError
+from shoal.manifest import sha256
+
+# What is fetched from a hub: configuration, tokenizer, safetensors. Never pickled weights, never code.
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*/config.json"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face folder on this disk.
+
+    Attributes:
+        folder: holds `config.json`, `tokenizer.json` and `*.safetensors`.
+        id: what the user asked for.
+        kind: `package`, `folder` or `hub`.
+        revision: the package's version, the hub's commit, or "" for a folder.
+    """
+
+    folder: Path
+    id: str
+    kind: str
+    revision: str
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest: identity and the hash of the weights."""
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "revision": self.revision,
+            "sha256": {p.name: sha256(p) for p in sorted(self.folder.glob("*.safetensors"))},
+        }
+
+
+@dataclass(frozen=True)
+class SentenceSettings:
+    """How a checkpoint turns token vectors into one vector a text.
+
+    Attributes:
+        pooling: `mean` (over real tokens) or `cls` (the first token).
+        max_length: longest input in tokens.
+    """
+
+    pooling: str
+    max_length: int
+
+
+def find_checkpoint(source: str) -> Checkpoint:
+    """Resolve a folder, an installed pip package or a hub id, in this order.
+
+    Raises:
+        UsageError: it is none of these, or the hub cannot be reached.
+        ExportError: it was found but holds no safetensors checkpoint with a fast tokenizer.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return _checked(Checkpoint(folder.resolve(), source, "folder", ""))
+    if re.fullmatch(r"[A-Za-z0-9_.-]+", source):
+        spec = importlib.util.find_spec(source.replace("-", "_").replace(".", "_"))
+        for location in (spec.submodule_search_locations or []) if spec else []:
+            for config in sorted(Path(location).glob("**/config.json")):
+                if any(config.parent.glob("*.safetensors")):
+                    return _checked(Checkpoint(config.parent, source, "package", metadata.version(source)))
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+        return _checked(_from_hub(source))
+    raise UsageError(f"no checkpoint at {source}", hint="give a folder, an installed package or a hub id")
+
+
+def _from_hub(source: str) -> Checkpoint:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+    from requests.exceptions import RequestException  # noqa: PLC0415
+
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        folder = Path(snapshot_download(source, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, RequestException, OSError) as error:
+        raise UsageError(
+            f"{source} is not a folder, not an installed package, and could not be had from the hub",
+            hint=f"check the name and the network; {type(error).__name__}",
+        ) from error
+    return Checkpoint(folder, source, "hub", folder.name)
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    folder = checkpoint.folder
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise ExportError(f"{folder} has no {name}", hint="a Hugging Face folder with a fast tokenizer is needed")
+    if not any(folder.glob("*.safetensors")):
+        raise ExportError(
+            f"{folder} has no *.safetensors", hint="pickled weights are not read; save with safe_serialization"
+        )
+    return checkpoint
+
+
+def sentence_settings(checkpoint: Checkpoint) -> SentenceSettings:
+    """Read the sentence-transformers files beside a checkpoint; mean pooling where there are none.
+
+    Raises:
+        ExportError: the checkpoint asks for a module or a pooling that is not supported, by name.
+    """
+    folder = checkpoint.folder
+    config = _read(folder / "config.json")
+    limit = int(config.get("max_position_embeddings", 512))
+    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        limit -= 2  # these models keep the first two positions for padding
+    pooling = "mean"
+    for module in _read(folder / "modules.json", []):
+        kind = module["type"].rpartition(".")[2]
+        if kind == "Pooling":
+            pooling = _pooling(_read(folder / module["path"] / "config.json"))
+        elif kind not in ("Transformer", "Normalize"):
+            raise ExportError(f"{checkpoint.id} uses the module {module['type']}, which is not supported")
+    stated = _read(folder / "sentence_bert_config.json", {}).get("max_seq_length")
+    return SentenceSettings(pooling, min(int(stated), limit) if stated else limit)
+
+
+def _pooling(config: dict[str, Any]) -> str:
+    names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    asked = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+    if len(asked) != 1 or asked[0] not in names:
+        raise ExportError(f"pooling {' + '.join(asked) or '(none)'} is not supported", hint="mean or cls")
+    return names[asked[0]]
+
+
+def _read(path: Path, default: Any = None) -> Any:
+    if default is not None and not path.exists():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path} cannot be read: {error}") from error

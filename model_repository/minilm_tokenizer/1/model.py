@@ -1,0 +1,1 @@
+from serving.models.tokenizer import TritonPythonModel  # noqa: F401

@@ -1,0 +1,108 @@
+"""Triton's side of the backend: auto-complete a config, load one session an instance, answer requests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+from serving.backends.onnxruntime.sessions import Arrays, open_session, run_together
+from serving.backends.onnxruntime.settings import Settings
+
+DEFAULT_FILE = "model.onnx"
+DEFAULT_MAX_BATCH_SIZE = 4  # what Triton documents for auto-completed models that can batch
+
+_TRITON_TYPES = {
+    "tensor(float)": "TYPE_FP32",
+    "tensor(float16)": "TYPE_FP16",
+    "tensor(double)": "TYPE_FP64",
+    "tensor(int8)": "TYPE_INT8",
+    "tensor(int16)": "TYPE_INT16",
+    "tensor(int32)": "TYPE_INT32",
+    "tensor(int64)": "TYPE_INT64",
+    "tensor(uint8)": "TYPE_UINT8",
+    "tensor(bool)": "TYPE_BOOL",
+    "tensor(string)": "TYPE_STRING",
+}
+
+
+class TritonPythonModel:
+    """One instance: one ONNX Runtime session."""
+
+    @staticmethod
+    def auto_complete_config(auto_complete_model_config: Any) -> Any:
+        """Fill in what config.pbtxt leaves out, from the graph: inputs, outputs, batch size, batching."""
+        config = auto_complete_model_config.as_dict()
+        given = {entry["name"] for entry in (*config["input"], *config["output"])}
+        if config["input"] and config["output"]:
+            return auto_complete_model_config
+        path = Path(pb_utils.get_model_dir()) / (config["default_model_filename"] or DEFAULT_FILE)
+        session = open_session(path, Settings.from_config(config))
+        tensors = [*session.get_inputs(), *session.get_outputs()]
+        batches = all(tensor.shape and not isinstance(tensor.shape[0], int) for tensor in tensors)
+        if batches and config["max_batch_size"] == 0 and not given:
+            auto_complete_model_config.set_max_batch_size(DEFAULT_MAX_BATCH_SIZE)
+            auto_complete_model_config.set_dynamic_batching()
+        skip = 1 if auto_complete_model_config.as_dict()["max_batch_size"] > 0 else 0
+        for tensor in session.get_inputs():
+            if tensor.name not in given:
+                auto_complete_model_config.add_input(_as_config(tensor, skip))
+        for tensor in session.get_outputs():
+            if tensor.name not in given:
+                auto_complete_model_config.add_output(_as_config(tensor, skip))
+        return auto_complete_model_config
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the session of this instance."""
+        config = json.loads(args["model_config"])
+        filename = config.get("default_model_filename") or DEFAULT_FILE
+        path = Path(args["model_repository"]) / args["model_version"] / filename
+        gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
+        self._session = open_session(path, Settings.from_config(config), gpu=gpu)
+        self._inputs = [tensor.name for tensor in self._session.get_inputs()]
+        self._outputs = [tensor.name for tensor in self._session.get_outputs()]
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response a request, in order.
+
+        All requests run as one batch. Where that fails they run one by one, so that the request at
+        fault fails alone.
+        """
+        feeds = [self._feed(request) for request in requests]
+        try:
+            results = run_together(self._session, self._outputs, feeds)
+        except Exception:  # noqa: BLE001 - onnxruntime's errors and numpy's share no base but this
+            return [self._answer_alone(feed) for feed in feeds]
+        return [self._response(result) for result in results]
+
+    def _answer_alone(self, feed: Arrays) -> Any:
+        try:
+            return self._response(run_together(self._session, self._outputs, [feed])[0])
+        except Exception as error:  # noqa: BLE001
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(_reason(error), _code(error)))
+
+    def _feed(self, request: Any) -> Arrays:
+        return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
+
+    def _response(self, result: list[Any]) -> Any:
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, array) for name, array in zip(self._outputs, result, strict=True)]
+        )
+
+
+def _reason(error: Exception) -> str:
+    return f"ONNX Runtime: {str(error).strip().splitlines()[0]}"
+
+
+def _code(error: Exception) -> int:
+    """An input the graph cannot take is the caller's fault, anything else ours."""
+    fault = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
+    return int(pb_utils.TritonError.INVALID_ARG if isinstance(error, fault) else pb_utils.TritonError.INTERNAL)
+
+
+def _as_config(tensor: Any, skip: int) -> dict[str, Any]:
+    dims = [size if isinstance(size, int) else -1 for size in tensor.shape[skip:]]
+    return {"name": tensor.name, "data_type": _TRITON_TYPES[tensor.type], "dims": dims}

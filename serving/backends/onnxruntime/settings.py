@@ -1,0 +1,124 @@
+"""Triton's documented options of the onnxruntime backend, as ONNX Runtime's session options.
+
+Knows nothing of Triton but the model config's dict. Anything it does not understand is refused by name:
+an option that is silently ignored is a wrong answer to "why is it slow".
+Source: the README of triton-inference-server/onnxruntime_backend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnxruntime
+
+from shoal.machine import available_cpus
+
+# Keys under `parameters`; `string_value` holds the number.
+_COUNTS = ("intra_op_thread_count", "inter_op_thread_count")
+_SWITCHES = {
+    "enable_mem_arena": "enable_cpu_mem_arena",
+    "enable_mem_pattern": "enable_mem_pattern",
+}
+PARAMETERS = (*_COUNTS, "execution_mode", *_SWITCHES)
+ACCELERATORS = {"cpu": ("openvino",), "gpu": ("cuda", "tensorrt")}
+# `optimization { graph { level } }`: Triton's numbers, which are not ONNX Runtime's.
+_LEVELS = {
+    0: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    2: onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+
+
+class BadConfig(ValueError):
+    """The model config asks for something this backend does not have; the message names it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a model config asks of a session.
+
+    Attributes:
+        intra_op_threads: threads inside one operator; 0: the CPUs this process may use, shared by the
+            instances of the model.
+        inter_op_threads: threads across operators, in parallel mode only.
+        parallel: run independent operators at once.
+        level: graph optimization.
+        switches: ONNX Runtime session options by their own names.
+        accelerators: execution accelerators asked for, first choice first, e.g. `openvino`.
+        instances: how many sessions share the CPUs.
+    """
+
+    intra_op_threads: int
+    inter_op_threads: int
+    parallel: bool
+    level: onnxruntime.GraphOptimizationLevel
+    switches: dict[str, bool]
+    accelerators: tuple[str, ...]
+    instances: int
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Settings:
+        """Read a Triton model config.
+
+        Raises:
+            BadConfig: a parameter, a value or an accelerator is unknown.
+        """
+        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        unknown = sorted(set(parameters) - set(PARAMETERS))
+        if unknown:
+            raise BadConfig(f"unknown parameter {', '.join(unknown)}; known: {', '.join(PARAMETERS)}")
+        intra, inter = (_number(parameters, key, range(1025)) for key in _COUNTS)
+        optimization = config.get("optimization") or {}
+        level = int((optimization.get("graph") or {}).get("level", 0))
+        if level not in _LEVELS:
+            raise BadConfig(f"graph optimization level {level} is unknown; known: -1, 0, 1, 2")
+        return cls(
+            intra_op_threads=intra,
+            inter_op_threads=inter,
+            parallel=bool(_number(parameters, "execution_mode", range(2))),
+            level=_LEVELS[level],
+            switches={
+                option: bool(_number(parameters, key, range(2)))
+                for key, option in _SWITCHES.items()
+                if key in parameters
+            },
+            accelerators=_accelerators(optimization.get("execution_accelerators") or {}),
+            instances=sum(int(group.get("count") or 1) for group in config.get("instance_group", [])) or 1,
+        )
+
+    def session_options(self) -> onnxruntime.SessionOptions:
+        """For `onnxruntime.InferenceSession`."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.intra_op_threads or max(1, available_cpus() // self.instances)
+        options.inter_op_num_threads = self.inter_op_threads
+        options.graph_optimization_level = self.level
+        options.log_severity_level = 3
+        if self.parallel:
+            options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+        for option, value in self.switches.items():
+            setattr(options, option, value)
+        # Workers that spin after a run take the CPU from the tokenizer and from Triton itself.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return options
+
+
+def _number(parameters: dict[str, str], key: str, allowed: range) -> int:
+    text = parameters.get(key, "0")
+    if not text.lstrip("-").isdigit() or int(text) not in allowed:
+        raise BadConfig(f"parameter {key} is {text!r}, it must be {allowed.start} to {allowed.stop - 1}")
+    return int(text)
+
+
+def _accelerators(asked: dict[str, Any]) -> tuple[str, ...]:
+    names = []
+    for device, known in ACCELERATORS.items():
+        for entry in asked.get(f"{device}_execution_accelerator", []):
+            name = entry["name"]
+            if name not in known:
+                raise BadConfig(f"unknown {device} execution accelerator {name}; known: {', '.join(known)}")
+            if entry.get("parameters"):
+                raise BadConfig(f"parameters of the accelerator {name} are not supported by this backend")
+            names.append(name)
+    return tuple(names)

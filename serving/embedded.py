@@ -1,0 +1,358 @@
+"""The real tritonserver as a child process on loopback: start, wait until it answers, stop.
+
+Nothing outside this machine can reach it: the embedded Triton is 2.51 and newer ones fix known
+vulnerabilities. A deployment runs the official container on the same model repository.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from serving import probe
+from serving.wheel import Wheel, find_wheel
+from shoal.errors import RepositoryError, ServerError, UsageError
+from shoal.manifest import manifests
+from shoal.paths import cache_dir, write_json
+
+LOOPBACK = "127.0.0.1"
+START_SECONDS = 120.0
+STOP_SECONDS = 15.0
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """TCP ports on loopback; 0 asks for any free one."""
+
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server, as recorded in its run folder.
+
+    Attributes:
+        pid: of tritonserver.
+        started: when the process was started, seconds since the epoch: a pid alone may be another's.
+        ports: where it listens on 127.0.0.1.
+        repository: the model repository it serves.
+        folder: its run folder: backends, log, state.
+    """
+
+    pid: int
+    started: float
+    ports: Ports
+    repository: Path
+    folder: Path
+
+    @property
+    def log(self) -> Path:
+        """What tritonserver and the models wrote."""
+        return self.folder / "server.log"
+
+    @property
+    def grpc(self) -> str:
+        """host:port of the gRPC endpoint."""
+        return f"{LOOPBACK}:{self.ports.grpc}"
+
+    @property
+    def http(self) -> str:
+        """host:port of the HTTP endpoint."""
+        return f"{LOOPBACK}:{self.ports.http}"
+
+    @property
+    def alive(self) -> bool:
+        """Whether that very process still runs."""
+        return _process(self) is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {
+            **asdict(self),
+            "repository": str(self.repository),
+            "folder": str(self.folder),
+            "log": str(self.log),
+            "http": f"http://{self.http}",
+            "grpc": self.grpc,
+            "metrics": f"http://{LOOPBACK}:{self.ports.metrics}/metrics",
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Server:
+        """From `to_dict`."""
+        return cls(
+            values["pid"],
+            values["started"],
+            Ports(**values["ports"]),
+            Path(values["repository"]),
+            Path(values["folder"]),
+        )
+
+
+@dataclass
+class _Child:
+    process: subprocess.Popen[bytes]
+    server: Server = field(init=False)
+
+
+def start(
+    repository: Path,
+    ports: Ports = Ports(),
+    *,
+    host: str = LOOPBACK,
+    detach: bool = False,
+    timeout: float = START_SECONDS,
+) -> Server:
+    """Start tritonserver and return when every model answers a real inference.
+
+    Args:
+        repository: the model repository; versions with a manifest are checked against it first.
+        ports: where to listen; a port of 0 becomes a free one.
+        host: loopback only.
+        detach: keep serving when this process ends; otherwise the server ends with the thread that
+            called this function.
+        timeout: seconds until readiness.
+
+    Raises:
+        UsageError: the address is not loopback.
+        RepositoryError: there are no models, or a file is not the one that was measured.
+        ServerError: a port is taken, or the server crashed or did not get ready; with its own words.
+    """
+    if host not in (LOOPBACK, "localhost"):
+        raise UsageError(
+            f"the embedded Triton listens on {LOOPBACK} only, not on {host}: it is 2.51, which has known"
+            " vulnerabilities that newer containers fix",
+            hint="to serve a network: docker compose up",
+        )
+    repository = repository.resolve()
+    _check_repository(repository)
+    wheel = find_wheel()
+    ports = _free_ports(ports)
+    folder = _new_run_folder()
+    try:
+        _lay_out_backends(wheel, folder / "backends")
+        process = _spawn(wheel, repository, ports, folder, detach)
+        server = Server(process.pid, psutil.Process(process.pid).create_time(), ports, repository, folder)
+        write_json(folder / STATE, server.to_dict())
+        _wait_until_ready(server, process, timeout)
+    except BaseException:
+        with suppress(UnboundLocalError):
+            stop(server, grace=2.0)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return server
+
+
+@contextmanager
+def running(repository: Path, ports: Ports = Ports(0, 0, 0), **options: Any) -> Iterator[Server]:
+    """A server for the length of a `with` block; any free ports unless told otherwise."""
+    server = start(repository, ports, **options)
+    try:
+        yield server
+    finally:
+        stop(server)
+
+
+def stop(server: Server, *, grace: float = STOP_SECONDS) -> bool:
+    """Let running requests finish, end the server, its stubs and their shared memory.
+
+    Args:
+        grace: seconds before it is killed.
+
+    Returns:
+        True if it ended by itself within the grace period.
+    """
+    process = _process(server)
+    clean = True
+    if process is not None:
+        stubs = process.children(recursive=True)
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGTERM)
+        _, left = psutil.wait_procs([process], timeout=grace)
+        clean = not left
+        for straggler in [*left, *stubs]:
+            with suppress(psutil.NoSuchProcess):
+                straggler.kill()
+        psutil.wait_procs([*left, *stubs], timeout=5)
+    with suppress(ChildProcessError):
+        os.waitpid(server.pid, os.WNOHANG)
+    for region in Path("/dev/shm").glob(f"{_region_prefix(server.folder)}*"):  # noqa: S108 - Triton's place
+        region.unlink(missing_ok=True)
+    shutil.rmtree(server.folder, ignore_errors=True)
+    return clean
+
+
+def servers() -> list[Server]:
+    """Servers of this user that still run; what dead ones left is cleared away."""
+    found = []
+    for state in sorted(_runs().glob(f"*/{STATE}")):
+        try:
+            server = Server.from_dict(json.loads(state.read_text()))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if server.alive:
+            found.append(server)
+        else:
+            stop(server)
+    return found
+
+
+def _check_repository(repository: Path) -> None:
+    if not any(repository.glob("*/config.pbtxt")):
+        raise RepositoryError(f"{repository} holds no models", hint="shoal export")
+    for manifest in manifests(repository):
+        manifest.check_files(repository)
+    for config in sorted(repository.glob("*/config.pbtxt")):
+        needs_onnx = re.search(r'^backend: "onnxruntime"', config.read_text(), re.MULTILINE)
+        if needs_onnx and not any(config.parent.glob("*/*.onnx")):
+            raise RepositoryError(f"{config.parent} has a config but no weights", hint="run: shoal export")
+
+
+def _free_ports(ports: Ports) -> Ports:
+    """Replace each 0 by a free port; refuse one that is taken."""
+    holders = []
+    chosen = {}
+    try:
+        for name, port in asdict(ports).items():
+            holder = socket.socket()
+            holders.append(holder)
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                holder.bind((LOOPBACK, port))
+            except (OSError, OverflowError) as error:
+                raise ServerError(
+                    f"{name} port {port} cannot be had: {getattr(error, 'strerror', None) or error}",
+                    hint=f"stop what uses it, or give --{name}-port 0 for any free one",
+                ) from error
+            chosen[name] = holder.getsockname()[1]
+    finally:
+        for holder in holders:
+            holder.close()
+    return Ports(**chosen)
+
+
+def _runs() -> Path:
+    return cache_dir() / "run"
+
+
+def _new_run_folder() -> Path:
+    folder = _runs() / uuid.uuid4().hex[:12]
+    try:
+        folder.mkdir(parents=True, mode=0o700)
+    except OSError as error:
+        raise ServerError(f"{folder} cannot be made: {error.strerror}", hint="set SHOAL_CACHE") from error
+    return folder
+
+
+def _lay_out_backends(wheel: Wheel, folder: Path) -> None:
+    """The backend directory: Triton's Python backend, and ours, each where Triton looks for it.
+
+    Copies of 3 MB: Triton refuses a library that a symlink takes out of its backend directory.
+    """
+    python = folder / "python"
+    python.mkdir(parents=True)
+    for part in (*(wheel.root / "backends" / "python").glob("*.*"), wheel.stub):
+        shutil.copy(part, python)
+    onnxruntime = folder / "onnxruntime"
+    onnxruntime.mkdir()
+    (onnxruntime / "model.py").write_text(
+        "from serving.backends.onnxruntime.model import TritonPythonModel  # noqa: F401\n"
+    )
+
+
+def _spawn(
+    wheel: Wheel, repository: Path, ports: Ports, folder: Path, detach: bool
+) -> subprocess.Popen[bytes]:
+    command = [
+        str(wheel.server),
+        f"--model-repository={repository}",
+        f"--backend-directory={folder / 'backends'}",
+        f"--cache-directory={wheel.root / 'caches'}",
+        f"--backend-config=python,shm-region-prefix-name={_region_prefix(folder)}",
+        "--allow-gpu-metrics=false",
+        f"--http-address={LOOPBACK}",
+        f"--http-port={ports.http}",
+        f"--grpc-address={LOOPBACK}",
+        f"--grpc-port={ports.grpc}",
+        f"--metrics-address={LOOPBACK}",
+        f"--metrics-port={ports.metrics}",
+    ]
+    if not detach:
+        command = [sys.executable, "-m", "serving.launch", str(os.getpid()), *command]
+    with (folder / "server.log").open("wb") as log:
+        return subprocess.Popen(
+            command,
+            env=wheel.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C on the terminal reaches us, and we stop the server in order.
+            start_new_session=True,
+        )
+
+
+def _wait_until_ready(server: Server, process: subprocess.Popen[bytes], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    reason = "it did not answer"
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerError(
+                f"Triton stopped while starting (exit code {process.returncode}):\n{important_lines(server.log)}"
+            )
+        problem = probe.problem(server.http, timeout=min(5.0, timeout))
+        if problem is None:
+            return
+        reason = problem
+        time.sleep(0.05)
+    raise ServerError(
+        f"Triton was not ready after {timeout:.0f} s: {reason}\n{important_lines(server.log)}",
+        hint="a larger --timeout, if the model is large",
+    )
+
+
+def important_lines(log: Path, limit: int = 6) -> str:
+    """The few lines of a server log that say why it failed; without those every start prints."""
+    try:
+        text = log.read_text(errors="replace")
+    except OSError:
+        return ""
+    wanted = []
+    for line in text.splitlines():
+        harmless = re.search(r"cuda|dcgm|pinned|gpu", line, re.IGNORECASE)
+        if harmless or not re.match(r"^E\d{4}|error:|\w*(Error|Exception)\b|^I\d{4} .*failed", line):
+            continue
+        message = re.sub(r'^[EI]\d{4} \S+ \d+ \S+\] ?"?', "", line).strip().rstrip('"')
+        if message and message not in wanted:
+            wanted.append(message)
+    return "\n".join(f"  {line[:400]}" for line in (wanted or text.splitlines())[-limit:])
+
+
+def _region_prefix(folder: Path) -> str:
+    return f"shoal_{folder.name}_"
+
+
+def _process(server: Server) -> psutil.Process | None:
+    try:
+        process = psutil.Process(server.pid)
+        same = abs(process.create_time() - server.started) < 1.0
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None

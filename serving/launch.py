@@ -1,0 +1,27 @@
+"""Become another program that ends when this one's parent does: `python -m serving.launch PARENT CMD...`.
+
+`subprocess`'s `preexec_fn` would do it in the parent's own process, where threads (gRPC has many) make
+it unsafe. PR_SET_PDEATHSIG survives exec; a parent that died before it was set is noticed by its pid.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Set the death signal, then exec the command."""
+    parent, command = int(sys.argv[1]), sys.argv[2:]
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit("the parent has gone already")
+    os.execv(command[0], command)  # noqa: S606
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What this process may use of the machine it runs on. Knows nothing of models or servers."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from pathlib import Path
+
+# The instruction sets that decide which matrix kernels ONNX Runtime and OpenVINO pick.
+CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+
+
+def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPUs this process may use: the smaller of its affinity mask and its cgroup quota, at least 1.
+
+    `os.cpu_count()` is the host's count; a container limited to 2 CPUs on a 64-core host that starts
+    64 threads spends its quota on waiting.
+
+    Args:
+        cgroup: where the cgroup file system is mounted; v2 (`cpu.max`) and v1 (`cpu/cpu.cfs_*`) are read.
+    """
+    affinity = len(os.sched_getaffinity(0))
+    quota = _cgroup_cpus(cgroup)
+    return max(1, min(affinity, math.ceil(quota) if quota else affinity))
+
+
+def _cgroup_cpus(root: Path) -> float | None:
+    """The CPU quota in CPUs, or None where there is no limit."""
+    candidates = [root / "cpu.max"]
+    try:
+        # A process in a nested v2 group (systemd, a container runtime without a cgroup namespace).
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::"):
+                group = root / line[3:].lstrip("/")
+                candidates += [p / "cpu.max" for p in (group, *group.parents) if p.is_relative_to(root)]
+    except OSError:
+        pass
+    limits = []
+    for path in candidates:
+        try:
+            quota, period = path.read_text().split()
+        except (OSError, ValueError):
+            continue
+        if quota != "max":
+            limits.append(int(quota) / int(period))
+    try:
+        v1 = root / "cpu"
+        micros = int((v1 / "cpu.cfs_quota_us").read_text())
+        if micros > 0:
+            limits.append(micros / int((v1 / "cpu.cfs_period_us").read_text()))
+    except (OSError, ValueError):
+        pass
+    return min(limits) if limits else None
+
+
+def cpu_model() -> str:
+    """The processor's own name, e.g. `Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz`."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cpu_flags() -> list[str]:
+    """Those of `CPU_FLAGS` that this processor has."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                have = set(line.partition(":")[2].split())
+                return [flag for flag in CPU_FLAGS if flag in have]
+    except OSError:
+        pass
+    return []
+
+
+def gpus() -> list[str]:
+    """Names of the NVIDIA GPUs the driver shows to this process; empty where there is none."""
+    names = []
+    for info in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("Model:"):
+                names.append(line.partition(":")[2].strip())
+    return names
+
+
+def describe() -> dict[str, object]:
+    """One JSON-able record of the machine, for manifests and benchmark tables."""
+    return {
+        "cpu": cpu_model(),
+        "cpus": available_cpus(),
+        "cpu_flags": cpu_flags(),
+        "gpus": gpus(),
+        "os": f"{platform.system()} {platform.release()}",
+    }

@@ -1,0 +1,111 @@
+"""The lock file of one version: what it was made from, with what, which files it is, and how it did.
+
+It lies in the version's folder, so that a version and its evidence arrive in one rename. Paths in it
+are relative to the model repository. It is read before every start: a file that is not the file that
+was measured is not served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shoal.errors import RepositoryError
+
+FILENAME = "manifest.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known of one published version.
+
+    Attributes:
+        model: the name users call, e.g. `minilm`.
+        network: the model that holds the weights, e.g. `minilm_encoder`.
+        version: its number.
+        precision: `fp32` or `int8`.
+        source: `id`, `kind` (package, folder, hub), `revision` and `sha256` of the weights.
+        recipe: the export's settings, to make it again.
+        files: path in the repository -> SHA-256, of every file the evidence depends on.
+        onnx: opset, IR version, inputs and outputs, as read from the graph.
+        tools: versions of the packages that made and measured it.
+        machine: where it was measured.
+        evidence: the figures; see `export.verify.Evidence`.
+        created: ISO 8601, UTC.
+    """
+
+    model: str
+    network: str
+    version: int
+    precision: str
+    source: dict[str, Any]
+    recipe: dict[str, Any]
+    files: dict[str, str]
+    onnx: dict[str, Any]
+    tools: dict[str, str]
+    machine: dict[str, Any]
+    evidence: dict[str, Any]
+    created: str
+    schema: int = field(default=SCHEMA)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read one manifest.
+
+        Raises:
+            RepositoryError: the file cannot be read or is not a manifest of this schema.
+        """
+        hint = "export the model again"
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            manifest = cls(**raw)
+        except (OSError, ValueError, TypeError) as error:
+            raise RepositoryError(f"{path} is not a readable manifest: {error}", hint=hint) from error
+        if manifest.schema != SCHEMA:
+            raise RepositoryError(f"{path} has schema {manifest.schema}, this is {SCHEMA}", hint=hint)
+        return manifest
+
+    def check_files(self, repository: Path) -> None:
+        """Compare every recorded file with what lies in `repository`.
+
+        Raises:
+            RepositoryError: a file is missing or is not the file that was measured.
+        """
+        hint = f"restore the file, or run: shoal export --name {self.model}"
+        for name, expected in self.files.items():
+            path = repository / name
+            if not path.is_file():
+                raise RepositoryError(f"{path} is missing; {self.network}/{self.version} needs it", hint=hint)
+            if sha256(path) != expected:
+                raise RepositoryError(
+                    f"{path} is not the file that was measured for {self.network}/{self.version}"
+                    " (its SHA-256 differs from the manifest's)",
+                    hint=hint,
+                )
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def manifests(repository: Path, model: str | None = None) -> Iterator[Manifest]:
+    """Every manifest in a repository, by network and version; only those of `model` where given."""
+    paths = repository.glob(f"*/*/{FILENAME}")
+    for path in sorted(paths, key=lambda p: (p.parts[-3], p.parts[-2].rjust(12))):
+        manifest = Manifest.load(path)
+        if model in (None, manifest.model):
+            yield manifest

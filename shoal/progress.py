@@ -1,0 +1,45 @@
+"""Progress of long work, told to whoever wants to show it. Library code knows only `Progress.step`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+Advance = Callable[[], None]
+
+
+class Silent:
+    """Shows nothing: the default of every library function."""
+
+    @contextmanager
+    def step(self, description: str, total: int | None = None) -> Iterator[Advance]:
+        """A named step of `total` parts (None: unknown). Yields the function to call after each part."""
+        yield lambda: None
+
+
+class Bars(Silent):
+    """One line a step on a terminal: a moving bar while it runs, a tick and its time when done.
+
+    Where the console is not a terminal (a log, CI) only the finished lines are printed.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def step(self, description: str, total: int | None = None) -> Iterator[Advance]:
+        """See `Silent.step`."""
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self._console, transient=True) as bars:
+            task = bars.add_task(description, total=total)
+            yield lambda: bars.advance(task)
+            elapsed = bars.tasks[0].elapsed or 0.0
+        self._console.print(f"[green]✓[/] {description} [dim]{elapsed:.1f} s[/]", highlight=False)

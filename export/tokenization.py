@@ -39,5 +39,5 @@ class Encoder:
         limit = min(max_length or self.max_length, self.max_length)
         if limit not in self._by_length:
             self._by_length[limit] = load_tokenizer(self._path, limit)
-        batch = Batch(self._by_length[limit].encode_batch(list(texts)))
+        batch = Batch(self._by_length[limit].encode_batch_fast(list(texts)))
         return batch.arrays(pad_to or batch.longest, self._pad_id)

@@ -1,0 +1,1 @@
+"""Locust users on Shoal's own clients, and reports of what they saw."""

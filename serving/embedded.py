@@ -16,9 +16,9 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,6 @@ class Server:
         )
 
 
-@dataclass
-class _Child:
-    process: subprocess.Popen[bytes]
-    server: Server = field(init=False)
-
-
 def start(
     repository: Path,
     ports: Ports = Ports(),
@@ -120,6 +114,7 @@ def start(
     host: str = LOOPBACK,
     detach: bool = False,
     timeout: float = START_SECONDS,
+    arguments: Sequence[str] = (),
 ) -> Server:
     """Start tritonserver and return when every model answers a real inference.
 
@@ -130,9 +125,10 @@ def start(
         detach: keep serving when this process ends; otherwise the server ends with the thread that
             called this function.
         timeout: seconds until readiness.
+        arguments: more for tritonserver, e.g. `--log-verbose=1`.
 
     Raises:
-        UsageError: the address is not loopback.
+        UsageError: the address is not loopback, or an argument would set it.
         RepositoryError: there are no models, or a file is not the one that was measured.
         ServerError: a port is taken, or the server crashed or did not get ready; with its own words.
     """
@@ -142,6 +138,9 @@ def start(
             " vulnerabilities that newer containers fix",
             hint="to serve a network: docker compose up",
         )
+    for argument in arguments:
+        if re.match(r"--(\w+-address|\w+-port|model-repository|backend-directory)\b", argument):
+            raise UsageError(f"{argument} cannot be given to tritonserver: it is set here")
     repository = repository.resolve()
     _check_repository(repository)
     wheel = find_wheel()
@@ -149,7 +148,7 @@ def start(
     folder = _new_run_folder()
     try:
         _lay_out_backends(wheel, folder / "backends")
-        process = _spawn(wheel, repository, ports, folder, detach)
+        process = _spawn(wheel, repository, ports, folder, arguments, detach)
         server = Server(process.pid, psutil.Process(process.pid).create_time(), ports, repository, folder)
         write_json(folder / STATE, server.to_dict())
         _wait_until_ready(server, process, timeout)
@@ -181,17 +180,18 @@ def stop(server: Server, *, grace: float = STOP_SECONDS) -> bool:
         True if it ended by itself within the grace period.
     """
     process = _process(server)
-    clean = True
+    left: list[psutil.Process] = []
     if process is not None:
-        stubs = process.children(recursive=True)
         with suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGTERM)
         _, left = psutil.wait_procs([process], timeout=grace)
-        clean = not left
-        for straggler in [*left, *stubs]:
-            with suppress(psutil.NoSuchProcess):
-                straggler.kill()
-        psutil.wait_procs([*left, *stubs], timeout=5)
+    clean = not left
+    # Stubs outlive a server that was killed.
+    left += _stubs(server.folder)
+    for straggler in left:
+        with suppress(psutil.NoSuchProcess):
+            straggler.kill()
+    psutil.wait_procs(left, timeout=5)
     with suppress(ChildProcessError):
         os.waitpid(server.pid, os.WNOHANG)
     for region in Path("/dev/shm").glob(f"{_region_prefix(server.folder)}*"):  # noqa: S108 - Triton's place
@@ -200,18 +200,18 @@ def stop(server: Server, *, grace: float = STOP_SECONDS) -> bool:
     return clean
 
 
-def servers() -> list[Server]:
-    """Servers of this user that still run; what dead ones left is cleared away."""
+def servers(repository: Path | None = None) -> list[Server]:
+    """Servers of this user that still run, of one repository where given; what dead ones left is cleared."""
     found = []
     for state in sorted(_runs().glob(f"*/{STATE}")):
         try:
             server = Server.from_dict(json.loads(state.read_text()))
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if server.alive:
-            found.append(server)
-        else:
+        if not server.alive:
             stop(server)
+        elif repository is None or server.repository == repository.resolve():
+            found.append(server)
     return found
 
 
@@ -279,7 +279,7 @@ def _lay_out_backends(wheel: Wheel, folder: Path) -> None:
 
 
 def _spawn(
-    wheel: Wheel, repository: Path, ports: Ports, folder: Path, detach: bool
+    wheel: Wheel, repository: Path, ports: Ports, folder: Path, arguments: Sequence[str], detach: bool
 ) -> subprocess.Popen[bytes]:
     command = [
         str(wheel.server),
@@ -294,6 +294,7 @@ def _spawn(
         f"--grpc-port={ports.grpc}",
         f"--metrics-address={LOOPBACK}",
         f"--metrics-port={ports.metrics}",
+        *arguments,
     ]
     if not detach:
         command = [sys.executable, "-m", "serving.launch", str(os.getpid()), *command]
@@ -347,6 +348,13 @@ def important_lines(log: Path, limit: int = 6) -> str:
 
 def _region_prefix(folder: Path) -> str:
     return f"shoal_{folder.name}_"
+
+
+def _stubs(folder: Path) -> list[psutil.Process]:
+    """The server's Python processes, by the shared-memory region that each names on its command line."""
+    prefix = _region_prefix(folder)
+    processes = psutil.process_iter(["cmdline"])
+    return [p for p in processes if any(arg.startswith(prefix) for arg in p.info["cmdline"] or [])]
 
 
 def _process(server: Server) -> psutil.Process | None:

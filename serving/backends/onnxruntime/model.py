@@ -97,10 +97,10 @@ def _reason(error: Exception) -> str:
     return f"ONNX Runtime: {str(error).strip().splitlines()[0]}"
 
 
-def _code(error: Exception) -> int:
+def _code(error: Exception) -> Any:
     """An input the graph cannot take is the caller's fault, anything else ours."""
     fault = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
-    return int(pb_utils.TritonError.INVALID_ARG if isinstance(error, fault) else pb_utils.TritonError.INTERNAL)
+    return pb_utils.TritonError.INVALID_ARG if isinstance(error, fault) else pb_utils.TritonError.INTERNAL
 
 
 def _as_config(tensor: Any, skip: int) -> dict[str, Any]:

@@ -1,0 +1,103 @@
+"""What can go wrong with a request, as types a caller can act on.
+
+ClientError
+├── Unavailable     nobody answered, or the server or model is not serving: try again later
+├── Overloaded      the server's queue is full: try again later, and send less
+├── BadInput        the request can never succeed as it is: change it
+│   └── UnknownModel    no such model or version is served
+├── Timeout         no answer before the deadline
+└── ServerFault     the server failed on a request it accepted
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tritonclient.utils import InferenceServerException
+
+from shoal.errors import ClientError
+
+__all__ = ["BadInput", "ClientError", "Overloaded", "ServerFault", "Timeout", "Unavailable", "UnknownModel"]
+
+
+class Unavailable(ClientError):
+    """Nobody answered, or the server or the model is not serving."""
+
+
+class Overloaded(ClientError):
+    """The server refused the request because its queue is full."""
+
+
+class BadInput(ClientError):
+    """The request can never succeed as it is."""
+
+
+class UnknownModel(BadInput):
+    """No such model, or no such version of it, is served."""
+
+
+class Timeout(ClientError):
+    """There was no answer before the deadline."""
+
+
+class ServerFault(ClientError):
+    """The server failed on a request it had accepted."""
+
+
+# Triton 2.51 answers "queue full", "stopping" and "unknown version" with codes that overlap, so the
+# text decides first. Each pattern is from the server's own messages.
+_BY_TEXT: tuple[tuple[str, type[ClientError]], ...] = (
+    (r"[Ee]xceeds maximum queue size|queue is full", Overloaded),
+    (r"unknown model|is not found|version .* not found", UnknownModel),
+    (r"[Ss]tub process|is not ready|stopping|shutting down|not available|failed to connect", Unavailable),
+    (r"[Dd]eadline [Ee]xceeded|[Tt]imeout|timed out", Timeout),
+)
+_BY_STATUS: dict[str, type[ClientError]] = {
+    "StatusCode.UNAVAILABLE": Unavailable,
+    "StatusCode.INVALID_ARGUMENT": BadInput,
+    "StatusCode.NOT_FOUND": UnknownModel,
+    "StatusCode.UNIMPLEMENTED": BadInput,
+    "StatusCode.OUT_OF_RANGE": BadInput,
+    "StatusCode.RESOURCE_EXHAUSTED": BadInput,  # a message larger than gRPC's limit
+    "StatusCode.DEADLINE_EXCEEDED": Timeout,
+    "400": BadInput,
+    "404": UnknownModel,
+    "413": BadInput,
+    "429": Overloaded,
+    "499": Timeout,
+    "503": Unavailable,
+    "504": Timeout,
+}
+
+
+def from_triton(error: InferenceServerException, url: str) -> ClientError:
+    """The typed error for what tritonclient raised."""
+    status = str(error.status() or "").strip("[]")
+    message = re.sub(r"^\[request id: [^]]*\] ", "", str(error.message() or error).strip())
+    kind = _BY_STATUS.get(status)
+    if kind in (None, Unavailable, BadInput):
+        for pattern, by_text in _BY_TEXT:
+            if re.search(pattern, message):
+                kind = by_text
+                break
+    if kind is Timeout:
+        message = "no answer before the deadline"
+    return (kind or ServerFault)(f"{url}: {message}")
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Turn what tritonclient and its transports raise into `ClientError`s.
+
+    A wrong name, dtype or shape that tritonclient itself notices arrives without a status.
+    """
+    try:
+        yield
+    except InferenceServerException as error:
+        raise from_triton(error, url) from error
+    except TimeoutError as error:
+        raise Timeout(f"{url}: no answer before the deadline") from error
+    except OSError as error:
+        raise Unavailable(f"{url}: {error.strerror or error}", hint="is the server running? shoal status") from error

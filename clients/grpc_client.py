@@ -1,0 +1,188 @@
+"""Triton over gRPC: one client that blocks, one for asyncio, the same vocabulary."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
+from numpy.typing import NDArray
+
+from clients.errors import ClientError, translated
+from clients.vocabulary import BATCH_SIZE, EMBEDDING, Arrays, Tls, batches, text_array, to_arrays, to_inputs
+
+DEFAULT_URL = "127.0.0.1:8001"
+CONCURRENT_BATCHES = 8
+
+
+class GrpcClient:
+    """A blocking client; safe to share between threads.
+
+    Args:
+        url: host:port of Triton's gRPC endpoint.
+        timeout: deadline of each call in seconds.
+        tls: certificates; None: plain text.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0, tls: Tls | None = None) -> None:
+        self.url = url
+        self.timeout = timeout
+        with translated(url):
+            self._client = triton.InferenceServerClient(url, **(tls.grpc_options() if tls else {}))
+
+    def infer(
+        self,
+        model: str,
+        inputs: Arrays,
+        *,
+        version: str = "",
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> dict[str, NDArray]:
+        """One request. Arrays by input name in, arrays by output name out.
+
+        Args:
+            version: of the model; "": the one the server serves by default.
+            timeout: deadline in seconds, instead of the client's.
+            request_id: returned and logged by the server.
+
+        Raises:
+            ClientError: see `clients.errors`.
+        """
+        tensors = to_inputs(triton.InferInput, inputs)
+        with translated(self.url):
+            result = self._client.infer(
+                model, tensors, model_version=version, request_id=request_id, client_timeout=timeout or self.timeout
+            )
+        return to_arrays(result, [output.name for output in result.get_response().outputs])
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str = "minilm",
+        timeout: float | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> NDArray[np.float32]:
+        """Text to vectors, float32 [texts, width], any number of texts, `batch_size` a request.
+
+        Args:
+            timeout: deadline in seconds of each request, instead of the client's.
+
+        Raises:
+            ClientError: see `clients.errors`.
+        """
+        parts = [
+            self.infer(model, text_array(batch), timeout=timeout)[EMBEDDING] for batch in batches(texts, batch_size)
+        ]
+        return np.concatenate(parts)
+
+    def ready(self, model: str = "") -> bool:
+        """Whether the server, or one model, says it is ready; False too where nobody answers."""
+        try:
+            with translated(self.url):
+                if model:
+                    return bool(self._client.is_model_ready(model, client_timeout=self.timeout))
+                return bool(self._client.is_server_ready(client_timeout=self.timeout))
+        except ClientError:
+            return False
+
+    def metadata(self, model: str) -> dict[str, Any]:
+        """Name, versions, inputs and outputs of a model.
+
+        Raises:
+            ClientError: see `clients.errors`.
+        """
+        with translated(self.url):
+            return dict(self._client.get_model_metadata(model, as_json=True, client_timeout=self.timeout))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def __enter__(self) -> GrpcClient:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class AsyncGrpcClient:
+    """The asyncio twin of `GrpcClient`. Cancelling a call cancels the request on the server.
+
+    Args:
+        url: host:port of Triton's gRPC endpoint.
+        timeout: deadline of each call in seconds.
+        tls: certificates; None: plain text.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0, tls: Tls | None = None) -> None:
+        self.url = url
+        self.timeout = timeout
+        with translated(url):
+            self._client = triton_aio.InferenceServerClient(url, **(tls.grpc_options() if tls else {}))
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Arrays,
+        *,
+        version: str = "",
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> dict[str, NDArray]:
+        """See `GrpcClient.infer`."""
+        tensors = to_inputs(triton.InferInput, inputs)
+        with translated(self.url):
+            result = await self._client.infer(
+                model, tensors, model_version=version, request_id=request_id, client_timeout=timeout or self.timeout
+            )
+        return to_arrays(result, [output.name for output in result.get_response().outputs])
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str = "minilm",
+        timeout: float | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> NDArray[np.float32]:
+        """See `GrpcClient.embed`; up to 8 requests are under way at once."""
+        limit = asyncio.Semaphore(CONCURRENT_BATCHES)
+
+        async def part(batch: Sequence[str]) -> NDArray[np.float32]:
+            async with limit:
+                return (await self.infer(model, text_array(batch), timeout=timeout))[EMBEDDING]
+
+        return np.concatenate(await asyncio.gather(*(part(batch) for batch in batches(texts, batch_size))))
+
+    async def ready(self, model: str = "") -> bool:
+        """See `GrpcClient.ready`."""
+        try:
+            with translated(self.url):
+                if model:
+                    return bool(await self._client.is_model_ready(model, client_timeout=self.timeout))
+                return bool(await self._client.is_server_ready(client_timeout=self.timeout))
+        except ClientError:
+            return False
+
+    async def metadata(self, model: str) -> dict[str, Any]:
+        """See `GrpcClient.metadata`."""
+        with translated(self.url):
+            return dict(await self._client.get_model_metadata(model, as_json=True, client_timeout=self.timeout))
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.close()
+
+    async def __aenter__(self) -> AsyncGrpcClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,101 @@
+"""Triton over HTTP, with the vocabulary of the gRPC clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import gevent
+import numpy as np
+import tritonclient.http as triton
+from numpy.typing import NDArray
+
+from clients.errors import ClientError, translated
+from clients.vocabulary import BATCH_SIZE, EMBEDDING, Arrays, Tls, batches, text_array, to_arrays, to_inputs
+
+DEFAULT_URL = "127.0.0.1:8000"
+
+
+class HttpClient:
+    """A blocking client over kept-alive connections; one per thread.
+
+    Args:
+        url: host:port of Triton's HTTP endpoint, or of a proxy before it.
+        timeout: deadline of each call in seconds.
+        tls: certificates; None: plain text. Triton itself speaks HTTP only, a proxy adds TLS.
+        connections: requests that may be under way at once, in greenlets.
+    """
+
+    def __init__(
+        self, url: str = DEFAULT_URL, *, timeout: float = 30.0, tls: Tls | None = None, connections: int = 1
+    ) -> None:
+        self.url = url
+        self.timeout = timeout
+        options: dict[str, Any] = {"ssl": True, "ssl_context_factory": tls.context} if tls else {}
+        self._client = triton.InferenceServerClient(
+            url, concurrency=connections, connection_timeout=timeout, network_timeout=timeout, **options
+        )
+
+    def infer(
+        self,
+        model: str,
+        inputs: Arrays,
+        *,
+        version: str = "",
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> dict[str, NDArray]:
+        """One request; see `clients.GrpcClient.infer`."""
+        tensors = to_inputs(triton.InferInput, inputs)
+        with self._call(timeout):
+            result = self._client.infer(model, tensors, model_version=version, request_id=request_id)
+        return to_arrays(result, [output["name"] for output in result.get_response()["outputs"]])
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str = "minilm",
+        timeout: float | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> NDArray[np.float32]:
+        """Text to vectors; see `clients.GrpcClient.embed`."""
+        parts = [
+            self.infer(model, text_array(batch), timeout=timeout)[EMBEDDING] for batch in batches(texts, batch_size)
+        ]
+        return np.concatenate(parts)
+
+    def ready(self, model: str = "") -> bool:
+        """Whether the server, or one model, says it is ready; False too where nobody answers."""
+        try:
+            with self._call(None):
+                return bool(self._client.is_model_ready(model) if model else self._client.is_server_ready())
+        except ClientError:
+            return False
+
+    def metadata(self, model: str) -> dict[str, Any]:
+        """Name, versions, inputs and outputs of a model.
+
+        Raises:
+            ClientError: see `clients.errors`.
+        """
+        with self._call(None):
+            return dict(self._client.get_model_metadata(model))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def __enter__(self) -> HttpClient:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @contextmanager
+    def _call(self, timeout: float | None) -> Iterator[None]:
+        """Typed errors and a deadline over the whole call: the transport's own is for each read alone."""
+        with translated(self.url), gevent.Timeout(timeout or self.timeout, TimeoutError()):
+            yield

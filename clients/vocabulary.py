@@ -1,0 +1,105 @@
+"""What the three clients share: options, and text and arrays to and from Triton's tensors. No transport."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.utils import np_to_triton_dtype
+
+from clients.errors import BadInput
+
+TEXT = "text"
+EMBEDDING = "embedding"
+BATCH_SIZE = 32
+Tensor = TypeVar("Tensor")
+Arrays = Mapping[str, NDArray]
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Certificates for an encrypted connection.
+
+    Attributes:
+        ca: certificates to trust, PEM; None: the system's.
+        certificate, key: this client's own, PEM, for mutual TLS; both or neither.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("mutual TLS needs both the certificate and the key")
+
+    def grpc_options(self) -> dict[str, Any]:
+        """Arguments of tritonclient's gRPC clients."""
+        return {
+            "ssl": True,
+            "root_certificates": str(self.ca) if self.ca else None,
+            "private_key": str(self.key) if self.key else None,
+            "certificate_chain": str(self.certificate) if self.certificate else None,
+        }
+
+    def context(self) -> ssl.SSLContext:
+        """For HTTP."""
+        context = ssl.create_default_context(cafile=self.ca)
+        if self.certificate and self.key:
+            context.load_cert_chain(self.certificate, self.key)
+        return context
+
+
+def text_array(texts: Sequence[str]) -> dict[str, NDArray]:
+    """Text as the input `text`: object array [n, 1] of UTF-8 bytes.
+
+    Raises:
+        BadInput: it is one string instead of a list, empty, or holds something that is not a string.
+    """
+    if isinstance(texts, str | bytes):
+        raise BadInput("texts is one string", hint="pass a list of strings")
+    if not texts:
+        raise BadInput("texts is empty", hint="pass at least one")
+    rows = []
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise BadInput(f"text {index} is {type(text).__name__}, not str")
+        try:
+            rows.append([text.encode("utf-8")])
+        except UnicodeEncodeError as error:
+            raise BadInput(f"text {index} cannot be encoded as UTF-8: {error.reason}") from error
+    return {TEXT: np.array(rows, dtype=object)}
+
+
+def batches(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """Parts of at most `size` texts; a request must not exceed the model's `max_batch_size`."""
+    text_array(texts[:1])
+    for start in range(0, len(texts), size):
+        yield texts[start : start + size]
+
+
+def to_inputs(kind: type[Tensor], arrays: Arrays) -> list[Tensor]:
+    """Arrays as the transport's `InferInput`s.
+
+    Raises:
+        BadInput: a value is not an array, or has a dtype Triton does not know.
+    """
+    tensors = []
+    for name, array in arrays.items():
+        dtype = np_to_triton_dtype(array.dtype) if isinstance(array, np.ndarray) else None
+        if dtype is None:
+            raise BadInput(f"input {name} is {getattr(array, 'dtype', type(array).__name__)}, which has no tensor type")
+        tensor: Any = kind(name, list(array.shape), dtype)  # type: ignore[call-arg]
+        tensor.set_data_from_numpy(array)
+        tensors.append(tensor)
+    return tensors
+
+
+def to_arrays(result: Any, names: Sequence[str]) -> dict[str, NDArray]:
+    """A transport's result as arrays by output name."""
+    return {name: result.as_numpy(name) for name in names}

@@ -1,0 +1,125 @@
+"""`report.html` for people, one file without scripts or links, and `report.json` for machines."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+
+from loadtest.samples import Samples
+from shoal.paths import write_atomic, write_json
+
+matplotlib.use("svg")
+from matplotlib import pyplot as plt  # noqa: E402 - after the backend is chosen
+
+INK, MUTED, GRID = "#1b2733", "#66788a", "#e4eaf0"
+COLORS = {"p50": "#0f766e", "p95": "#d97706", "p99": "#be123c", "grpc": "#0f766e", "http": "#6366f1"}
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+
+
+def write(summary: dict[str, Any], samples: Samples, folder: Path) -> None:
+    """Write both files.
+
+    Args:
+        summary: from `headless.run`; shown, and stored as `report.json`.
+        folder: must exist.
+    """
+    pictures = [
+        ("Latency over time", _draw(lambda axes: _latency(axes, samples))),
+        ("Throughput over time", _draw(lambda axes: _throughput(axes, samples))),
+        ("Latency of all requests", _draw(lambda axes: _histogram(axes, samples))),
+    ]
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
+    html = template.render(
+        summary=summary,
+        pictures=pictures,
+        rows={**summary["protocols"], "total": summary["total"]},
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    write_json(folder / "report.json", summary)
+    write_atomic(folder / "report.html", html)
+
+
+def _draw(paint: Callable[[Any], None]) -> str:
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(7.2, 3.1), layout="constrained")
+        paint(axes)
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+        plt.close(figure)
+    svg = drawn.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def _latency(axes: Any, samples: Samples) -> None:
+    series = samples.over_time()
+    for name in ("p99", "p95", "p50"):
+        axes.plot(series["time"], series[name], color=COLORS[name], label=name)
+    axes.set(xlabel="seconds", ylabel="milliseconds", ylim=(0, None), xlim=(0, None))
+    axes.legend(ncols=3, loc="upper right")
+    axes.margins(y=0.25)
+
+
+def _throughput(axes: Any, samples: Samples) -> None:
+    series = samples.over_time()
+    axes.fill_between(series["time"], series["per_second"], color=COLORS["grpc"], alpha=0.18, linewidth=0)
+    axes.plot(series["time"], series["per_second"], color=COLORS["grpc"], label="answered")
+    if series["failed_per_second"].any():
+        axes.plot(series["time"], series["failed_per_second"], color=COLORS["p99"], label="failed")
+        axes.legend(loc="upper right")
+    axes.set(xlabel="seconds", ylabel="requests per second", ylim=(0, None), xlim=(0, None))
+
+
+def _histogram(axes: Any, samples: Samples) -> None:
+    """Up to the 99.5th percentile: a single straggler would squeeze everything else into one bar."""
+    answered = samples.latency[samples.succeeded]
+    if not len(answered):
+        axes.text(0.5, 0.5, "no request was answered", ha="center", va="center", transform=axes.transAxes)
+        return
+    edges = np.linspace(0, float(np.percentile(answered, 99.5)) * 1.02, 49)
+    protocols = sorted(set(samples.protocol.tolist()))
+    axes.hist(
+        [samples.latency[samples.succeeded & (samples.protocol == p)] for p in protocols],
+        bins=edges,
+        stacked=True,
+        color=[COLORS[p] for p in protocols],
+        label=protocols,
+        edgecolor="white",
+        linewidth=0.4,
+    )
+    for name, height in (("p50", 0.97), ("p95", 0.97), ("p99", 0.85)):
+        value = float(np.percentile(answered, float(name[1:])))
+        axes.axvline(value, color=COLORS[name], linestyle="--", linewidth=1.2)
+        axes.text(
+            value,
+            height,
+            f" {name} {value:.0f}",
+            color=COLORS[name],
+            transform=axes.get_xaxis_transform(),
+            va="top",
+        )
+    axes.set(xlabel="milliseconds", ylabel="requests", xlim=(0, edges[-1]))
+    axes.legend(loc="center right")

@@ -1,0 +1,92 @@
+"""Simulated users of a text model: real text of realistic lengths, over gRPC and over HTTP.
+
+A scenario is a class; both inherit what they do and differ in how they speak. What a client raises is a
+failure, under the name of its error.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from abc import abstractmethod
+from typing import Any
+
+import grpc.experimental.gevent as grpc_gevent
+from locust import User, constant, events, task
+
+from clients import ClientError, GrpcClient, HttpClient
+from shoal import corpus
+
+grpc_gevent.init_gevent()  # gRPC's own threads must yield to Locust's greenlets
+
+TEXTS = corpus.texts(2000)
+
+
+@events.init_command_line_parser.add_listener
+def _add_arguments(parser: Any) -> None:
+    group = parser.add_argument_group("shoal", "what to load, and where it is")
+    group.add_argument("--model", default="minilm", help="the model to call")
+    group.add_argument("--grpc-url", default="127.0.0.1:8001", help="host:port of Triton's gRPC endpoint")
+    group.add_argument("--http-url", default="127.0.0.1:8000", help="host:port of Triton's HTTP endpoint")
+    group.add_argument("--deadline", type=float, default=10.0, help="deadline of a request in seconds")
+
+
+class EmbeddingUser(User):
+    """Sends one text after the other, without a pause: load is set by the number of users."""
+
+    abstract = True
+    wait_time = constant(0)
+    protocol: str
+
+    @abstractmethod
+    def connect(self, options: Any) -> Any:
+        """A client of this protocol."""
+
+    def on_start(self) -> None:
+        """One connection a user."""
+        self.client = self.connect(self.environment.parsed_options)
+
+    def on_stop(self) -> None:
+        """Close the connection."""
+        self.client.close()
+
+    @task
+    def embed(self) -> None:
+        """Embed one text; the time is the caller's, from call to array."""
+        text = random.choice(TEXTS)  # noqa: S311 - load, not a secret
+        failure: ClientError | None = None
+        size = 0
+        start = time.perf_counter()
+        try:
+            size = self.client.embed([text], model=self.environment.parsed_options.model).nbytes
+        except ClientError as error:
+            failure = error
+            time.sleep(0.1)  # a dead server must not be asked ten thousand times a second
+        self.environment.events.request.fire(
+            request_type=self.protocol,
+            name="embed",
+            response_time=1e3 * (time.perf_counter() - start),
+            response_length=size,
+            exception=failure,
+            context={},
+        )
+
+
+class GrpcUser(EmbeddingUser):
+    """Over gRPC."""
+
+    protocol = "grpc"
+
+    def connect(self, options: Any) -> GrpcClient:
+        """See `EmbeddingUser`."""
+        return GrpcClient(options.grpc_url, timeout=options.deadline)
+
+
+class HttpUser(EmbeddingUser):
+    """Over HTTP."""
+
+    protocol = "http"
+
+    def connect(self, options: Any) -> HttpClient:
+        """See `EmbeddingUser`."""
+        return HttpClient(options.http_url, timeout=options.deadline)

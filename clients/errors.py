@@ -100,4 +100,6 @@ def translated(url: str) -> Iterator[None]:
     except TimeoutError as error:
         raise Timeout(f"{url}: no answer before the deadline") from error
     except OSError as error:
-        raise Unavailable(f"{url}: {error.strerror or error}", hint="is the server running? shoal status") from error
+        raise Unavailable(
+            f"{url}: {error.strerror or error}", hint="is the server running? shoal status"
+        ) from error

@@ -13,7 +13,17 @@ import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
 
 from clients.errors import ClientError, translated
-from clients.vocabulary import BATCH_SIZE, EMBEDDING, Arrays, Tls, batches, text_array, to_arrays, to_inputs
+from clients.vocabulary import (
+    BATCH_SIZE,
+    Arrays,
+    Tls,
+    batches,
+    embedding_of,
+    host_and_port,
+    text_array,
+    to_arrays,
+    to_inputs,
+)
 
 DEFAULT_URL = "127.0.0.1:8001"
 CONCURRENT_BATCHES = 8
@@ -29,7 +39,7 @@ class GrpcClient:
     """
 
     def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0, tls: Tls | None = None) -> None:
-        self.url = url
+        self.url = url = host_and_port(url)
         self.timeout = timeout
         with translated(url):
             self._client = triton.InferenceServerClient(url, **(tls.grpc_options() if tls else {}))
@@ -56,7 +66,11 @@ class GrpcClient:
         tensors = to_inputs(triton.InferInput, inputs)
         with translated(self.url):
             result = self._client.infer(
-                model, tensors, model_version=version, request_id=request_id, client_timeout=timeout or self.timeout
+                model,
+                tensors,
+                model_version=version,
+                request_id=request_id,
+                client_timeout=self.timeout if timeout is None else timeout,
             )
         return to_arrays(result, [output.name for output in result.get_response().outputs])
 
@@ -77,7 +91,8 @@ class GrpcClient:
             ClientError: see `clients.errors`.
         """
         parts = [
-            self.infer(model, text_array(batch), timeout=timeout)[EMBEDDING] for batch in batches(texts, batch_size)
+            embedding_of(self.infer(model, text_array(batch), timeout=timeout), model)
+            for batch in batches(texts, batch_size)
         ]
         return np.concatenate(parts)
 
@@ -107,7 +122,9 @@ class GrpcClient:
     def __enter__(self) -> GrpcClient:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -121,7 +138,7 @@ class AsyncGrpcClient:
     """
 
     def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0, tls: Tls | None = None) -> None:
-        self.url = url
+        self.url = url = host_and_port(url)
         self.timeout = timeout
         with translated(url):
             self._client = triton_aio.InferenceServerClient(url, **(tls.grpc_options() if tls else {}))
@@ -139,7 +156,11 @@ class AsyncGrpcClient:
         tensors = to_inputs(triton.InferInput, inputs)
         with translated(self.url):
             result = await self._client.infer(
-                model, tensors, model_version=version, request_id=request_id, client_timeout=timeout or self.timeout
+                model,
+                tensors,
+                model_version=version,
+                request_id=request_id,
+                client_timeout=self.timeout if timeout is None else timeout,
             )
         return to_arrays(result, [output.name for output in result.get_response().outputs])
 
@@ -156,9 +177,15 @@ class AsyncGrpcClient:
 
         async def part(batch: Sequence[str]) -> NDArray[np.float32]:
             async with limit:
-                return (await self.infer(model, text_array(batch), timeout=timeout))[EMBEDDING]
+                return embedding_of(await self.infer(model, text_array(batch), timeout=timeout), model)
 
-        return np.concatenate(await asyncio.gather(*(part(batch) for batch in batches(texts, batch_size))))
+        tasks = [asyncio.create_task(part(batch)) for batch in batches(texts, batch_size)]
+        try:
+            return np.concatenate(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:  # after a failure or a cancellation the others are not wanted any more
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def ready(self, model: str = "") -> bool:
         """See `GrpcClient.ready`."""
@@ -173,7 +200,9 @@ class AsyncGrpcClient:
     async def metadata(self, model: str) -> dict[str, Any]:
         """See `GrpcClient.metadata`."""
         with translated(self.url):
-            return dict(await self._client.get_model_metadata(model, as_json=True, client_timeout=self.timeout))
+            return dict(
+                await self._client.get_model_metadata(model, as_json=True, client_timeout=self.timeout)
+            )
 
     async def close(self) -> None:
         """Close the connection."""

@@ -10,10 +10,21 @@ from typing import Any
 import gevent
 import numpy as np
 import tritonclient.http as triton
+from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
 from numpy.typing import NDArray
 
-from clients.errors import ClientError, translated
-from clients.vocabulary import BATCH_SIZE, EMBEDDING, Arrays, Tls, batches, text_array, to_arrays, to_inputs
+from clients.errors import ClientError, ServerFault, Unavailable, translated
+from clients.vocabulary import (
+    BATCH_SIZE,
+    Arrays,
+    Tls,
+    batches,
+    embedding_of,
+    host_and_port,
+    text_array,
+    to_arrays,
+    to_inputs,
+)
 
 DEFAULT_URL = "127.0.0.1:8000"
 
@@ -31,11 +42,11 @@ class HttpClient:
     def __init__(
         self, url: str = DEFAULT_URL, *, timeout: float = 30.0, tls: Tls | None = None, connections: int = 1
     ) -> None:
-        self.url = url
+        self.url = url = host_and_port(url)
         self.timeout = timeout
         options: dict[str, Any] = {"ssl": True, "ssl_context_factory": tls.context} if tls else {}
         self._client = triton.InferenceServerClient(
-            url, concurrency=connections, connection_timeout=timeout, network_timeout=timeout, **options
+            url, concurrency=connections, connection_timeout=None, network_timeout=None, **options
         )
 
     def infer(
@@ -63,7 +74,8 @@ class HttpClient:
     ) -> NDArray[np.float32]:
         """Text to vectors; see `clients.GrpcClient.embed`."""
         parts = [
-            self.infer(model, text_array(batch), timeout=timeout)[EMBEDDING] for batch in batches(texts, batch_size)
+            embedding_of(self.infer(model, text_array(batch), timeout=timeout), model)
+            for batch in batches(texts, batch_size)
         ]
         return np.concatenate(parts)
 
@@ -91,11 +103,21 @@ class HttpClient:
     def __enter__(self) -> HttpClient:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     @contextmanager
     def _call(self, timeout: float | None) -> Iterator[None]:
         """Typed errors and a deadline over the whole call: the transport's own is for each read alone."""
-        with translated(self.url), gevent.Timeout(timeout or self.timeout, TimeoutError()):
-            yield
+        try:
+            with (
+                translated(self.url),
+                gevent.Timeout(self.timeout if timeout is None else timeout, TimeoutError()),
+            ):
+                yield
+        except HTTPConnectionClosed as error:
+            raise Unavailable(f"{self.url}: the connection was closed before an answer came") from error
+        except (HTTPParseError, ValueError) as error:
+            raise ServerFault(f"{self.url}: the answer is not Triton's: {error}") from error

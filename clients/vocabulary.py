@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,29 @@ class Tls:
         return context
 
 
+def host_and_port(url: str) -> str:
+    """`host:port` of an address that may begin with `http://` or `grpc://`.
+
+    Raises:
+        BadInput: it is not an address.
+    """
+    address = re.sub(r"^(http|grpc)://", "", url).rstrip("/")
+    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):\d{1,5}", address):
+        raise BadInput(f"{url!r} is not an address", hint="host:port, e.g. 127.0.0.1:8001")
+    return address
+
+
+def embedding_of(outputs: Arrays, model: str) -> NDArray[np.float32]:
+    """The output `embedding` [texts, width] of a request.
+
+    Raises:
+        BadInput: the model has no such output.
+    """
+    if EMBEDDING not in outputs:
+        raise BadInput(f"{model} has no output {EMBEDDING}, it has {', '.join(outputs)}")
+    return outputs[EMBEDDING]
+
+
 def text_array(texts: Sequence[str]) -> dict[str, NDArray]:
     """Text as the input `text`: object array [n, 1] of UTF-8 bytes.
 
@@ -93,7 +117,9 @@ def to_inputs(kind: type[Tensor], arrays: Arrays) -> list[Tensor]:
     for name, array in arrays.items():
         dtype = np_to_triton_dtype(array.dtype) if isinstance(array, np.ndarray) else None
         if dtype is None:
-            raise BadInput(f"input {name} is {getattr(array, 'dtype', type(array).__name__)}, which has no tensor type")
+            raise BadInput(
+                f"input {name} is {getattr(array, 'dtype', type(array).__name__)}, which has no tensor type"
+            )
         tensor: Any = kind(name, list(array.shape), dtype)  # type: ignore[call-arg]
         tensor.set_data_from_numpy(array)
         tensors.append(tensor)

@@ -65,9 +65,7 @@ def encoder_config(recipe: Recipe, exported: Exported, *, version: int) -> trito
 
 def ensemble_config(recipe: Recipe, exported: Exported) -> triton.ModelConfig:
     """Text [n, 1] to embeddings [n, width], through both."""
-    config = triton.ModelConfig(
-        name=recipe.name, platform="ensemble", max_batch_size=recipe.max_batch_size
-    )
+    config = triton.ModelConfig(name=recipe.name, platform="ensemble", max_batch_size=recipe.max_batch_size)
     config.input.append(_text_input())
     config.output.extend(_output(spec) for spec in exported.outputs)
     tokenize = config.ensemble_scheduling.step.add(model_name=f"{recipe.name}_tokenizer", model_version=-1)

@@ -74,14 +74,14 @@ def export(
     """
     progress = progress or Silent()
     checkpoint = find_checkpoint(recipe.source)
-    settings = _settings(checkpoint, recipe)
+    settings = settings_of(checkpoint, recipe)
     with staging(repository) as work, _full_disk_named(repository):
         with progress.step(f"Load {checkpoint.id}"):
             embedder = load_embedder(checkpoint, settings)
-            encode = _encoder(checkpoint, settings, embedder)
-        candidates = _build(recipe, embedder, encode, work, progress)
+            encode = encoder_of(checkpoint, settings, embedder)
+        candidates = build(recipe, embedder, encode, work, progress)
         evidence = verify.measure(
-            _as_model(embedder), candidates, encode, eval_data=recipe.eval_data, progress=progress
+            as_model(embedder), candidates, encode, eval_data=recipe.eval_data, progress=progress
         )
         on_evidence(list(evidence.values()))
         proven = [
@@ -111,8 +111,8 @@ def verify_published(
     """Measure the published versions of a model again, against the checkpoint they came from.
 
     Raises:
-        RepositoryError: there is no such model, or its files are not those that were measured.
-        NotProven: a version is no longer within tolerance.
+        RepositoryError: there is no such model, its files are not those that were measured, or the
+            checkpoint is not the one it was made from.
     """
     progress = progress or Silent()
     found = {manifest.version: manifest for manifest in manifests(repository, name)}
@@ -120,29 +120,36 @@ def verify_published(
         raise RepositoryError(f"{repository} holds no version of {name}", hint=f"shoal export --name {name}")
     for manifest in found.values():
         manifest.check_files(repository)
-    recipe = Recipe.from_dict(next(reversed(found.values())).recipe)
-    checkpoint = find_checkpoint(recipe.source)
-    settings = _settings(checkpoint, recipe)
-    with progress.step(f"Load {checkpoint.id}"):
-        embedder = load_embedder(checkpoint, settings)
-        encode = _encoder(checkpoint, settings, embedder)
     evidence: list[verify.Evidence] = []
     for version, manifest in found.items():
+        recipe = Recipe.from_dict(manifest.recipe)
+        checkpoint = find_checkpoint(recipe.source)
+        if checkpoint.describe()["sha256"] != manifest.source["sha256"]:
+            raise RepositoryError(
+                f"{recipe.source} is not the checkpoint that {manifest.network}/{version} was made from",
+                hint=f"get revision {manifest.source['revision'] or '(unknown)'} of it, or export again",
+            )
+        settings = settings_of(checkpoint, recipe)
+        with progress.step(f"Load {checkpoint.id} for version {version}"):
+            embedder = load_embedder(checkpoint, settings)
+            encode = encoder_of(checkpoint, settings, embedder)
         graph = Exported.read(repository / manifest.network / str(version) / "model.onnx")
         measured = verify.measure(
-            _as_model(embedder), {manifest.precision: graph}, encode, eval_data=eval_data, progress=progress
+            as_model(embedder), {manifest.precision: graph}, encode, eval_data=eval_data, progress=progress
         )
         evidence.append(measured[manifest.precision])
     return Outcome(tuple(evidence))
 
 
-def _settings(checkpoint: Checkpoint, recipe: Recipe) -> SentenceSettings:
+def settings_of(checkpoint: Checkpoint, recipe: Recipe) -> SentenceSettings:
+    """The checkpoint's own settings, the recipe's shorter length where it asks for one."""
     settings = sentence_settings(checkpoint)
     length = min(recipe.max_length or settings.max_length, settings.max_length)
-    return SentenceSettings(settings.pooling, length)
+    return SentenceSettings(settings.pooling, length, settings.normalize)
 
 
-def _encoder(checkpoint: Checkpoint, settings: SentenceSettings, embedder: SentenceEmbedder) -> Encoder:
+def encoder_of(checkpoint: Checkpoint, settings: SentenceSettings, embedder: SentenceEmbedder) -> Encoder:
+    """The tokenizer that will be served, for calibration and verification."""
     return Encoder(checkpoint.folder / "tokenizer.json", settings.max_length, _pad_id(embedder))
 
 
@@ -151,7 +158,7 @@ def _pad_id(embedder: SentenceEmbedder) -> int:
     return int(pad_id) if pad_id is not None else 0
 
 
-def _build(
+def build(
     recipe: Recipe, embedder: SentenceEmbedder, encode: Encoder, work: Path, progress: Silent
 ) -> dict[str, Exported]:
     """One graph per precision, in the recipe's order."""
@@ -173,7 +180,8 @@ def _build(
     return made
 
 
-def _as_model(embedder: SentenceEmbedder) -> verify.Model:
+def as_model(embedder: SentenceEmbedder) -> verify.Model:
+    """The PyTorch original as a function of the graph's inputs, on the CPUs this process may use."""
     torch.set_num_threads(available_cpus())
 
     def model(feed: verify.Feed) -> Any:
@@ -190,6 +198,11 @@ def _full_disk_named(repository: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise RepositoryError(
+                f"{error.filename or repository} cannot be written: {error.strerror}",
+                hint="choose another --repository or its permissions",
+            ) from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         free = shutil.disk_usage(repository).free // 2**20

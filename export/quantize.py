@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,6 +32,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from export.exported import Exported
+from shoal.machine import available_cpus
 from shoal.progress import Silent
 
 CONTRIB = "com.microsoft"
@@ -84,7 +86,11 @@ def _observe(
     """Run the fp32 graph on real text and keep each channel's range, padding left out."""
     model = onnx.load(path)
     model.graph.output.extend(helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = available_cpus()
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     seen: dict[str, _Range] = {}
     with progress.step("Calibrate INT8 on sample text", total=len(calibration)) as advance:
         for feed in calibration:
@@ -173,7 +179,7 @@ def _normalize_rows(graph: _Graph, activation: str, prefix: str, bounded: bool) 
     Args:
         bounded: the values are those of a GELU, so the largest value tells the magnitude.
     """
-    last_axis = {"axes": [-1], "keepdims": 1}
+    last_axis: dict[str, Any] = {"axes": [-1], "keepdims": 1}
     candidates = [graph.add("ReduceMax", [activation], f"{prefix}/highest", **last_axis)]
     if bounded:
         candidates.append(graph.constant("int8/gelu_minimum", np.float32(GELU_MINIMUM)))
@@ -206,7 +212,9 @@ class _Graph:
             self.model.graph.initializer.append(numpy_helper.from_array(self.constants[name], name))
         return name
 
-    def add(self, op: str, inputs: Sequence[str], output: str, *, domain: str = "", **attributes: object) -> str:
+    def add(
+        self, op: str, inputs: Sequence[str], output: str, *, domain: str = "", **attributes: object
+    ) -> str:
         """Add a node with one output; returns the output's name."""
         self._added.append(helper.make_node(op, inputs, [output], name=output, domain=domain, **attributes))
         return output
@@ -241,9 +249,9 @@ class _Graph:
         """
         for name, readers in self.consumers.items():
             node = self.producer.get(name)
-            if node is not None and node.op_type == "Add":
-                if any(reader.op_type == "LayerNormalization" for reader in readers):
-                    node.op_type = "Sum"
+            normalized = any(reader.op_type == "LayerNormalization" for reader in readers)
+            if node is not None and node.op_type == "Add" and normalized:
+                node.op_type = "Sum"
 
     def save(self, path: Path) -> None:
         """Write the graph: attention without the biases that were taken, no dead nodes, no dead weights."""

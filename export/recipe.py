@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from shoal.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 PRECISIONS = ("fp32", "int8")
 BUCKETS = (16, 32, 64, 128, 256, 512)
@@ -43,6 +49,11 @@ class Recipe:
                 f"name {self.name!r} cannot be a model name",
                 hint="lower-case letters, digits, '_', '-' and '.', at most 64",
             )
+        for suffix in ("_encoder", "_tokenizer"):
+            if self.name.endswith(suffix):
+                raise UsageError(
+                    f"name {self.name!r} cannot end in {suffix}", hint="that names a part of a model"
+                )
         unknown = [p for p in self.precisions if p not in PRECISIONS]
         if unknown or not self.precisions:
             raise UsageError(f"unknown precision {', '.join(unknown) or '(none)'}", hint=_known_precisions())
@@ -76,12 +87,16 @@ class Recipe:
         known = [f.name for f in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise UsageError(f"unknown key in recipe: {', '.join(unknown)}", hint=f"known: {', '.join(known)}")
+            raise UsageError(
+                f"unknown key in recipe: {', '.join(unknown)}", hint=f"known: {', '.join(known)}"
+            )
         values = dict(values)
         for key in ("precisions", "length_buckets"):
             if isinstance(values.get(key), list):
                 values[key] = tuple(values[key])
         if values.get("eval_data") is not None:
+            if not isinstance(values["eval_data"], str):
+                raise UsageError(f"recipe key eval_data has the wrong type: {values['eval_data']!r}")
             values["eval_data"] = Path(values["eval_data"])
         kinds: dict[str, Any] = {
             "source": str,
@@ -95,6 +110,8 @@ class Recipe:
         for key, kind in kinds.items():
             if key in values and (not isinstance(values[key], kind) or isinstance(values[key], bool)):
                 raise UsageError(f"recipe key {key} has the wrong type: {values[key]!r}")
+        if not all(isinstance(precision, str) for precision in values.get("precisions", ())):
+            raise UsageError("precisions must be names", hint=_known_precisions())
         if not all(isinstance(bucket, int) for bucket in values.get("length_buckets", ())):
             raise UsageError("length_buckets must be whole numbers of tokens")
         return cls(**values)
@@ -106,10 +123,6 @@ class Recipe:
         Raises:
             UsageError: the file cannot be read, is not TOML, or `from_dict` refuses it.
         """
-        try:
-            import tomllib  # noqa: PLC0415
-        except ModuleNotFoundError:  # Python 3.10
-            import tomli as tomllib  # type: ignore[no-redef]  # noqa: PLC0415
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

@@ -1,13 +1,15 @@
-"""Publish proven versions in a Triton model repository, whole or not at all.
+"""Publish proven versions in a Triton model repository.
 
 A version is its content: exporting the same bytes again keeps the version's number and renews its
 evidence; other bytes get the next number. Everything is written to a staging folder on the repository's
-file system and renamed into place, networks before the ensemble that calls them, so that a crash at any
-point leaves what was served before.
+file system and renamed into place: first the version folders, which nobody serves yet, then the three
+configs, one rename each. Killed between two of those, an export leaves a pair that
+`Manifest.check_partners` refuses to start.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -18,7 +20,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import psutil
 from filelock import FileLock, Timeout
 
 from export import config
@@ -30,7 +31,6 @@ from shoal.manifest import FILENAME, Manifest, sha256
 from shoal.paths import write_json
 
 STAGING = ".shoal-staging-"
-LOCK = ".shoal.lock"
 MODEL_PY = "from serving.models.tokenizer import TritonPythonModel  # noqa: F401\n"
 
 
@@ -65,18 +65,23 @@ def staging(repository: Path) -> Iterator[Path]:
     """
     try:
         repository.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(repository / LOCK, timeout=0)
+        parent = _staging_parent(repository)
+        prefix = f"{STAGING}{hashlib.sha256(bytes(repository.resolve())).hexdigest()[:12]}"
+        lock = FileLock(parent / f"{prefix}.lock", timeout=0)
         lock.acquire()
     except Timeout:
         raise RepositoryError(
-            f"another export is writing to {repository}", hint="wait for it to end, or choose another --repository"
+            f"another export is writing to {repository}",
+            hint="wait for it to end, or choose another --repository",
         ) from None
     except OSError as error:
         raise _not_writable(repository, error) from error
     try:
-        _remove_abandoned(repository)
+        for abandoned in parent.glob(f"{prefix}-*"):  # of an export that was killed: we hold its lock
+            shutil.rmtree(abandoned, ignore_errors=True)
         try:
-            folder = Path(tempfile.mkdtemp(prefix=f"{STAGING}{os.getpid()}-", dir=_staging_parent(repository)))
+            folder = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=parent))
+            _check_writable(repository)
         except OSError as error:
             raise _not_writable(repository, error) from error
         try:
@@ -84,13 +89,19 @@ def staging(repository: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     finally:
-        lock.release()
-        (repository / LOCK).unlink(missing_ok=True)
+        lock.release()  # the file stays: removing it would let two exports lock two files of one name
+
+
+def _check_writable(repository: Path) -> None:
+    """Before minutes of work, not after: the repository and each model in it take new folders."""
+    for folder in (repository, *(path.parent for path in repository.glob("*/config.pbtxt"))):
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def _not_writable(repository: Path, error: OSError) -> RepositoryError:
     return RepositoryError(
-        f"{repository} cannot be written: {error.strerror}", hint="choose another --repository or its permissions"
+        f"{repository} cannot be written: {error.strerror}",
+        hint="choose another --repository or its permissions",
     )
 
 
@@ -100,14 +111,6 @@ def _staging_parent(repository: Path) -> Path:
     parent = repository.resolve().parent
     beside = parent.stat().st_dev == repository.stat().st_dev and os.access(parent, os.W_OK)
     return parent if beside else repository
-
-
-def _remove_abandoned(repository: Path) -> None:
-    """Staging folders of exports that were killed."""
-    for folder in _staging_parent(repository).glob(f"{STAGING}*"):
-        owner = folder.name.removeprefix(STAGING).partition("-")[0]
-        if not (owner.isdigit() and psutil.pid_exists(int(owner))) or int(owner) == os.getpid():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write(
@@ -121,7 +124,7 @@ def write(
         work: a folder from `staging(repository)`.
 
     Raises:
-        OSError: the disk is full or the repository cannot be written; nothing was changed.
+        OSError: the disk is full or the repository cannot be written; what was served still is.
     """
     recipe = provenance.recipe
     served = verified[-1].exported
@@ -176,22 +179,24 @@ def write(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.pbtxt").write_text(config.to_text(made))
         _sync(folder)
-    for model in configs:
-        _move_in(staged / model, repository / model)
     for manifest in renewed:
         write_json(repository / encoder / str(manifest.version) / FILENAME, manifest.to_dict())
+    for model in configs:
+        _move_versions(staged / model, repository / model)
+    for model in configs:
+        if (staged / model).exists():
+            (staged / model / "config.pbtxt").replace(repository / model / "config.pbtxt")
     return published
 
 
-def _move_in(staged: Path, model: Path) -> None:
-    """A new model in one rename; new versions of a known one each in one, then the config that names them."""
+def _move_versions(staged: Path, model: Path) -> None:
+    """A new model in one rename, config and all; new versions of a known one in one each."""
     if not model.exists():
         staged.rename(model)
         return
     for version in sorted(path for path in staged.iterdir() if path.is_dir()):
         shutil.rmtree(model / version.name, ignore_errors=True)  # a version folder without its weights
         version.rename(model / version.name)
-    (staged / "config.pbtxt").replace(model / "config.pbtxt")
 
 
 def _manifest(
@@ -213,6 +218,9 @@ def _manifest(
         files={
             f"{encoder}/{version}/model.onnx": content,
             f"{recipe.name}_tokenizer/{tokenizer_version}/tokenizer.json": sha256(provenance.tokenizer),
+            f"{recipe.name}_tokenizer/{tokenizer_version}/model.py": hashlib.sha256(
+                MODEL_PY.encode()
+            ).hexdigest(),
         },
         onnx=item.exported.describe(),
         tools=provenance.tools,

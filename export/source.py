@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 from dataclasses import dataclass
 from importlib import metadata
@@ -54,10 +53,12 @@ class SentenceSettings:
     Attributes:
         pooling: `mean` (over real tokens) or `cls` (the first token).
         max_length: longest input in tokens.
+        normalize: whether the vector is scaled to length one.
     """
 
     pooling: str
     max_length: int
+    normalize: bool
 
 
 def find_checkpoint(source: str) -> Checkpoint:
@@ -86,7 +87,6 @@ def _from_hub(source: str) -> Checkpoint:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
     from requests.exceptions import RequestException  # noqa: PLC0415
 
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         folder = Path(snapshot_download(source, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, RequestException, OSError) as error:
@@ -101,10 +101,13 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     folder = checkpoint.folder
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
-            raise ExportError(f"{folder} has no {name}", hint="a Hugging Face folder with a fast tokenizer is needed")
+            raise ExportError(
+                f"{folder} has no {name}", hint="a Hugging Face folder with a fast tokenizer is needed"
+            )
     if not any(folder.glob("*.safetensors")):
         raise ExportError(
-            f"{folder} has no *.safetensors", hint="pickled weights are not read; save with safe_serialization"
+            f"{folder} has no *.safetensors",
+            hint="pickled weights are not read; save with safe_serialization",
         )
     return checkpoint
 
@@ -121,18 +124,31 @@ def sentence_settings(checkpoint: Checkpoint) -> SentenceSettings:
     if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         limit -= 2  # these models keep the first two positions for padding
     pooling = "mean"
-    for module in _read(folder / "modules.json", []):
+    modules = _read(folder / "modules.json", [])
+    for module in modules:
         kind = module["type"].rpartition(".")[2]
         if kind == "Pooling":
             pooling = _pooling(_read(folder / module["path"] / "config.json"))
         elif kind not in ("Transformer", "Normalize"):
             raise ExportError(f"{checkpoint.id} uses the module {module['type']}, which is not supported")
-    stated = _read(folder / "sentence_bert_config.json", {}).get("max_seq_length")
-    return SentenceSettings(pooling, min(int(stated), limit) if stated else limit)
+    transformer = _read(folder / "sentence_bert_config.json", {})
+    if transformer.get("do_lower_case"):
+        raise ExportError(f"{checkpoint.id} lower-cases text before its tokenizer, which is not supported")
+    tokenizer = _read(folder / "tokenizer_config.json", {})
+    stated = transformer.get("max_seq_length") or tokenizer.get("model_max_length")
+    normalize = not modules or any(module["type"].endswith(".Normalize") for module in modules)
+    return SentenceSettings(pooling, min(int(stated), limit) if stated else limit, normalize)
 
 
 def _pooling(config: dict[str, Any]) -> str:
-    names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    if isinstance(config.get("pooling_mode"), str):  # as sentence-transformers 5 writes it
+        config = {f"pooling_mode_{config['pooling_mode']}": True}
+    names = {
+        "pooling_mode_mean": "mean",
+        "pooling_mode_cls": "cls",
+        "pooling_mode_mean_tokens": "mean",
+        "pooling_mode_cls_token": "cls",
+    }
     asked = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
     if len(asked) != 1 or asked[0] not in names:
         raise ExportError(f"pooling {' + '.join(asked) or '(none)'} is not supported", hint="mean or cls")

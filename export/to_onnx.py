@@ -30,24 +30,26 @@ class SentenceEmbedder(torch.nn.Module):
 
     Args:
         backbone: gives `last_hidden_state` of shape [batch, tokens, hidden].
-        pooling: `mean` or `cls`.
+        settings: pooling and whether to normalize.
     """
 
-    def __init__(self, backbone: PreTrainedModel, pooling: str) -> None:
+    def __init__(self, backbone: PreTrainedModel, settings: SentenceSettings) -> None:
         super().__init__()
         self.backbone = backbone
         self.config = backbone.config
-        self.pooling = pooling
+        self.settings = settings
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """int64 [batch, tokens] twice -> float32 [batch, hidden] of length one."""
+        """int64 [batch, tokens] twice -> float32 [batch, hidden]."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        if self.pooling == "cls":
+        if self.settings.pooling == "cls":
             pooled = hidden[:, 0]
         else:
             mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
             pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
-        return {OUTPUT: torch.nn.functional.normalize(pooled, p=2.0, dim=1)}
+        if self.settings.normalize:
+            pooled = torch.nn.functional.normalize(pooled, p=2.0, dim=1)
+        return {OUTPUT: pooled}
 
 
 def load_embedder(checkpoint: Checkpoint, settings: SentenceSettings) -> SentenceEmbedder:
@@ -61,10 +63,10 @@ def load_embedder(checkpoint: Checkpoint, settings: SentenceSettings) -> Sentenc
         backbone = AutoModel.from_pretrained(
             checkpoint.folder, use_safetensors=True, trust_remote_code=False, torch_dtype=torch.float32
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # transformers and safetensors raise what they like
         reason = str(error).strip().splitlines()[0]
         raise ExportError(f"transformers cannot load {checkpoint.id}: {reason}") from error
-    return SentenceEmbedder(backbone, settings.pooling).eval()
+    return SentenceEmbedder(backbone, settings).eval()
 
 
 def to_onnx(embedder: SentenceEmbedder, path: Path) -> Exported:

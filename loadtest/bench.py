@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from serving.backends.onnxruntime.sessions import open_session
 from serving.backends.onnxruntime.settings import Settings
 from serving.embedded import running
 from shoal import corpus, machine, show
+from shoal.errors import RepositoryError
 from shoal.manifest import manifests
 from shoal.paths import write_json
 from shoal.progress import Bars
@@ -64,13 +66,22 @@ def text_of(tokens: int, encode: Encoder, count: int) -> list[str]:
 def measure(repository: Path, model: str) -> dict[str, Any]:
     """All shapes, all ways; seconds per call by round."""
     versions = {manifest.precision: manifest for manifest in manifests(repository, model)}
+    if set(versions) != {"fp32", "int8"}:
+        raise RepositoryError(
+            f"{repository} needs an fp32 and an int8 version of {model}", hint="shoal export"
+        )
     served = versions["int8"]
+    config = (repository / served.network / "config.pbtxt").read_text()
+    if f"versions: {served.version}\n" not in config:
+        raise RepositoryError(f"{served.network} does not serve its int8 version", hint="shoal export")
     tokenizer = next(repository / name for name in served.files if name.endswith("tokenizer.json"))
     encode = Encoder(tokenizer, 256, pad_id=0)
     texts = {tokens: text_of(tokens, encode, 32) for tokens in LENGTHS}
     settings = Settings.from_config({"instance_group": [{"count": 1}]})
     sessions = {
-        precision: open_session(repository / manifest.network / str(manifest.version) / "model.onnx", settings)
+        precision: open_session(
+            repository / manifest.network / str(manifest.version) / "model.onnx", settings
+        )
         for precision, manifest in versions.items()
     }
     seconds: dict[str, dict[str, list[float]]] = {}
@@ -81,10 +92,10 @@ def measure(repository: Path, model: str) -> dict[str, Any]:
             feed = encode(part)
             assert feed["input_ids"].shape == (batch, tokens)  # noqa: S101 - what the table claims
             ways: dict[str, Callable[[], Any]] = {
-                "fp32": lambda feed=feed: sessions["fp32"].run(None, feed),
-                "int8": lambda feed=feed: sessions["int8"].run(None, feed),
-                "triton": lambda part=part: client.embed(part, model=model),
-                "tokenize": lambda part=part: encode(part),
+                "fp32": partial(sessions["fp32"].run, None, feed),
+                "int8": partial(sessions["int8"].run, None, feed),
+                "triton": partial(client.embed, part, model=model),
+                "tokenize": partial(encode, part),
             }
             with progress.step(f"Measure {batch} x {tokens} tokens"):
                 _take_turns(ways, seconds, f"{batch}x{tokens}")
@@ -137,8 +148,12 @@ def print_tables(result: dict[str, Any], out: Console) -> None:
     for batch, tokens in SHAPES:
         key = f"{batch}x{tokens}"
         rates = [batch / statistics.median(result["seconds"][way][key]) for way in ("fp32", "int8", "triton")]
-        parts = [1e3 * statistics.median(result["seconds"][way][key]) for way in ("int8", "triton", "tokenize")]
-        made.add_row(f"{batch} x {tokens}", *(f"{rate:.0f}" for rate in rates), *(f"{ms:.1f}" for ms in parts))
+        parts = [
+            1e3 * statistics.median(result["seconds"][way][key]) for way in ("int8", "triton", "tokenize")
+        ]
+        made.add_row(
+            f"{batch} x {tokens}", *(f"{rate:.0f}" for rate in rates), *(f"{ms:.1f}" for ms in parts)
+        )
     out.print(made)
     aims = show.table("aims", ["figure", "#reached", "aim", ""])
     for name, (sign, limit) in AIMS.items():

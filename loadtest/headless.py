@@ -38,7 +38,7 @@ class Plan:
 
     model: str
     users: int
-    seconds: float
+    seconds: int
     protocol: str
     grpc_url: str
     http_url: str
@@ -56,7 +56,9 @@ def run(plan: Plan, folder: Path, *, progress: Silent | None = None) -> dict[str
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ShoalError(f"{folder} cannot be made: {error.strerror}", hint="choose another --report") from error
+        raise ShoalError(
+            f"{folder} cannot be made: {error.strerror}", hint="choose another --report"
+        ) from error
     log = folder / "locust.log"
     with tempfile.TemporaryDirectory() as scratch:
         recorded = Path(scratch) / "samples.json"
@@ -78,13 +80,13 @@ def _locust(plan: Plan, recorded: Path, log: Path, progress: Silent) -> int:
         *(sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("locustfile.py"))),
         *("--headless", "--only-summary", "--exit-code-on-error", "0"),
         *("--users", str(plan.users), "--spawn-rate", str(max(plan.users, 1))),
-        *("--run-time", f"{plan.seconds:g}s", "--stop-timeout", str(STRAGGLERS_SECONDS)),
+        *("--run-time", f"{plan.seconds}s", "--stop-timeout", str(STRAGGLERS_SECONDS)),
         *("--model", plan.model, "--grpc-url", plan.grpc_url, "--http-url", plan.http_url),
         *("--samples", str(recorded)),
         *_USERS[plan.protocol],
     ]
     title = f"Load {plan.model} with {plan.users} users for {plan.seconds:g} s"
-    ticks = max(1, round(plan.seconds * 4))
+    ticks = plan.seconds * 4
     with log.open("wb") as output, progress.step(title, total=ticks) as advance:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         try:

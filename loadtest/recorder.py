@@ -17,13 +17,17 @@ def _add_arguments(parser: Any) -> None:
     parser.add_argument("--samples", default="", include_in_web_ui=False, help="JSON file for every request")
 
 
-@events.request.add_listener
+@events.init.add_listener
+def _start(environment: Any, **_: Any) -> None:
+    if environment.parsed_options.samples:  # a run of days on the web page must not fill the memory
+        events.request.add_listener(_keep)
+        events.quitting.add_listener(_write)
+
+
 def _keep(request_type: str, response_time: float, exception: BaseException | None, **_: Any) -> None:
     failure = f"{type(exception).__name__}: {exception}" if exception else ""
     _samples.append((time.time(), request_type, response_time, failure))
 
 
-@events.quitting.add_listener
 def _write(environment: Any, **_: Any) -> None:
-    if environment.parsed_options.samples:
-        Path(environment.parsed_options.samples).write_text(json.dumps(_samples))
+    Path(environment.parsed_options.samples).write_text(json.dumps(_samples))

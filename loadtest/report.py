@@ -16,7 +16,7 @@ from loadtest.samples import Samples
 from shoal.paths import write_atomic, write_json
 
 matplotlib.use("svg")
-from matplotlib import pyplot as plt  # noqa: E402 - after the backend is chosen
+from matplotlib import pyplot as plt
 
 INK, MUTED, GRID = "#1b2733", "#66788a", "#e4eaf0"
 COLORS = {"p50": "#0f766e", "p95": "#d97706", "p99": "#be123c", "grpc": "#0f766e", "http": "#6366f1"}

@@ -35,6 +35,17 @@ START_SECONDS = 120.0
 STOP_SECONDS = 15.0
 STATE = "state.json"
 
+# What may be added to the command line. A list of what is allowed, because Triton takes abbreviations and
+# has more than one option that opens a port or a second repository.
+_ALLOWED_ARGUMENT = re.compile(
+    r"--(log-[a-z-]+|trace-config|metrics-config|cache-config|rate-limit|grpc-use-ssl|grpc-use-ssl-mutual"
+    r"|grpc-server-cert|grpc-server-key|grpc-root-cert)=."
+)
+# What every start without a GPU prints, at error level or not.
+_HARMLESS = re.compile(
+    r"CudaDriverHelper|pinned_memory_manager|cuda_memory_manager|CUDA driver version is insufficient|DCGM"
+)
+
 
 @dataclass(frozen=True)
 class Ports:
@@ -51,7 +62,7 @@ class Server:
 
     Attributes:
         pid: of tritonserver.
-        started: when the process was started, seconds since the epoch: a pid alone may be another's.
+        started: when it was started, seconds since the epoch.
         ports: where it listens on 127.0.0.1.
         repository: the model repository it serves.
         folder: its run folder: backends, log, state.
@@ -139,8 +150,12 @@ def start(
             hint="to serve a network: docker compose up",
         )
     for argument in arguments:
-        if re.match(r"--(\w+-address|\w+-port|model-repository|backend-directory)\b", argument):
-            raise UsageError(f"{argument} cannot be given to tritonserver: it is set here")
+        if not _ALLOWED_ARGUMENT.match(argument):
+            raise UsageError(
+                f"{argument} cannot be given to the embedded tritonserver",
+                hint="allowed: --log-..., --trace-config, --metrics-config, --cache-config, --rate-limit,"
+                " --grpc-use-ssl..., --grpc-server-..., --grpc-root-cert, each as --name=value",
+            )
     repository = repository.resolve()
     _check_repository(repository)
     wheel = find_wheel()
@@ -149,7 +164,7 @@ def start(
     try:
         _lay_out_backends(wheel, folder / "backends")
         process = _spawn(wheel, repository, ports, folder, arguments, detach)
-        server = Server(process.pid, psutil.Process(process.pid).create_time(), ports, repository, folder)
+        server = Server(process.pid, time.time(), ports, repository, folder)
         write_json(folder / STATE, server.to_dict())
         _wait_until_ready(server, process, timeout)
     except BaseException:
@@ -205,25 +220,26 @@ def servers(repository: Path | None = None) -> list[Server]:
     found = []
     for state in sorted(_runs().glob(f"*/{STATE}")):
         try:
-            server = Server.from_dict(json.loads(state.read_text()))
+            server = Server.from_dict(json.loads(state.read_text()) | {"folder": str(state.parent)})
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if not server.alive:
             stop(server)
         elif repository is None or server.repository == repository.resolve():
             found.append(server)
-    return found
+    return sorted(found, key=lambda server: server.started)
 
 
 def _check_repository(repository: Path) -> None:
     if not any(repository.glob("*/config.pbtxt")):
         raise RepositoryError(f"{repository} holds no models", hint="shoal export")
-    for manifest in manifests(repository):
-        manifest.check_files(repository)
     for config in sorted(repository.glob("*/config.pbtxt")):
         needs_onnx = re.search(r'^backend: "onnxruntime"', config.read_text(), re.MULTILINE)
         if needs_onnx and not any(config.parent.glob("*/*.onnx")):
             raise RepositoryError(f"{config.parent} has a config but no weights", hint="run: shoal export")
+    for manifest in manifests(repository):
+        manifest.check_files(repository)
+        manifest.check_partners(repository)
 
 
 def _free_ports(ports: Ports) -> Ports:
@@ -315,9 +331,8 @@ def _wait_until_ready(server: Server, process: subprocess.Popen[bytes], timeout:
     reason = "it did not answer"
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise ServerError(
-                f"Triton stopped while starting (exit code {process.returncode}):\n{important_lines(server.log)}"
-            )
+            words = important_lines(server.log)
+            raise ServerError(f"Triton stopped while starting (exit code {process.returncode}):\n{words}")
         problem = probe.problem(server.http, timeout=min(5.0, timeout))
         if problem is None:
             return
@@ -337,8 +352,8 @@ def important_lines(log: Path, limit: int = 6) -> str:
         return ""
     wanted = []
     for line in text.splitlines():
-        harmless = re.search(r"cuda|dcgm|pinned|gpu", line, re.IGNORECASE)
-        if harmless or not re.match(r"^E\d{4}|error:|\w*(Error|Exception)\b|^I\d{4} .*failed", line):
+        telling = r"E\d{4}|error:|\w*(Error|Exception)\b|I\d{4} .*failed|.*(unrecognized|invalid) option"
+        if _HARMLESS.search(line) or not re.match(telling, line):
             continue
         message = re.sub(r'^[EI]\d{4} \S+ \d+ \S+\] ?"?', "", line).strip().rstrip('"')
         if message and message not in wanted:
@@ -360,7 +375,8 @@ def _stubs(folder: Path) -> list[psutil.Process]:
 def _process(server: Server) -> psutil.Process | None:
     try:
         process = psutil.Process(server.pid)
-        same = abs(process.create_time() - server.started) < 1.0
+        # A pid alone may be another's by now; the run folder is on our command line and on no other.
+        same = any(server.folder.name in argument for argument in process.cmdline())
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
         return None

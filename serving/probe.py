@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import sys
 import urllib.error
 import urllib.request
 from typing import Any
@@ -37,7 +38,7 @@ def entry_models(address: str, *, timeout: float = 5.0) -> list[str]:
     """Models that users call: all that are ready but the steps of an ensemble."""
     index = json.loads(_call(address, "v2/repository/index", {}, timeout=timeout))
     ready = [entry["name"] for entry in index if entry.get("state") == "READY"]
-    steps = set()
+    steps: set[str] = set()
     for name in ready:
         config = json.loads(_call(address, f"v2/models/{name}/config", timeout=timeout))
         steps.update(step["model_name"] for step in config.get("ensemble_scheduling", {}).get("step", []))
@@ -58,9 +59,15 @@ def infer_once(address: str, model: str, *, timeout: float = 5.0) -> None:
     _call(address, f"v2/models/{model}/infer", {"inputs": inputs}, timeout=timeout)
 
 
+def main() -> None:
+    """`python -m serving.probe HOST:PORT`: exit code 0 if it serves, 1 and the reason if not."""
+    reason = problem(sys.argv[1])
+    sys.exit(reason and f"not serving: {reason}")
+
+
 def _call(address: str, path: str, body: Any = None, *, timeout: float) -> bytes:
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://{address}/{path}", data=data)  # noqa: S310 - http, by us
+    request = urllib.request.Request(f"http://{address}/{path}", data=data)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback is never proxied
     with opener.open(request, timeout=timeout) as response:
         return bytes(response.read())
@@ -72,3 +79,7 @@ def _body(error: urllib.error.HTTPError) -> str:
         return str(json.loads(text)["error"])
     except (ValueError, KeyError, TypeError):
         return text.strip() or error.reason
+
+
+if __name__ == "__main__":
+    main()

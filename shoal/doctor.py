@@ -13,7 +13,7 @@ from importlib import metadata
 import psutil
 
 from shoal import machine
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, install_hint
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def _hardware() -> Iterator[Finding]:
     memory = psutil.virtual_memory()
     yield Finding("memory", "ok", f"{memory.total / 2**30:.0f} GiB, {memory.available / 2**30:.0f} free")
     gpus = machine.gpus()
-    remedy = "" if gpus else "not needed; with one: docker compose, or pip install 'shoal[gpu]'"
+    remedy = "" if gpus else f"not needed; with one: docker compose, or {install_hint('gpu')}"
     yield Finding("GPU", "ok" if gpus else "optional", ", ".join(gpus) or "none", remedy)
 
 
@@ -67,7 +67,7 @@ def _server() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     for name, extra, needed in (
-        ("tritonclient", "", True),
+        ("tritonclient", "dev", True),
         ("onnxruntime", "serve", True),
         ("tokenizers", "serve", True),
         ("torch", "export", True),
@@ -80,8 +80,7 @@ def _packages() -> Iterator[Finding]:
         try:
             yield Finding(name, "ok", metadata.version(name))
         except metadata.PackageNotFoundError:
-            target = f"shoal[{extra}]" if extra else "shoal"
-            yield Finding(name, "missing" if needed else "optional", "not installed", f"pip install '{target}'")
+            yield Finding(name, "missing" if needed else "optional", "not installed", install_hint(extra))
 
 
 def _tools() -> Iterator[Finding]:
@@ -89,5 +88,7 @@ def _tools() -> Iterator[Finding]:
     remedy = "" if docker else "only for docker compose: install Docker Engine"
     yield Finding("docker", "ok" if docker else "optional", docker or "not found", remedy)
     tensorrt = importlib.util.find_spec("tensorrt") is not None
-    remedy = "" if tensorrt else "only for TensorRT engines on a GPU: pip install 'shoal[gpu]'"
-    yield Finding("tensorrt", "ok" if tensorrt else "optional", "installed" if tensorrt else "not installed", remedy)
+    remedy = "" if tensorrt else f"only for TensorRT engines on a GPU; {install_hint('gpu')}"
+    yield Finding(
+        "tensorrt", "ok" if tensorrt else "optional", "installed" if tensorrt else "not installed", remedy
+    )

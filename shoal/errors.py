@@ -15,6 +15,11 @@ Library code raises; `shoal.cli.main` alone turns an error into one line and an 
 from __future__ import annotations
 
 
+def install_hint(extra: str) -> str:
+    """How to get an extra: from this project's own folder, because the name on an index may be another's."""
+    return f"in Shoal's folder: pip install -e '.[{extra}]'"
+
+
 class ShoalError(Exception):
     """An error with a way out.
 
@@ -49,7 +54,7 @@ class MissingDependency(ShoalError):
     """
 
     def __init__(self, package: str, *, extra: str) -> None:
-        super().__init__(f"{package} is not installed", hint=f"pip install 'shoal[{extra}]'")
+        super().__init__(f"{package} is not installed", hint=install_hint(extra))
 
 
 class ExportError(ShoalError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -72,6 +73,15 @@ class Manifest:
             raise RepositoryError(f"{path} is not a readable manifest: {error}", hint=hint) from error
         if manifest.schema != SCHEMA:
             raise RepositoryError(f"{path} has schema {manifest.schema}, this is {SCHEMA}", hint=hint)
+        place = (path.parent.parent.name, path.parent.name)
+        if place != (manifest.network, str(manifest.version)):
+            raise RepositoryError(
+                f"{path} is the manifest of {manifest.network}/{manifest.version}", hint=hint
+            )
+        files = manifest.files if isinstance(manifest.files, dict) else {}
+        inside = all(not Path(name).is_absolute() and ".." not in Path(name).parts for name in files)
+        if f"{place[0]}/{place[1]}/model.onnx" not in files or not inside:
+            raise RepositoryError(f"{path} does not list the files of its version", hint=hint)
         return manifest
 
     def check_files(self, repository: Path) -> None:
@@ -85,12 +95,40 @@ class Manifest:
             path = repository / name
             if not path.is_file():
                 raise RepositoryError(f"{path} is missing; {self.network}/{self.version} needs it", hint=hint)
-            if sha256(path) != expected:
+            if path.is_symlink() or sha256(path) != expected:
                 raise RepositoryError(
                     f"{path} is not the file that was measured for {self.network}/{self.version}"
                     " (its SHA-256 differs from the manifest's)",
                     hint=hint,
                 )
+
+    def check_partners(self, repository: Path) -> None:
+        """If this version is served, the models it was measured with must be served beside it.
+
+        An export that was killed between two renames could have left a new tokenizer before an old
+        network: that answers, and answers nonsense.
+
+        Raises:
+            RepositoryError: another version of a partner is served.
+        """
+        if self.version not in _served(repository / self.network, {self.version}):
+            return
+        for name in self.files:
+            model, version, *_ = Path(name).parts
+            if model != self.network and int(version) not in _served(repository / model, {int(version)}):
+                raise RepositoryError(
+                    f"{self.network}/{self.version} was measured with {model}/{version}, which is not served",
+                    hint=f"run: shoal export --name {self.model}",
+                )
+
+
+def _served(model: Path, otherwise: set[int]) -> set[int]:
+    """Versions that the config selects by number; `otherwise` where it selects none."""
+    try:
+        policy = re.search(r"\bspecific\s*\{([^}]*)\}", (model / "config.pbtxt").read_text())
+    except OSError:
+        return otherwise
+    return {int(version) for version in re.findall(r"\d+", policy[1])} if policy else otherwise
 
 
 def sha256(path: Path) -> str:

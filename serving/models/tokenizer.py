@@ -56,7 +56,9 @@ class Settings:
         expected = ("max_length", "length_buckets", "max_text_bytes", "pad_id")
         wrong = sorted(set(given) ^ set(expected))
         if wrong:
-            raise ValueError(f"parameters must be {', '.join(expected)}; missing or unknown: {', '.join(wrong)}")
+            raise ValueError(
+                f"parameters must be {', '.join(expected)}; missing or unknown: {', '.join(wrong)}"
+            )
         max_length = int(given["max_length"])
         buckets = tuple(int(bucket) for bucket in given["length_buckets"].split(","))
         if list(buckets) != sorted(set(buckets)) or buckets[-1] != max_length:
@@ -114,7 +116,9 @@ def decode(rows: Sequence[bytes], settings: Settings) -> list[str]:
         try:
             text = row.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise BadText(f"text {index} is not UTF-8: byte {error.start} is 0x{row[error.start]:02x}") from None
+            raise BadText(
+                f"text {index} is not UTF-8: byte {error.start} is 0x{row[error.start]:02x}"
+            ) from None
         if not text.strip():
             raise BadText(f"text {index} is empty; leave it out of the request")
         texts.append(text)
@@ -139,12 +143,20 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
-        rows = pb_utils.get_input_tensor_by_name(request, TEXT).as_numpy().reshape(-1)
         try:
-            texts = decode(rows, self._settings)
+            return self._encode(request)
         except BadText as error:
-            fault = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-            return pb_utils.InferenceResponse(error=fault)
+            return _failed(error, pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:  # noqa: BLE001 - the requests beside this one must not fail with it
+            return _failed(error, pb_utils.TritonError.INTERNAL)
+
+    def _encode(self, request: Any) -> Any:
+        rows = pb_utils.get_input_tensor_by_name(request, TEXT).as_numpy().reshape(-1)
+        texts = decode(rows, self._settings)
         batch = Batch(self._tokenizer.encode_batch_fast(texts))
         arrays = batch.arrays(self._settings.bucket(batch.longest), self._settings.pad_id)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in arrays.items()])
+
+
+def _failed(error: Exception, code: Any) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))

@@ -9,8 +9,8 @@ from typing import Any
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
-from serving.backends.onnxruntime.sessions import Arrays, open_session, run_together
-from serving.backends.onnxruntime.settings import Settings
+from serving.backends.onnxruntime.sessions import Arrays, check_runtime, open_session, run_together
+from serving.backends.onnxruntime.settings import BadConfig, Settings
 
 DEFAULT_FILE = "model.onnx"
 DEFAULT_MAX_BATCH_SIZE = 4  # what Triton documents for auto-completed models that can batch
@@ -25,7 +25,6 @@ _TRITON_TYPES = {
     "tensor(int64)": "TYPE_INT64",
     "tensor(uint8)": "TYPE_UINT8",
     "tensor(bool)": "TYPE_BOOL",
-    "tensor(string)": "TYPE_STRING",
 }
 
 
@@ -61,6 +60,7 @@ class TritonPythonModel:
         filename = config.get("default_model_filename") or DEFAULT_FILE
         path = Path(args["model_repository"]) / args["model_version"] / filename
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
+        check_runtime(path.parent)
         self._session = open_session(path, Settings.from_config(config), gpu=gpu)
         self._inputs = [tensor.name for tensor in self._session.get_inputs()]
         self._outputs = [tensor.name for tensor in self._session.get_outputs()]
@@ -71,16 +71,16 @@ class TritonPythonModel:
         All requests run as one batch. Where that fails they run one by one, so that the request at
         fault fails alone.
         """
-        feeds = [self._feed(request) for request in requests]
         try:
+            feeds = [self._feed(request) for request in requests]
             results = run_together(self._session, self._outputs, feeds)
         except Exception:  # noqa: BLE001 - onnxruntime's errors and numpy's share no base but this
-            return [self._answer_alone(feed) for feed in feeds]
+            return [self._answer_alone(request) for request in requests]
         return [self._response(result) for result in results]
 
-    def _answer_alone(self, feed: Arrays) -> Any:
+    def _answer_alone(self, request: Any) -> Any:
         try:
-            return self._response(run_together(self._session, self._outputs, [feed])[0])
+            return self._response(run_together(self._session, self._outputs, [self._feed(request)])[0])
         except Exception as error:  # noqa: BLE001
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(_reason(error), _code(error)))
 
@@ -104,5 +104,7 @@ def _code(error: Exception) -> Any:
 
 
 def _as_config(tensor: Any, skip: int) -> dict[str, Any]:
+    if tensor.type not in _TRITON_TYPES:
+        raise BadConfig(f"{tensor.name} is {tensor.type}, which this backend cannot pass on")
     dims = [size if isinstance(size, int) else -1 for size in tensor.shape[skip:]]
     return {"name": tensor.name, "data_type": _TRITON_TYPES[tensor.type], "dims": dims}

@@ -13,14 +13,14 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from serving.backends.onnxruntime.settings import BadConfig, Settings
+from serving.backends.onnxruntime.settings import ACCELERATORS, BadConfig, Settings
+from shoal.errors import install_hint
+from shoal.manifest import FILENAME, Manifest
 
 Arrays = Mapping[str, NDArray]
 
 
-def open_session(
-    path: Path, settings: Settings, *, gpu: int | None = None
-) -> onnxruntime.InferenceSession:
+def open_session(path: Path, settings: Settings, *, gpu: int | None = None) -> onnxruntime.InferenceSession:
     """Load a graph.
 
     Args:
@@ -31,6 +31,10 @@ def open_session(
         RuntimeError: ONNX Runtime cannot load the file; the message names it.
     """
     options = settings.session_options()
+    device = "cpu" if gpu is None else "gpu"
+    misplaced = [name for name in settings.accelerators if name not in ACCELERATORS[device]]
+    if misplaced:
+        raise BadConfig(f"the accelerator {misplaced[0]} is not for a {device} instance")
     if gpu is not None:
         wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
         if "tensorrt" in settings.accelerators:
@@ -41,12 +45,33 @@ def open_session(
                 f"a GPU instance needs {', '.join(sorted(missing))}, which this onnxruntime lacks;"
                 " install onnxruntime-gpu, or set instance_group { kind: KIND_CPU }"
             )
-        providers = [(name, {"device_id": gpu} if name[0] != "C" or "CUDA" in name else {}) for name in wanted]
+        providers = [(name, {} if name.startswith("CPU") else {"device_id": gpu}) for name in wanted]
         return _load(path, options, providers)
     if "openvino" in settings.accelerators:
         _add_openvino(options)
         return _load(path, options, None)
     return _load(path, options, ["CPUExecutionProvider"])
+
+
+def check_runtime(version: Path) -> None:
+    """Compare this ONNX Runtime with the one that made a version, where its manifest says.
+
+    Raises:
+        BadConfig: this one is older, so it may lack an operator, or compute one otherwise.
+    """
+    manifest = version / FILENAME
+    if not manifest.exists():
+        return
+    made_with = Manifest.load(manifest).tools.get("onnxruntime", "0.0")
+    if _release(onnxruntime.__version__) < _release(made_with):
+        raise BadConfig(
+            f"{version} was made with onnxruntime {made_with}, this is {onnxruntime.__version__};"
+            " upgrade onnxruntime, or export again with this one"
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _load(
@@ -65,7 +90,7 @@ def _add_openvino(options: onnxruntime.SessionOptions) -> None:
         plugin = importlib.import_module("onnxruntime_ep_openvino")
     except ModuleNotFoundError:
         raise BadConfig(
-            "the accelerator openvino needs the package onnxruntime-ep-openvino: pip install 'shoal[openvino]'"
+            f"the accelerator openvino needs onnxruntime-ep-openvino; {install_hint('openvino')}"
         ) from None
     name = plugin.get_ep_name()
     if not any(device.ep_name == name for device in onnxruntime.get_ep_devices()):

@@ -1,0 +1,48 @@
+# Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint types format bench bench-int8 clean
+
+## demo: export, prove, serve, call and load all-MiniLM-L6-v2, then stop
+demo: $(READY)
+	@trap 'code=$$?; $(BIN)/shoal stop 2>/dev/null; exit $$code' EXIT; trap 'exit 130' INT TERM; \
+	$(BIN)/shoal up --detach --http-port 0 --grpc-port 0 --metrics-port 0 && \
+	$(BIN)/shoal loadtest --seconds 10
+
+## test: all tests, with the real server
+test: $(READY)
+	$(BIN)/python -m pytest
+
+## lint, types: what CI checks besides
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+types: $(READY)
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+## bench: the ONNX session in process, and the same through Triton (4 minutes, needs a quiet machine)
+bench: $(READY) model_repository/minilm_encoder/2/model.onnx
+	$(BIN)/python -m loadtest.bench
+
+## bench-int8: our INT8 beside plain dynamic quantization: accuracy, batch invariance, speed
+bench-int8: $(READY)
+	$(BIN)/python -m export.bench_int8
+
+model_repository/minilm_encoder/2/model.onnx: | $(READY)
+	$(BIN)/shoal export
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
+	f"Python {v[0]}.{v[1]} is not supported: make PYTHON=python3.11, or any of 3.10 to 3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[export,serve,loadtest,demo,openvino,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build reports .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,59 @@
+"""Real parts for every test: the default model exported once, one real Triton that serves it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from clients import GrpcClient, HttpClient
+from export.pipeline import Outcome, export
+from export.recipe import Recipe
+from serving.embedded import Server, running
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Servers of the tests are not mixed up with those of the user."""
+    os.environ["SHOAL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    del os.environ["SHOAL_CACHE"]
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """The default recipe, exported into an empty repository."""
+    repository = tmp_path_factory.mktemp("exported") / "model_repository"
+    return repository, export(Recipe(), repository)
+
+
+@pytest.fixture(scope="session")
+def repository(exported: tuple[Path, Outcome]) -> Path:
+    """The repository of `exported`; tests must not change it."""
+    return exported[0]
+
+
+@pytest.fixture
+def own_repository(repository: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(repository, tmp_path / "model_repository"))
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path, _own_cache: None) -> Iterator[Server]:
+    """One Triton for all tests that do not harm it."""
+    with running(repository) as started:
+        yield started
+
+
+@pytest.fixture(scope="session", params=["grpc", "http"])
+def client(request: pytest.FixtureRequest, server: Server) -> Iterator[GrpcClient | HttpClient]:
+    """The same vocabulary over both protocols."""
+    kind: Callable[[str], GrpcClient | HttpClient] = {"grpc": GrpcClient, "http": HttpClient}[request.param]
+    with kind(getattr(server, request.param)) as made:
+        yield made

@@ -1,0 +1,137 @@
+"""The command: help that teaches, JSON for machines, one-line errors, exit codes that tell the truth."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from serving.embedded import Server
+from shoal.cli import app
+from tests.conftest import ROOT
+
+COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+FREE = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+
+
+def shoal(*arguments: Any, code: int = 0, stdin: str | None = None) -> tuple[str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "shoal", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        input=stdin,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_that_parses(command: str) -> None:
+    text = " ".join(shoal(command, "--help")[0].split())
+    assert f"Example: shoal {command}" in text
+    assert "--json" in text
+
+
+def test_the_commands_are_all_there() -> None:
+    expected = ["doctor", "export", "verify", "serve", "status", "logs", "stop", "infer", "loadtest", "up"]
+    assert sorted(expected) == COMMANDS
+    assert "shoal 0.1.0" in shoal("--version")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["serv"], 2, "No such command 'serv'"),
+        (["export", "--precision", "fp8"], 2, "unknown precision fp8"),
+        (["export", "no/such-model-here"], 2, "could not be had from the hub"),
+        (["export", "/does/not/exist"], 2, "no checkpoint at /does/not/exist"),
+        (["export", "--max-length", "x"], 2, "Invalid value for '--max-length'"),
+        (["verify", "nope"], 1, "holds no version of nope"),
+        (["serve", "--host", "0.0.0.0"], 2, "listens on 127.0.0.1 only"),
+        (["serve", "-r", "/nowhere"], 1, "/nowhere holds no models"),
+        (["logs", "-r", "/nowhere"], 1, "no server of /nowhere runs"),
+        (["stop", "-r", "/nowhere"], 1, "no server of /nowhere runs"),
+        (["infer", "minilm", "x", "-r", "/nowhere"], 1, "no server of /nowhere runs"),
+        (["infer", "minilm", "x", "--url", "127.0.0.1:1"], 1, "127.0.0.1:1: "),
+        (["infer", "minilm", "x", "--protocol", "soap"], 2, "unknown protocol soap"),
+        (["loadtest", "--protocol", "soap"], 2, "unknown protocol soap"),
+    ],
+)
+def test_an_error_is_one_line_with_a_way_out(arguments: list[str], code: int, said: str) -> None:
+    out, error = shoal(*arguments, code=code)
+    assert out == ""
+    (line,) = error.strip().splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    if "-r" not in arguments:
+        document = json.loads(shoal(*arguments, "--json", code=code)[0])
+        assert said in document["error"]
+
+
+def test_doctor() -> None:
+    report = json.loads(shoal("doctor", "--json")[0])
+    assert report["ok"] is True
+    found = {finding["what"]: finding for finding in report["findings"]}
+    assert found["embedded Triton"]["state"] == "ok"
+    assert found["onnxruntime"]["detail"] == "1.31.1"
+    assert all(f["remedy"] for f in report["findings"] if f["state"] == "missing")
+    assert "embedded Triton" in shoal("doctor")[0]
+
+
+@pytest.fixture(scope="module")
+def detached(repository: Path) -> Iterator[dict[str, Any]]:
+    """`serve --detach`, and at the end `stop`, which must leave nothing."""
+    own = Path(shutil.copytree(repository, repository.parent / "detached"))
+    started = json.loads(shoal("serve", "--detach", "--json", "-r", own, *FREE)[0])
+    yield started
+    shoal("stop", "--json", "-r", own)
+
+
+def test_detached_status_logs_infer(detached: dict[str, Any]) -> None:
+    rows = json.loads(shoal("status", "--json")[0])["servers"]
+    mine = next(row for row in rows if row["pid"] == detached["pid"])
+    assert mine["problem"] is None
+    log = json.loads(shoal("logs", "--json", "-n", "400", "-r", detached["repository"])[0])
+    assert any("successfully loaded 'minilm'" in line for line in log["lines"])
+    for protocol in ("grpc", "http"):
+        url = detached[protocol].removeprefix("http://")
+        flags = ["--protocol", protocol, "--url", url]
+        answer = json.loads(shoal("infer", "minilm", "a [fish]", "a bird", "--json", *flags)[0])
+        assert [len(row) for row in answer["embedding"]] == [384, 384]
+        assert "a [fish]" in shoal("infer", "minilm", "a [fish]", *flags)[0]
+        piped = shoal("infer", "minilm", "-", *flags, "--json", stdin="one\n\ntwo\nthree\n")[0]
+        assert len(json.loads(piped)["embedding"]) == 3
+
+
+def test_loadtest_fails_where_requests_fail(server: Server, tmp_path: Path) -> None:
+    urls = ["--grpc-url", server.grpc, "--http-url", server.http]
+    out, _ = shoal(
+        "loadtest", "nope", "--seconds", 2, "--users", 2, "--report", tmp_path, *urls, "--json", code=1
+    )
+    assert json.loads(out)["total"]["failures"] > 0
+
+
+def test_up_from_nothing_to_a_first_answer(tmp_path: Path) -> None:
+    own = tmp_path / "models"
+    out, error = shoal("up", "--detach", "--precision", "int8", "-r", own, *FREE)
+    try:
+        assert re.search(r"int8 .* version 1\b", " ".join(out.split()))
+        assert "first answer over grpc" in out and "first answer over http" in out
+        assert "curl -s http://127.0.0.1:" in out
+        assert "✓ Start Triton" in error
+        verified = json.loads(shoal("verify", "minilm", "-r", own, "--json")[0])
+        assert verified["evidence"][0]["proven"] is True
+    finally:
+        shoal("stop", "-r", own)
+    assert json.loads(shoal("status", "-r", own, "--json", code=1)[0]) == {"servers": []}

@@ -1,0 +1,222 @@
+"""The clients as a library: typed errors, TLS, asyncio, light dependencies."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trustme
+from tritonclient.utils import InferenceServerException
+
+import clients
+from clients import AsyncGrpcClient, GrpcClient, HttpClient, Timeout, Tls, Unavailable
+from clients.errors import from_triton
+from serving.embedded import Server, running
+from shoal.errors import ShoalError
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind"),
+    [
+        ("StatusCode.UNAVAILABLE", "Exceeds maximum queue size", clients.Overloaded),
+        ("StatusCode.UNAVAILABLE", "[request id: 7] Exceeds maximum queue size", clients.Overloaded),
+        ("503", "Exceeds maximum queue size", clients.Overloaded),
+        ("429", "slow down", clients.Overloaded),
+        (
+            "StatusCode.UNAVAILABLE",
+            "Server is stopping, scheduler for model has stopped",
+            clients.Unavailable,
+        ),
+        ("StatusCode.INTERNAL", "Stub process 'x' is not healthy.", clients.Unavailable),
+        ("StatusCode.INVALID_ARGUMENT", "unexpected shape", clients.BadInput),
+        ("400", "Request for unknown model: 'x' is not found", clients.UnknownModel),
+        ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", clients.Timeout),
+        ("StatusCode.INTERNAL", "something broke", clients.ServerFault),
+        ("500", "something broke", clients.ServerFault),
+        (None, "something broke", clients.ServerFault),
+    ],
+)
+def test_every_answer_of_triton_has_a_type(status: str, message: str, kind: type[Exception]) -> None:
+    error = from_triton(InferenceServerException(msg=message, status=status), "host:1")
+    assert type(error) is kind
+    assert isinstance(error, ShoalError)
+    assert str(error).startswith("host:1: ")
+    assert "request id" not in str(error)
+
+
+@pytest.mark.parametrize("kind", [GrpcClient, HttpClient])
+def test_nobody_there(kind: type[GrpcClient] | type[HttpClient]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"127.0.0.1:{free.getsockname()[1]}"
+    with kind(url, timeout=2.0) as client:
+        assert client.ready() is False
+        with pytest.raises(Unavailable, match=url):
+            client.embed(["x"])
+
+
+@pytest.mark.parametrize("kind", [GrpcClient, HttpClient])
+def test_somebody_who_never_answers(kind: type[GrpcClient] | type[HttpClient]) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with kind(f"127.0.0.1:{silent.getsockname()[1]}", timeout=0.5) as client:
+            start = time.monotonic()
+            with pytest.raises((Timeout, Unavailable)):
+                client.embed(["x"])
+            assert time.monotonic() - start < 5
+
+
+def test_ready_and_metadata(client: GrpcClient | HttpClient) -> None:
+    assert client.ready()
+    assert client.ready("minilm")
+    assert not client.ready("nope")
+    metadata = client.metadata("minilm")
+    assert metadata["name"] == "minilm"
+    assert [output["name"] for output in metadata["outputs"]] == ["embedding"]
+
+
+def test_asyncio(server: Server) -> None:
+    async def calls() -> None:
+        async with AsyncGrpcClient(server.grpc) as client:
+            assert await client.ready("minilm")
+            assert not await client.ready("nope")
+            assert (await client.metadata("minilm"))["platform"] == "ensemble"
+            texts = [f"text {n}" for n in range(100)]
+            vectors = await client.embed(texts, batch_size=8)
+            with GrpcClient(server.grpc) as blocking:
+                expected = blocking.embed(texts)
+            assert (vectors * expected).sum(axis=1).min() > 0.9999
+            with pytest.raises(clients.BadInput, match="text 0 is empty"):
+                await client.embed([""])
+            with pytest.raises(Timeout):
+                await client.embed(["many words " * 200] * 64, timeout=0.005)
+            task = asyncio.create_task(client.embed(["many words " * 200] * 64))
+            await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert (await client.embed(["still here"])).dtype == np.float32
+
+    asyncio.run(calls())
+
+
+def test_tls_and_mutual_tls(repository: Path, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    ca = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca))
+    paths = {}
+    for who, issued in (
+        ("server", authority.issue_cert("localhost")),
+        ("client", authority.issue_cert("me@x")),
+    ):
+        paths[who] = (tmp_path / f"{who}.pem", tmp_path / f"{who}.key")
+        issued.cert_chain_pems[0].write_to_path(str(paths[who][0]))
+        issued.private_key_pem.write_to_path(str(paths[who][1]))
+    arguments = [
+        "--grpc-use-ssl=true",
+        "--grpc-use-ssl-mutual=true",
+        f"--grpc-root-cert={ca}",
+        f"--grpc-server-cert={paths['server'][0]}",
+        f"--grpc-server-key={paths['server'][1]}",
+    ]
+    with running(repository, arguments=arguments) as server:
+        url = f"localhost:{server.ports.grpc}"
+        with GrpcClient(url, tls=Tls(ca, *paths["client"])) as client:
+            assert client.embed(["a secret"]).shape == (1, 384)
+        with GrpcClient(url, tls=Tls(ca), timeout=3.0) as without, pytest.raises(Unavailable):
+            without.embed(["a secret"])
+        with GrpcClient(url, timeout=3.0) as plain, pytest.raises(Unavailable):
+            plain.embed(["a secret"])
+    with pytest.raises(ValueError, match="both the certificate and the key"):
+        Tls(ca, paths["client"][0])
+
+
+def test_http_over_tls_trusts_only_its_authority(tmp_path: Path) -> None:
+    """Triton has no HTTPS; a proxy stands before it. What is ours is the context: a stranger is refused."""
+    import ssl
+    import threading
+
+    authority, stranger = trustme.CA(), trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    reply = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                with context.wrap_socket(connection, server_side=True) as secure:
+                    secure.recv(4096)
+                    secure.sendall(reply)
+            except OSError:
+                connection.close()
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        for trusted, expected in ((authority, True), (stranger, False)):
+            ca = tmp_path / "ca.pem"
+            ca.unlink(missing_ok=True)
+            trusted.cert_pem.write_to_path(str(ca))
+            url = f"localhost:{listener.getsockname()[1]}"
+            with HttpClient(url, tls=Tls(ca), timeout=3.0) as client:
+                assert client.ready() is expected
+
+
+def test_the_client_needs_nothing_heavy() -> None:
+    """Imported where torch, transformers, onnxruntime, tokenizers, locust and the wheel cannot be."""
+    script = """
+import sys
+heavy = "torch transformers optimum onnx onnxruntime tokenizers locust matplotlib scipy pytriton".split()
+for name in heavy:
+    sys.modules[name] = None
+import clients, shoal.cli
+assert not [m for m in sys.modules if m.split(".")[0] in heavy and sys.modules[m] is not None]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"SSH-2.0-nonsense\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"]
+)
+def test_an_http_server_that_is_not_triton(answer: bytes) -> None:
+    import threading
+
+    def serve(listener: socket.socket) -> None:
+        with listener.accept()[0] as connection:
+            connection.recv(65536)
+            connection.sendall(answer)
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        with (
+            HttpClient(f"127.0.0.1:{listener.getsockname()[1]}", timeout=3.0) as client,
+            pytest.raises(clients.ClientError),
+        ):
+            client.embed(["x"])
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://host", "host:port", "host:1/path", "ftp://host:1"])
+@pytest.mark.parametrize("kind", [GrpcClient, HttpClient])
+def test_what_is_not_an_address(kind: type[GrpcClient] | type[HttpClient], url: str) -> None:
+    with pytest.raises(clients.BadInput, match="is not an address"):
+        kind(url)
+
+
+def test_a_model_without_an_embedding(client: GrpcClient | HttpClient) -> None:
+    with pytest.raises(clients.BadInput, match="minilm_tokenizer has no output embedding, it has"):
+        client.embed(["x"], model="minilm_tokenizer")

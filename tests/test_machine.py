@@ -1,0 +1,39 @@
+"""How many CPUs a process may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from shoal.machine import available_cpus
+
+
+def test_without_a_quota_affinity_decides(tmp_path: Path) -> None:
+    assert available_cpus(tmp_path) == len(os.sched_getaffinity(0))
+
+
+def test_affinity_is_respected(tmp_path: Path) -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert available_cpus(tmp_path) == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None), ("nonsense", None)],
+)
+def test_cgroup_v2_quota(tmp_path: Path, text: str, expected: int | None) -> None:
+    (tmp_path / "cpu.max").write_text(text + "\n")
+    assert available_cpus(tmp_path) == (expected or len(os.sched_getaffinity(0)))
+
+
+def test_cgroup_v1_quota(tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("100000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert available_cpus(tmp_path) == 1

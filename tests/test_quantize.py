@@ -1,0 +1,92 @@
+"""INT8 on a small graph of each kind of product: close to the original, and blind to the neighbours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from export.exported import Exported
+from export.quantize import quantize_int8
+
+WIDTH = 16
+
+
+def _graph(path: Path) -> Exported:
+    """Embedding -> LayerNormalization -> product + bias -> Gelu -> product, and a product of a plain Add."""
+    chance = np.random.default_rng(0)
+    constants = {
+        "table": chance.standard_normal((50, WIDTH)).astype(np.float32),
+        "gamma": np.linspace(0.1, 4.0, WIDTH, dtype=np.float32),
+        "beta": np.zeros(WIDTH, np.float32),
+        "up": chance.standard_normal((WIDTH, 32)).astype(np.float32),
+        "bias": chance.standard_normal(32).astype(np.float32),
+        "down": chance.standard_normal((32, WIDTH)).astype(np.float32),
+        "last": chance.standard_normal((WIDTH, 4)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["embedded"]),
+        helper.make_node("LayerNormalization", ["embedded", "gamma", "beta"], ["normed"], axis=-1),
+        helper.make_node("MatMul", ["normed", "up"], ["product"]),
+        helper.make_node("Add", ["product", "bias"], ["biased"]),
+        helper.make_node("Gelu", ["biased"], ["activated"], domain="com.microsoft"),
+        helper.make_node("MatMul", ["activated", "down"], ["shrunk"]),
+        helper.make_node("Add", ["shrunk", "normed"], ["residual"]),
+        helper.make_node("MatMul", ["residual", "last"], ["answer"]),
+    ]
+    int64, float32 = onnx.TensorProto.INT64, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info(n, int64, ["b", "t"]) for n in ("input_ids", "attention_mask")],
+        [helper.make_tensor_value_info("answer", float32, ["b", "t", 4])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return Exported.read(path)
+
+
+def _feed(ids: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory: pytest.TempPathFactory) -> tuple[onnxruntime.InferenceSession, ...]:
+    folder = tmp_path_factory.mktemp("quantize")
+    exported = _graph(folder / "fp32.onnx")
+    calibration = [_feed(np.arange(50).reshape(5, 10))]
+    quantized = quantize_int8(exported, folder / "int8.onnx", calibration)
+    return tuple(onnxruntime.InferenceSession(str(e.path)) for e in (exported, quantized))
+
+
+def test_every_product_is_int8(tmp_path: Path) -> None:
+    exported = _graph(tmp_path / "fp32.onnx")
+    quantized = quantize_int8(exported, tmp_path / "int8.onnx", [_feed(np.arange(50).reshape(5, 10))])
+    kinds = [node.op_type for node in onnx.load(quantized.path).graph.node]
+    assert kinds.count("MatMulIntegerToFloat") == 3
+    assert "MatMul" not in kinds
+
+
+def test_is_close(sessions: tuple[onnxruntime.InferenceSession, ...]) -> None:
+    ids = np.random.default_rng(1).integers(0, 50, (8, 12))
+    expected, got = (session.run(None, _feed(ids))[0] for session in sessions)
+    assert np.abs(got - expected).max() / np.abs(expected).max() < 0.03
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 49), min_size=4, max_size=4), st.integers(0, 2**31), st.integers(1, 7))
+def test_never_sees_its_neighbours(
+    sessions: tuple[onnxruntime.InferenceSession, ...], row: list[int], seed: int, neighbours: int
+) -> None:
+    others = np.random.default_rng(seed).integers(0, 50, (neighbours, 4))
+    alone = sessions[1].run(None, _feed(np.array([row])))[0][0]
+    together = sessions[1].run(None, _feed(np.vstack([row, others])))[0][0]
+    np.testing.assert_allclose(alone, together, rtol=0, atol=1e-5 * np.abs(alone).max())

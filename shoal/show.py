@@ -20,7 +20,7 @@ def table(title: str, columns: Sequence[str], *, wraps: Collection[str] = ()) ->
         title_style="bold",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, 1),
+        padding=(0, 1, 0, 0),
     )
     for column in columns:
         name = column.removeprefix("#")
@@ -33,7 +33,11 @@ def evidence_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     """Rows of `Evidence.to_dict`, with a `version` where one was published."""
     scored = any(row.get("spearman") is not None for row in rows)
     columns = ["precision", "#MB", "#max |Δ|", "#min cos", "#batch inv.", "#ms ×1", "#texts/s ×32"]
-    made = table(title, [*columns, *(["#Spearman"] if scored else []), "verdict"], wraps=["verdict"])
+    made = table(
+        title,
+        [*columns, *(["#Spearman"] if scored else []), "verdict"],
+        wraps=["verdict"] if any(row["failures"] for row in rows) else [],
+    )
     for row in rows:
         verdict = f"[green]version {row['version']}[/]" if row.get("version") else "[green]proven[/]"
         made.add_row(

@@ -142,9 +142,11 @@ def test_it_ends_with_its_parent(repository: Path, how: signal.Signals) -> None:
         found = embedded.servers(repository)
         return [s for s in found if psutil.Process(s.pid).ppid() == parent.pid and not probe.problem(s.http)]
 
-    assert _wait_for(children, 60)
-    (server,) = children()
-    parent.send_signal(how)
+    try:
+        assert _wait_for(children, 60)
+        (server,) = children()
+    finally:
+        parent.send_signal(how)
     out, _ = parent.communicate(timeout=30)
     assert json.loads(out)["pid"] == server.pid
     assert parent.returncode == (0 if how == signal.SIGTERM else -signal.SIGKILL)

@@ -48,7 +48,6 @@ class Wheel:
         env["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
         env["PATH"] = f"{Path(sys.executable).parent}:{env.get('PATH', '')}"
         env.pop("PYTHONHOME", None)
-        env["PYTHONDONTWRITEBYTECODE"] = "1"  # a server writes nothing into the model repository
         return env
 
 

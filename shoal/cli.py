@@ -463,11 +463,10 @@ def _tell(server: Any, as_json: bool) -> None:
 
 
 def _wait(server: Any) -> None:
-    """Serve until Ctrl-C, SIGTERM, or the server's own end."""
+    """Serve until Ctrl-C, SIGTERM (see `main`), `shoal stop`, or the server's own end."""
     from serving import embedded
 
     err.print("Ctrl-C stops it", style="dim")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         while server.alive:
             time.sleep(0.3)
@@ -513,7 +512,7 @@ def _print_json(value: Any) -> None:
 
 
 def main() -> NoReturn:
-    """Run the command. Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    """Run the command. Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted, 143 terminated."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half done is cleared away
     try:
         code = app(standalone_mode=False)

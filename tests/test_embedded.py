@@ -149,7 +149,7 @@ def test_it_ends_with_its_parent(repository: Path, how: signal.Signals) -> None:
         parent.send_signal(how)
     out, _ = parent.communicate(timeout=30)
     assert json.loads(out)["pid"] == server.pid
-    assert parent.returncode == (0 if how == signal.SIGTERM else -signal.SIGKILL)
+    assert parent.returncode == (143 if how == signal.SIGTERM else -signal.SIGKILL)
     assert _wait_for(lambda: not server.alive)
     embedded.servers()  # clears what a killed parent could not
     assert _wait_for(lambda: _leftovers(server) == [])

@@ -205,6 +205,8 @@ def logs(
 
     Example: shoal logs -n 100 --follow
     """
+    if as_json and follow:
+        raise UsageError("--json prints one document, so it does not go with --follow")
     server = _server(repository)
     text = server.log.read_text(errors="replace").splitlines()[-lines:]
     if as_json:

@@ -5,11 +5,11 @@ changes with its neighbours. Here every matrix product gets a scale of one of tw
 looks at another row:
 
 - **Static, smoothed**: where the activations come out of a LayerNormalization or an attention. Their
-  range hardly moves between texts, but a few channels are far larger than the rest, so each channel is
-  divided by a factor that the weights take over (SmoothQuant, Xiao et al. 2023, arXiv:2211.10438). The
-  factor is folded into a second LayerNormalization's gamma and beta.
+  range hardly moves between texts. Behind a LayerNormalization single channels hold values far larger
+  than the rest, so each channel is divided by a factor that the weights take over (SmoothQuant, Xiao et
+  al. 2023, arXiv:2211.10438); it is folded into a second LayerNormalization's gamma and beta.
 - **Row-wise**: everywhere else, above all behind the activation function of the feed-forward block,
-  where ranges differ between tokens by a factor of ten: `m = max|x|` of each row, `x / m` quantized with
+  where one static scale for all tokens costs the most: `m = max|x|` of each row, `x / m` quantized with
   the constant scale 1/127, the product multiplied by `m`.
 
 Weights are symmetric int8 with one scale a column; activations uint8, because ONNX Runtime's fast CPU

@@ -155,7 +155,7 @@ def serve(
 ) -> None:
     """Serve the model repository on the embedded Triton, on loopback.
 
-    What follows a -- goes to tritonserver as it is.
+    What follows a -- goes to tritonserver: options for logs, traces, metrics and TLS, no others.
 
     Example: shoal serve --detach --http-port 0 -- --log-verbose=1
     """

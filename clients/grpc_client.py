@@ -12,6 +12,7 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
 
+from clients.blocking import BlockingClient
 from clients.errors import ClientError, translated
 from clients.vocabulary import (
     BATCH_SIZE,
@@ -29,7 +30,7 @@ DEFAULT_URL = "127.0.0.1:8001"
 CONCURRENT_BATCHES = 8
 
 
-class GrpcClient:
+class GrpcClient(BlockingClient):
     """A blocking client; safe to share between threads.
 
     Args:
@@ -74,28 +75,6 @@ class GrpcClient:
             )
         return to_arrays(result, [output.name for output in result.get_response().outputs])
 
-    def embed(
-        self,
-        texts: Sequence[str],
-        *,
-        model: str = "minilm",
-        timeout: float | None = None,
-        batch_size: int = BATCH_SIZE,
-    ) -> NDArray[np.float32]:
-        """Text to vectors, float32 [texts, width], any number of texts, `batch_size` a request.
-
-        Args:
-            timeout: deadline in seconds of each request, instead of the client's.
-
-        Raises:
-            ClientError: see `clients.errors`.
-        """
-        parts = [
-            embedding_of(self.infer(model, text_array(batch), timeout=timeout), model)
-            for batch in batches(texts, batch_size)
-        ]
-        return np.concatenate(parts)
-
     def ready(self, model: str = "") -> bool:
         """Whether the server, or one model, says it is ready; False too where nobody answers."""
         try:
@@ -118,14 +97,6 @@ class GrpcClient:
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
-
-    def __enter__(self) -> GrpcClient:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class AsyncGrpcClient:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import gevent
-import numpy as np
 import tritonclient.http as triton
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
 from numpy.typing import NDArray
 
+from clients.blocking import BlockingClient
 from clients.errors import ClientError, ServerFault, Unavailable, translated
 from clients.vocabulary import (
-    BATCH_SIZE,
     Arrays,
     Tls,
-    batches,
-    embedding_of,
     host_and_port,
-    text_array,
     to_arrays,
     to_inputs,
 )
@@ -29,24 +24,21 @@ from clients.vocabulary import (
 DEFAULT_URL = "127.0.0.1:8000"
 
 
-class HttpClient:
-    """A blocking client over kept-alive connections; one per thread.
+class HttpClient(BlockingClient):
+    """A blocking client over one kept-alive connection; one per thread.
 
     Args:
         url: host:port of Triton's HTTP endpoint, or of a proxy before it.
         timeout: deadline of each call in seconds.
         tls: certificates; None: plain text. Triton itself speaks HTTP only, a proxy adds TLS.
-        connections: requests that may be under way at once, in greenlets.
     """
 
-    def __init__(
-        self, url: str = DEFAULT_URL, *, timeout: float = 30.0, tls: Tls | None = None, connections: int = 1
-    ) -> None:
+    def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0, tls: Tls | None = None) -> None:
         self.url = url = host_and_port(url)
         self.timeout = timeout
         options: dict[str, Any] = {"ssl": True, "ssl_context_factory": tls.context} if tls else {}
         self._client = triton.InferenceServerClient(
-            url, concurrency=connections, connection_timeout=None, network_timeout=None, **options
+            url, connection_timeout=None, network_timeout=None, **options
         )
 
     def infer(
@@ -63,21 +55,6 @@ class HttpClient:
         with self._call(timeout):
             result = self._client.infer(model, tensors, model_version=version, request_id=request_id)
         return to_arrays(result, [output["name"] for output in result.get_response()["outputs"]])
-
-    def embed(
-        self,
-        texts: Sequence[str],
-        *,
-        model: str = "minilm",
-        timeout: float | None = None,
-        batch_size: int = BATCH_SIZE,
-    ) -> NDArray[np.float32]:
-        """Text to vectors; see `clients.GrpcClient.embed`."""
-        parts = [
-            embedding_of(self.infer(model, text_array(batch), timeout=timeout), model)
-            for batch in batches(texts, batch_size)
-        ]
-        return np.concatenate(parts)
 
     def ready(self, model: str = "") -> bool:
         """Whether the server, or one model, says it is ready; False too where nobody answers."""
@@ -99,14 +76,6 @@ class HttpClient:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
-
-    def __enter__(self) -> HttpClient:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @contextmanager
     def _call(self, timeout: float | None) -> Iterator[None]:

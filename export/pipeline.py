@@ -40,7 +40,8 @@ class Outcome:
 
     Attributes:
         evidence: one entry per precision (export) or version (verify), proven or not.
-        published: the versions that were written, the served one last; empty for a verification.
+        published: the versions that were written, the served one last (export), or that the evidence is
+            of, in its order (verify).
     """
 
     evidence: tuple[verify.Evidence, ...]
@@ -75,7 +76,7 @@ def export(
     progress = progress or Silent()
     checkpoint = find_checkpoint(recipe.source)
     settings = settings_of(checkpoint, recipe)
-    with staging(repository) as work, _full_disk_named(repository):
+    with staging(repository) as work, _disk_errors_named(repository):
         with progress.step(f"Load {checkpoint.id}"):
             embedder = load_embedder(checkpoint, settings)
             encode = encoder_of(checkpoint, settings, embedder)
@@ -138,7 +139,8 @@ def verify_published(
             as_model(embedder), {manifest.precision: graph}, encode, eval_data=eval_data, progress=progress
         )
         evidence.append(measured[manifest.precision])
-    return Outcome(tuple(evidence))
+    versions = [Published(m.network, m.version, m.precision, new=False) for m in found.values()]
+    return Outcome(tuple(evidence), tuple(versions))
 
 
 def settings_of(checkpoint: Checkpoint, recipe: Recipe) -> SentenceSettings:
@@ -193,8 +195,8 @@ def as_model(embedder: SentenceEmbedder) -> verify.Model:
 
 
 @contextmanager
-def _full_disk_named(repository: Path) -> Iterator[None]:
-    """A full disk as one clear error, wherever in the work it strikes."""
+def _disk_errors_named(repository: Path) -> Iterator[None]:
+    """A full disk, or a folder that may not be written, as one clear error, wherever it strikes."""
     try:
         yield
     except OSError as error:

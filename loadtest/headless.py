@@ -62,14 +62,14 @@ def run(plan: Plan, folder: Path, *, progress: Silent | None = None) -> dict[str
     log = folder / "locust.log"
     with tempfile.TemporaryDirectory() as scratch:
         recorded = Path(scratch) / "samples.json"
-        started = time.time()
         code = _locust(plan, recorded, log, progress or Silent())
         if not recorded.exists():
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
             raise ShoalError(f"Locust ended with exit code {code} and no samples:\n{tail}")
-        samples = Samples.from_rows(json.loads(recorded.read_text()), started)
-    if not len(samples):
-        raise ShoalError(f"no request was made in {plan.seconds:g} s", hint=f"see {log}")
+        rows = json.loads(recorded.read_text())
+    if not rows:
+        raise ShoalError(f"no request was made in {plan.seconds} s", hint=f"see {log}")
+    samples = Samples.from_rows(rows)
     summary = {"plan": asdict(plan), "machine": machine.describe(), **samples.summary()}
     report.write(summary, samples, folder)
     return summary
@@ -79,13 +79,13 @@ def _locust(plan: Plan, recorded: Path, log: Path, progress: Silent) -> int:
     command = [
         *(sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("locustfile.py"))),
         *("--headless", "--only-summary", "--exit-code-on-error", "0"),
-        *("--users", str(plan.users), "--spawn-rate", str(max(plan.users, 1))),
+        *("--users", str(plan.users), "--spawn-rate", str(plan.users)),
         *("--run-time", f"{plan.seconds}s", "--stop-timeout", str(STRAGGLERS_SECONDS)),
         *("--model", plan.model, "--grpc-url", plan.grpc_url, "--http-url", plan.http_url),
         *("--samples", str(recorded)),
         *_USERS[plan.protocol],
     ]
-    title = f"Load {plan.model} with {plan.users} users for {plan.seconds:g} s"
+    title = f"Load {plan.model} with {plan.users} users for {plan.seconds} s"
     ticks = plan.seconds * 4
     with log.open("wb") as output, progress.step(title, total=ticks) as advance:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)

@@ -31,15 +31,11 @@ class Samples:
     failure: NDArray[np.str_]
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Sequence[Any]], started: float) -> Samples:
-        """From `recorder`'s rows: time of the end, protocol, milliseconds, failure.
-
-        Args:
-            started: used as the start where there is no row.
-        """
+    def from_rows(cls, rows: Sequence[Sequence[Any]]) -> Samples:
+        """From `recorder`'s rows, at least one: time of the end, protocol, milliseconds, failure."""
         ended = np.array([row[0] for row in rows], dtype=float)
         latency = np.array([row[2] for row in rows], dtype=float)
-        begin = float((ended - latency / 1e3).min()) if len(rows) else started
+        begin = float((ended - latency / 1e3).min())
         return cls(ended - begin, np.array([r[1] for r in rows]), latency, np.array([r[3] for r in rows]))
 
     def __len__(self) -> int:

@@ -161,6 +161,7 @@ def start(
     wheel = find_wheel()
     ports = _free_ports(ports)
     folder = _new_run_folder()
+    server = None
     try:
         _lay_out_backends(wheel, folder / "backends")
         process = _spawn(wheel, repository, ports, folder, arguments, detach)
@@ -168,7 +169,7 @@ def start(
         write_json(folder / STATE, server.to_dict())
         _wait_until_ready(server, process, timeout)
     except BaseException:
-        with suppress(UnboundLocalError):
+        if server is not None:
             stop(server, grace=2.0)
         shutil.rmtree(folder, ignore_errors=True)
         raise

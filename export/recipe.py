@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -44,21 +45,13 @@ class Recipe:
     eval_data: Path | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", self.name):
-            raise UsageError(
-                f"name {self.name!r} cannot be a model name",
-                hint="lower-case letters, digits, '_', '-' and '.', at most 64",
-            )
+        check_name(self.name)
         for suffix in ("_encoder", "_tokenizer"):
             if self.name.endswith(suffix):
                 raise UsageError(
                     f"name {self.name!r} cannot end in {suffix}", hint="that names a part of a model"
                 )
-        unknown = [p for p in self.precisions if p not in PRECISIONS]
-        if unknown or not self.precisions:
-            raise UsageError(f"unknown precision {', '.join(unknown) or '(none)'}", hint=_known_precisions())
-        if len(set(self.precisions)) != len(self.precisions):
-            raise UsageError("a precision is named twice", hint=_known_precisions())
+        check_precisions(self.precisions, PRECISIONS)
         if list(self.length_buckets) != sorted(set(self.length_buckets)) or not self.length_buckets:
             raise UsageError("length_buckets must be rising numbers of tokens", hint="e.g. 16,32,64,128")
         for key, value, least in (
@@ -72,10 +65,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
-        return {
-            key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-        }
+        return to_plain(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
@@ -84,51 +74,80 @@ class Recipe:
         Raises:
             UsageError: a key is unknown or a value has the wrong type or is out of range.
         """
-        known = [f.name for f in fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise UsageError(
-                f"unknown key in recipe: {', '.join(unknown)}", hint=f"known: {', '.join(known)}"
-            )
-        values = dict(values)
-        for key in ("precisions", "length_buckets"):
-            if isinstance(values.get(key), list):
-                values[key] = tuple(values[key])
-        if values.get("eval_data") is not None:
-            if not isinstance(values["eval_data"], str):
-                raise UsageError(f"recipe key eval_data has the wrong type: {values['eval_data']!r}")
-            values["eval_data"] = Path(values["eval_data"])
-        kinds: dict[str, Any] = {
-            "source": str,
-            "name": str,
-            "precisions": tuple,
-            "max_length": (int, type(None)),
-            "length_buckets": tuple,
-            "max_batch_size": int,
-            "max_text_bytes": int,
-        }
-        for key, kind in kinds.items():
-            if key in values and (not isinstance(values[key], kind) or isinstance(values[key], bool)):
-                raise UsageError(f"recipe key {key} has the wrong type: {values[key]!r}")
-        if not all(isinstance(precision, str) for precision in values.get("precisions", ())):
-            raise UsageError("precisions must be names", hint=_known_precisions())
+        values = values_of(cls, values)
         if not all(isinstance(bucket, int) for bucket in values.get("length_buckets", ())):
             raise UsageError("length_buckets must be whole numbers of tokens")
         return cls(**values)
 
-    @classmethod
-    def from_toml(cls, path: Path) -> Recipe:
-        """From a TOML file of the attributes' names.
 
-        Raises:
-            UsageError: the file cannot be read, is not TOML, or `from_dict` refuses it.
-        """
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"recipe {path} cannot be read: {error}") from error
-        return cls.from_dict(values)
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file.
+
+    Raises:
+        UsageError: the file cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"recipe {path} cannot be read: {error}") from error
 
 
-def _known_precisions() -> str:
-    return f"known: {', '.join(PRECISIONS)}, each once"
+def values_of(recipe: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Plain values as a recipe's own types, as its fields declare them.
+
+    Raises:
+        UsageError: a key is unknown or a value has the wrong type.
+    """
+    kinds = {f.name: str(f.type) for f in fields(recipe)}
+    unknown = sorted(set(values) - set(kinds))
+    if unknown:
+        raise UsageError(f"unknown key in recipe: {', '.join(unknown)}", hint=f"known: {', '.join(kinds)}")
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        expected, *optional = kinds[key].split(" | ")
+        if optional and value is None:
+            made[key] = None
+            continue
+        kind, convert = _KINDS[expected]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UsageError(f"recipe key {key} has the wrong type: {value!r}")
+        made[key] = convert(value)
+    if not all(isinstance(precision, str) for precision in made.get("precisions", ())):
+        raise UsageError("precisions must be names")
+    return made
+
+
+_KINDS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "str": (str, str),
+    "int": (int, int),
+    "Path": (str | Path, Path),
+    "tuple[str, ...]": (list | tuple, tuple),
+    "tuple[int, ...]": (list | tuple, tuple),
+}
+
+
+def to_plain(recipe: Any) -> dict[str, Any]:
+    """A recipe as plain JSON types."""
+    return {
+        key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(recipe).items()
+    }
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot be the name of a model."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", name):
+        raise UsageError(
+            f"name {name!r} cannot be a model name",
+            hint="lower-case letters, digits, '_', '-' and '.', at most 64",
+        )
+
+
+def check_precisions(precisions: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Refuse no precision, an unknown one, and one that is named twice."""
+    hint = f"known: {', '.join(known)}, each once"
+    unknown = [precision for precision in precisions if precision not in known]
+    if unknown or not precisions:
+        raise UsageError(f"unknown precision {', '.join(unknown) or '(none)'}", hint=hint)
+    if len(set(precisions)) != len(precisions):
+        raise UsageError("a precision is named twice", hint=hint)

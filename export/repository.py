@@ -132,9 +132,9 @@ def write(
     encoder = f"{recipe.name}_encoder"
     staged = work / "publish"
 
-    tokenizer_version = _same_version(repository / tokenizer, "tokenizer.json", sha256(provenance.tokenizer))
+    tokenizer_version = same_version(repository / tokenizer, "tokenizer.json", sha256(provenance.tokenizer))
     if tokenizer_version is None:
-        tokenizer_version = _next_version(repository / tokenizer)
+        tokenizer_version = next_version(repository / tokenizer)
         folder = staged / tokenizer / str(tokenizer_version)
         folder.mkdir(parents=True)
         shutil.copyfile(provenance.tokenizer, folder / "tokenizer.json")
@@ -142,10 +142,10 @@ def write(
 
     published: list[Published] = []
     renewed: list[Manifest] = []
-    version = _next_version(repository / encoder)
+    version = next_version(repository / encoder)
     for item in verified:
         content = sha256(item.exported.path)
-        known = _same_version(repository / encoder, "model.onnx", content)
+        known = same_version(repository / encoder, "model.onnx", content)
         number = known or version
         manifest = _manifest(item, provenance, encoder, number, content, tokenizer_version)
         if known is None:
@@ -178,18 +178,18 @@ def write(
         folder = staged / model
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.pbtxt").write_text(config.to_text(made))
-        _sync(folder)
+        sync(folder)
     for manifest in renewed:
         write_json(repository / encoder / str(manifest.version) / FILENAME, manifest.to_dict())
     for model in configs:
-        _move_versions(staged / model, repository / model)
+        move_versions(staged / model, repository / model)
     for model in configs:
         if (staged / model).exists():
             (staged / model / "config.pbtxt").replace(repository / model / "config.pbtxt")
     return published
 
 
-def _move_versions(staged: Path, model: Path) -> None:
+def move_versions(staged: Path, model: Path) -> None:
     """A new model in one rename, config and all; new versions of a known one in one each."""
     if not model.exists():
         staged.rename(model)
@@ -235,11 +235,11 @@ def _versions(model: Path) -> list[int]:
     return sorted(int(p.name) for p in model.glob("[0-9]*") if p.name.isdigit() and any(p.iterdir()))
 
 
-def _next_version(model: Path) -> int:
+def next_version(model: Path) -> int:
     return max(_versions(model), default=0) + 1
 
 
-def _same_version(model: Path, filename: str, content: str) -> int | None:
+def same_version(model: Path, filename: str, content: str) -> int | None:
     """The version that holds these very bytes, if there is one."""
     for version in _versions(model):
         path = model / str(version) / filename
@@ -248,7 +248,7 @@ def _same_version(model: Path, filename: str, content: str) -> int | None:
     return None
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Force a folder's files to the disk, so that a rename never publishes what is not written."""
     for path in folder.rglob("*"):
         if path.is_file():

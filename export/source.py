@@ -36,6 +36,15 @@ class Checkpoint:
     kind: str
     revision: str
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """`config.json`.
+
+        Raises:
+            ExportError: it cannot be read.
+        """
+        return dict(_read(self.folder / "config.json"))
+
     def describe(self) -> dict[str, Any]:
         """For the manifest: identity and the hash of the weights."""
         return {

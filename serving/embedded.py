@@ -235,7 +235,13 @@ def _check_repository(repository: Path) -> None:
     if not any(repository.glob("*/config.pbtxt")):
         raise RepositoryError(f"{repository} holds no models", hint="shoal export")
     for config in sorted(repository.glob("*/config.pbtxt")):
-        needs_onnx = re.search(r'^backend: "onnxruntime"', config.read_text(), re.MULTILINE)
+        backend = re.search(r'^backend: "(\w+)"', config.read_text(), re.MULTILINE)
+        if backend and backend[1] not in ("onnxruntime", "python"):
+            raise RepositoryError(
+                f"{config.parent} needs the backend {backend[1]}, which the embedded Triton lacks",
+                hint="serve it in the container, or leave it out of this repository",
+            )
+        needs_onnx = backend and backend[1] == "onnxruntime"
         if needs_onnx and not any(config.parent.glob("*/*.onnx")):
             raise RepositoryError(f"{config.parent} has a config but no weights", hint="run: shoal export")
     for manifest in manifests(repository):

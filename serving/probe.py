@@ -46,7 +46,12 @@ def entry_models(address: str, *, timeout: float = 5.0) -> list[str]:
 
 
 def infer_once(address: str, model: str, *, timeout: float = 5.0) -> None:
-    """One inference on the smallest input that the model's metadata allows."""
+    """One inference on the smallest input that the model's metadata allows; of a decoder, one token."""
+    config = json.loads(_call(address, f"v2/models/{model}/config", timeout=timeout))
+    if config.get("model_transaction_policy", {}).get("decoupled"):  # not to be had through `infer`
+        body = {"text_input": "ready?", "sampling_parameters": '{"max_tokens": 1, "temperature": 0}'}
+        _call(address, f"v2/models/{model}/generate", body, timeout=timeout)
+        return
     metadata = json.loads(_call(address, f"v2/models/{model}", timeout=timeout))
     inputs = []
     for tensor in metadata["inputs"]:

@@ -19,6 +19,7 @@ from shoal.errors import MissingDependency, ServerError, ShoalError, UsageError
 from shoal.options import (
     DEFAULT_REPOSITORY,
     Detach,
+    Engine,
     EvalData,
     GrpcPort,
     Host,
@@ -95,6 +96,7 @@ def export(
     precision: Precision = None,
     max_length: MaxLength = None,
     eval_data: EvalData = None,
+    engine: Engine = None,
     recipe: RecipeFile = None,
     repository: Repository = DEFAULT_REPOSITORY,
     as_json: Json = False,
@@ -104,9 +106,11 @@ def export(
     Each precision is compared with the PyTorch original; one that misses its tolerance gets no version,
     and the exit code is 1.
 
+    What the model is for is read from its own config: text to vectors, or text to text.
+
     Example: shoal export sentence-transformers/all-MiniLM-L6-v2 --name minilm --precision int8
     """
-    settings = recipe_from(recipe, source, name, precision, max_length, eval_data)
+    settings = recipe_from(recipe, source, name, precision, max_length, eval_data, engine)
     outcome = run_export(settings, repository, as_json)
     if as_json:
         print_json(outcome)

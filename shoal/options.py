@@ -21,14 +21,30 @@ Source = Annotated[
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of these settings; flags win.")]
 Precision = Annotated[
     list[str] | None,
-    typer.Option(help="fp32 or int8; repeat for several, the last proven is served. Default: both."),
+    typer.Option(
+        help="fp32 or int8, for text generation also int4, fp16 and int4-cuda; repeat for several, the last"
+        " proven is served. Default: all that a CPU can run."
+    ),
 ]
 MaxLength = Annotated[
-    int | None, typer.Option(help="Longest input in tokens. Default: the checkpoint's own.")
+    int | None,
+    typer.Option(
+        help="Longest input in tokens; text generation: with its answer. Default: the checkpoint's own, 2048 at most"
+        " for text generation."
+    ),
 ]
 EvalData = Annotated[
     Path | None,
-    typer.Option(help="CSV of sentence1,sentence2,score: adds Spearman's correlation to the evidence."),
+    typer.Option(
+        help="CSV of sentence1,sentence2,score, for Spearman's correlation; text generation: a text file, for"
+        " perplexity."
+    ),
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="For text generation: onnxruntime, or vllm for the layout of Triton's vLLM backend (GPU; untried)."
+    ),
 ]
 HttpPort = Annotated[int, typer.Option(help="HTTP port on 127.0.0.1; 0: any free one.")]
 GrpcPort = Annotated[int, typer.Option(help="gRPC port on 127.0.0.1; 0: any free one.")]

@@ -30,7 +30,9 @@ def table(title: str, columns: Sequence[str], *, wraps: Collection[str] = ()) ->
 
 
 def evidence_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """Rows of `Evidence.to_dict`, with a `version` where one was published."""
+    """Rows of `Evidence.to_dict` or of `GenerationEvidence.to_dict`, with a `version` where published."""
+    if "perplexity" in rows[0]:
+        return _generation_table(rows, title)
     scored = any(row.get("spearman") is not None for row in rows)
     columns = ["precision", "#MB", "#max |Δ|", "#min cos", "#batch inv.", "#ms ×1", "#texts/s ×32"]
     made = table(
@@ -39,7 +41,6 @@ def evidence_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         wraps=["verdict"] if any(row["failures"] for row in rows) else [],
     )
     for row in rows:
-        verdict = f"[green]version {row['version']}[/]" if row.get("version") else "[green]proven[/]"
         made.add_row(
             row["precision"],
             f"{row['size_bytes'] / 1e6:.1f}",
@@ -49,9 +50,39 @@ def evidence_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
             f"{row['latency_ms']:.2f}",
             f"{row['throughput']:.0f}",
             *([f"{row['spearman']:.2f}"] if scored else []),
-            f"[red]refused: {'; '.join(row['failures'])}[/]" if row["failures"] else verdict,
+            _verdict(row),
         )
     return made
+
+
+def _generation_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """Perplexity, agreement with the original, and tokens per second by batch size."""
+    batches = list(rows[0]["decode_tokens_per_second"])
+    columns = ["precision", "#MB", "#perplexity", "#rise", "#greedy =", "#batch =", "#prefill t/s"]
+    made = table(
+        title,
+        [*columns, *(f"#t/s ×{batch}" for batch in batches), "verdict"],
+        wraps=["verdict"] if any(row["failures"] for row in rows) else [],
+    )
+    for row in rows:
+        made.add_row(
+            row["precision"],
+            f"{row['size_bytes'] / 1e6:.0f}",
+            f"{row['perplexity']:.2f}",
+            f"{row['perplexity_rise']:+.1%}",
+            f"{row['greedy_match']:.0%}",
+            f"{row['batch_invariance']:.0%}",
+            f"{row['prefill_tokens_per_second']:.0f}",
+            *(f"{row['decode_tokens_per_second'][batch]:.0f}" for batch in batches),
+            _verdict(row),
+        )
+    return made
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    if row["failures"]:
+        return f"[red]refused: {'; '.join(row['failures'])}[/]"
+    return f"[green]version {row['version']}[/]" if row.get("version") else "[green]proven[/]"
 
 
 def curl_line(http: str, model: str, text: str = "Fish swim in shoals.") -> str:

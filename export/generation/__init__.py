@@ -1,0 +1,1 @@
+"""Decoder language models: checkpoint -> one graph for prefill and decode -> proven precisions."""

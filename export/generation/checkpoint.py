@@ -1,0 +1,169 @@
+"""Where a decoder's checkpoint comes from: a Hugging Face folder, or a package that ships a GGUF file.
+
+A GGUF file is turned into a normal Hugging Face folder once, by transformers, and kept in the cache.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from tokenizers import Tokenizer, pre_tokenizers
+
+from export.source import Checkpoint, find_checkpoint
+from shoal.errors import ExportError, UsageError
+from shoal.manifest import sha256
+from shoal.paths import cache_dir
+
+DECODERS = ("ForCausalLM", "LMHeadModel")  # how the names of their architectures end
+_READY = "converted.json"  # written last: a folder without it is half a conversion
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """What a checkpoint's own files say of its use.
+
+    Attributes:
+        context: longest prompt and answer in tokens.
+        ends: ids of the tokens that end a text.
+        begin: the token every prompt begins with, or "".
+        chat_template: Jinja template of a conversation, or "".
+    """
+
+    context: int
+    ends: tuple[int, ...]
+    begin: str
+    chat_template: str
+
+
+def find_decoder(source: str) -> Checkpoint:
+    """Resolve a folder, a GGUF file, an installed package (with either) or a hub id.
+
+    Raises:
+        UsageError: it is none of these.
+        ExportError: it is not a causal language model with safetensors and a fast tokenizer.
+    """
+    if gguf := find_gguf(source):
+        return _from_gguf(source, gguf)
+    checkpoint = find_checkpoint(source)
+    architectures = _read(checkpoint.folder / "config.json").get("architectures") or [""]
+    if not str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel")):
+        raise ExportError(
+            f"{source} is a {architectures[0] or 'model of no stated architecture'}, not a decoder"
+        )
+    return checkpoint
+
+
+def find_gguf(source: str) -> Path | None:
+    """The GGUF file that a path or an installed package means, or None. The package is not imported."""
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UsageError(f"there is no file {path}")
+        return path.resolve()
+    if not path.exists() and re.fullmatch(r"[A-Za-z0-9_.-]+", source):
+        spec = importlib.util.find_spec(re.sub(r"[-.]", "_", source))
+        for location in (spec.submodule_search_locations or []) if spec else []:
+            for found in sorted(Path(location).glob("*.gguf")):
+                return found
+    return None
+
+
+def _from_gguf(source: str, gguf: Path) -> Checkpoint:
+    content = sha256(gguf)
+    folder = cache_dir() / "checkpoints" / content[:16]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / _READY).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            work = Path(tempfile.mkdtemp(dir=folder.parent))
+            try:
+                _convert(gguf, work)
+                (work / _READY).write_text(json.dumps({"gguf": gguf.name, "sha256": content}))
+                work.rename(folder)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    packaged = Path(source).suffix != ".gguf"
+    kind, revision = ("package", metadata.version(source)) if packaged else ("folder", "")
+    return Checkpoint(folder, source, kind, revision)
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    from gguf import GGUFReader  # noqa: PLC0415 - slow to import, rarely needed
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+
+    for name in ("transformers.tokenization_utils_base", "transformers.modeling_gguf_pytorch_utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")
+    except Exception as error:  # transformers raises what it likes
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(f"transformers cannot read {gguf.name}: {reason}") from error
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    fields = GGUFReader(gguf).fields
+    said = {
+        key: fields[f"tokenizer.ggml.{key}"].contents() for key in _SAID if f"tokenizer.ggml.{key}" in fields
+    }
+    _correct_tokenizer(folder / "tokenizer.json", said)
+
+
+_SAID = ("add_bos_token", "pre", "model")
+
+
+def _correct_tokenizer(path: Path, said: dict[str, Any]) -> None:
+    """Two things that the file says and transformers' conversion does not keep."""
+    if said.get("add_bos_token") is False:  # it always puts one before the text
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["post_processor"] = None
+        path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    if said.get("pre") == "smollm":  # it splits numbers as GPT-2 does; SmolLM reads digit by digit
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+        tokenizer.save(str(path))
+
+
+def decoder_settings(checkpoint: Checkpoint) -> DecoderSettings:
+    """Read `config.json`, `generation_config.json` and the tokenizer's files."""
+    folder = checkpoint.folder
+    config = _read(folder / "config.json")
+    generation = _read(folder / "generation_config.json", {})
+    tokenizer = _read(folder / "tokenizer_config.json", {})
+    ends = generation.get("eos_token_id", config.get("eos_token_id"))
+    template = tokenizer.get("chat_template") or ""
+    if (folder / "chat_template.jinja").exists():
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if isinstance(template, list):  # several, by name
+        template = next((entry["template"] for entry in template if entry["name"] == "default"), "")
+    begin = tokenizer.get("bos_token") or ""
+    begin = begin["content"] if isinstance(begin, dict) else begin
+    adds = _read(folder / "tokenizer.json").get("post_processor") is not None
+    return DecoderSettings(
+        context=int(config["max_position_embeddings"]),
+        ends=tuple(ends) if isinstance(ends, list) else () if ends is None else (int(ends),),
+        begin=begin if adds else "",
+        chat_template=template,
+    )
+
+
+def _read(path: Path, default: Any = None) -> Any:
+    if default is not None and not path.exists():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path} cannot be read: {error}") from error

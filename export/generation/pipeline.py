@@ -1,0 +1,166 @@
+"""The whole way from a decoder's checkpoint to published versions, and the check of what is published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from platform import python_version
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from export.exported import Exported
+from export.generation import publish, verify
+from export.generation.checkpoint import DecoderSettings, decoder_settings, find_decoder
+from export.generation.quantize import quantize_int4, quantize_int8
+from export.generation.recipe import GenerationRecipe
+from export.generation.to_onnx import to_onnx
+from export.outcome import Outcome, disk_errors_named
+from export.repository import Published, staging
+from export.source import Checkpoint
+from shoal import corpus
+from shoal.errors import ExportError, NotProven, RepositoryError
+from shoal.manifest import Manifest
+from shoal.progress import Silent
+
+CALIBRATION_PASSAGES = 150
+CALIBRATION_WINDOW = 128  # tokens
+CALIBRATION_WINDOWS = 32
+GPU_PRECISIONS = ("fp16", "int4-cuda")
+_TOOLS = ("torch", "transformers", "onnxruntime-genai", "onnx", "onnxruntime", "tokenizers", "numpy")
+
+
+def export(
+    recipe: GenerationRecipe,
+    repository: Path,
+    *,
+    progress: Silent | None = None,
+    on_evidence: Callable[[Sequence[verify.GenerationEvidence]], None] = lambda evidence: None,
+) -> Outcome:
+    """Build, quantize, measure, and publish what is proven; see `export.pipeline.export`.
+
+    With `engine="vllm"` the layout of Triton's vLLM backend is written instead, without evidence.
+    """
+    progress = progress or Silent()
+    with staging(repository) as work, disk_errors_named(repository):
+        with progress.step(f"Find {recipe.source}"):
+            checkpoint = find_decoder(recipe.source)
+            settings = decoder_settings(checkpoint)
+        tools = {"python": python_version()} | {name: metadata.version(name) for name in _TOOLS}
+        provenance = publish.DecoderProvenance(recipe, checkpoint, settings, tools)
+        if recipe.engine == "vllm":
+            return Outcome((), (publish.write_vllm(repository, work, provenance),))
+        candidates = build(recipe, checkpoint, work, progress)
+        measured = _measure(candidates, checkpoint, settings, recipe.eval_data, progress)
+        on_evidence(list(measured.values()))
+        proven = [
+            verify.VerifiedDecoder(candidates[precision], measured[precision])
+            for precision in recipe.precisions
+            if not measured[precision].failures
+        ]
+        if not proven:
+            reasons = "; ".join(f"{p}: {', '.join(e.failures)}" for p, e in measured.items())
+            raise NotProven(f"nothing is published, no precision is within tolerance ({reasons})")
+        with progress.step(f"Write versions to {repository}"):
+            published = publish.write(proven, repository, work, provenance)
+    return Outcome(tuple(measured.values()), tuple(published))
+
+
+def verify_published(
+    found: Sequence[Manifest], repository: Path, *, eval_data: Path | None, progress: Silent
+) -> Outcome:
+    """Measure published versions again; see `export.pipeline.verify_published`.
+
+    Args:
+        found: at least one manifest, all of one model, whose files have been checked.
+    """
+    recipe = GenerationRecipe.from_dict(found[-1].recipe)
+    checkpoint = find_decoder(recipe.source)
+    weights = checkpoint.describe()["sha256"]
+    for manifest in found:
+        if manifest.source["sha256"] != weights:
+            raise RepositoryError(
+                f"{recipe.source} is not what {manifest.network}/{manifest.version} was made from",
+                hint=f"get revision {manifest.source['revision'] or '(unknown)'} of it, or export again",
+            )
+    graphs = {
+        str(manifest.version): Exported.read(
+            repository / manifest.network / str(manifest.version) / "model.onnx"
+        )
+        for manifest in found
+    }
+    precisions = {str(manifest.version): manifest.precision for manifest in found}
+    settings = decoder_settings(checkpoint)
+    measured = _measure(graphs, checkpoint, settings, eval_data, progress, precisions)
+    versions = [Published(m.network, m.version, m.precision, new=False) for m in found]
+    return Outcome(tuple(measured.values()), tuple(versions))
+
+
+def build(
+    recipe: GenerationRecipe, checkpoint: Checkpoint, work: Path, progress: Silent
+) -> dict[str, Exported]:
+    """One graph per precision, in the recipe's order."""
+    made: dict[str, Exported] = {}
+    plain: Exported | None = None
+    for precision in recipe.precisions:
+        path = work / f"{precision}.onnx"
+        if precision in GPU_PRECISIONS:
+            with progress.step(f"Build the {precision} graph for a GPU"):
+                made[precision] = to_onnx(checkpoint.folder, path, precision)
+            continue
+        if plain is None:
+            with progress.step("Build the graph with ONNX Runtime GenAI"):
+                plain = to_onnx(checkpoint.folder, work / "fp32.onnx", "fp32")
+        if precision == "fp32":
+            made[precision] = plain
+        elif precision == "int8":
+            made[precision] = quantize_int8(plain, path, _calibration(checkpoint), progress)
+        else:
+            made[precision] = quantize_int4(plain, path, progress)
+    return made
+
+
+def _measure(
+    graphs: Mapping[str, Exported],
+    checkpoint: Checkpoint,
+    settings: DecoderSettings,
+    eval_data: Path | None,
+    progress: Silent,
+    precisions: Mapping[str, str] | None = None,
+) -> dict[str, verify.GenerationEvidence]:
+    """Evidence for each graph that this machine can run."""
+    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+    chosen = verify.sample(tokenizer, eval_data, progress)
+    with progress.step(f"Load {checkpoint.id}"):
+        original = load_original(checkpoint)
+    reference = verify.measure_reference(original, chosen, progress)
+    return verify.measure(reference, graphs, chosen, precisions=precisions, progress=progress)
+
+
+def load_original(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The PyTorch original in fp32, in evaluation mode: what every version is compared with.
+
+    Raises:
+        ExportError: transformers cannot load it.
+    """
+    transformers_logging.set_verbosity_error()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+        )
+    except Exception as error:  # transformers and safetensors raise what they like
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(f"transformers cannot load {checkpoint.id}: {reason}") from error
+    return model.eval()
+
+
+def _calibration(checkpoint: Checkpoint) -> list[list[int]]:
+    """Token ids of sample text, in windows."""
+    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+    text = "\n\n".join(corpus.passages()[1000 : 1000 + CALIBRATION_PASSAGES])
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    starts = range(0, min(len(ids), CALIBRATION_WINDOWS * CALIBRATION_WINDOW), CALIBRATION_WINDOW)
+    return [ids[start : start + CALIBRATION_WINDOW] for start in starts]

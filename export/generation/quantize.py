@@ -1,0 +1,212 @@
+"""Smaller and faster decoders, in which an answer never depends on who shares the batch.
+
+Both forms start from the fp32 graph of `to_onnx`:
+
+- **int8**: activations uint8 with one scale a row, weights int8 with one scale a column, multiplied as
+  integers; `export.quantize` says why a scale must not look at another row. Behind a norm each channel
+  is divided by a factor that the weights take over (SmoothQuant, Xiao et al. 2023, arXiv:2211.10438); it
+  is folded into the norm's own weight and costs nothing. Products whose input has single channels far
+  beyond the rest (two of thirty in SmolLM2, behind the feed-forward gate) stay as they are.
+- **int4**: weights of 4 bits in blocks of 32 with a zero point each, activations quantized block by
+  block inside the product (ONNX Runtime's MatMulNBits); what hurts most has 8 bits instead.
+
+int8 weights use 7 of their 8 bits. On a CPU without VNNI the integer product adds pairs of 16-bit
+numbers with saturation: full range gives wrong sums there, and a model that is good where it was
+measured and bad where it is served (perplexity 31.0 instead of 25.9 on an AVX2 machine).
+
+In both the table of token vectors is int8 with one scale a token.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+from export.exported import Exported
+from export.generation.to_onnx import (
+    INPUT_IDS,
+    INT4_BLOCK,
+    LOGIT_ROWS,
+    LOGITS,
+    PAST_LENGTHS,
+    TOTAL_LENGTH,
+    save,
+)
+from export.graph import CONTRIB, Graph
+from shoal.machine import available_cpus
+from shoal.progress import Silent
+
+FLOOR = 1e-9  # keeps a row of zeros from dividing by zero
+MIGRATION = 0.5  # SmoothQuant's alpha: how much of the difficulty moves from activations to weights
+OUTLIERS = 200.0  # largest over median channel magnitude beyond which a row has no common scale
+WEIGHT_MAX = 63  # see the module
+TOKEN_MAX = 127
+NORMS = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
+
+Products = dict[str, list[onnx.NodeProto]]
+
+
+def quantize_int8(
+    exported: Exported, path: Path, calibration: Sequence[Sequence[int]], progress: Silent
+) -> Exported:
+    """Quantize the token vectors and the products with a constant matrix; see the module.
+
+    Args:
+        calibration: token ids of sample text, each a window of its own.
+    """
+    model = onnx.load(exported.path)
+    graph = Graph(model)
+    groups: Products = defaultdict(list)
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in graph.constants:
+            groups[node.input[0]].append(node)
+    magnitudes = _observe(exported.path, list(groups), calibration, progress)
+    with progress.step("Quantize to int8"):
+        _quantize_embedding(graph)  # first: smoothing changes the projection it may be tied to
+        for activation, products in groups.items():
+            magnitude = magnitudes[activation]
+            norm = _norm_before(graph, activation)
+            if norm is not None:
+                _smooth(graph, norm, products, magnitude)
+            elif magnitude.max() > OUTLIERS * np.median(magnitude):
+                continue
+            _quantize_group(graph, activation, products)
+        save(graph.finish(), path)
+    return Exported.read(path)
+
+
+def quantize_int4(exported: Exported, path: Path, progress: Silent) -> Exported:
+    """Quantize the token vectors, and the weights of every product; see the module."""
+    with progress.step("Quantize to int4"):
+        model = onnx.load(exported.path)
+        graph = Graph(model)
+        _quantize_embedding(graph)
+        model = graph.finish()
+        products = [node.name for node in model.graph.node if node.op_type == "MatMul"]
+        head = Graph(model).producer[LOGITS].name
+        sensitive = {head}
+        logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
+        for bits, chosen in ((4, set(products) - sensitive), (8, sensitive)):
+            quantizer = MatMulNBitsQuantizer(
+                model,
+                bits=bits,
+                block_size=INT4_BLOCK,
+                is_symmetric=False,
+                accuracy_level=4,
+                nodes_to_exclude=sorted(set(products) - chosen),
+            )
+            quantizer.process()
+            model = quantizer.model.model
+        save(model, path)
+    return Exported.read(path)
+
+
+def _observe(
+    path: Path, names: Sequence[str], calibration: Sequence[Sequence[int]], progress: Silent
+) -> dict[str, NDArray[np.float32]]:
+    """The largest magnitude of each channel of the named activations, on sample text."""
+    model = onnx.load(path)
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    observed = path.with_name("observed.onnx")
+    save(model, observed)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = available_cpus()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(observed), options, providers=["CPUExecutionProvider"])
+    observed.unlink()
+    caches = [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
+    empty = {v.name: np.zeros((1, v.shape[1], 0, v.shape[3]), np.float32) for v in caches}
+    seen: dict[str, NDArray[np.float32]] = {}
+    with progress.step("Calibrate int8 on sample text", total=len(calibration)) as advance:
+        for window in calibration:
+            feed = empty | {
+                INPUT_IDS: np.array([window], np.int64),
+                PAST_LENGTHS: np.array([len(window) - 1], np.int32),
+                TOTAL_LENGTH: np.array(len(window), np.int32),
+                LOGIT_ROWS: np.arange(len(window), dtype=np.int64),
+            }
+            for name, value in zip(names, session.run(list(names), feed), strict=True):
+                largest = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
+                seen[name] = np.maximum(seen[name], largest) if name in seen else largest
+            advance()
+    return seen
+
+
+def _norm_before(graph: Graph, activation: str) -> onnx.NodeProto | None:
+    """The norm whose output, perhaps reshaped or picked from, an activation is."""
+    node = graph.producer.get(activation)
+    while node is not None and node.op_type in ("Gather", "Reshape"):
+        node = graph.producer.get(node.input[0])
+    return node if node is not None and node.op_type in NORMS else None
+
+
+def _smooth(
+    graph: Graph, norm: onnx.NodeProto, products: Sequence[onnx.NodeProto], seen: NDArray[np.float32]
+) -> None:
+    """Divide a norm's channels by SmoothQuant's factors, and multiply the weights behind it by them."""
+    by_weights = np.max([np.abs(graph.constants[node.input[1]]).max(axis=1) for node in products], axis=0)
+    factors = np.maximum(seen, 1e-5) ** MIGRATION / np.maximum(by_weights, 1e-5) ** (1 - MIGRATION)
+    factors = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
+    gamma = norm.input[-1]
+    graph.replace(gamma, graph.constants[gamma] / factors)
+    for node in products:
+        graph.replace(node.input[1], graph.constants[node.input[1]] * factors[:, None])
+
+
+def _quantize_group(graph: Graph, activation: str, products: Sequence[onnx.NodeProto]) -> None:
+    """Quantize the products that read one activation: it is quantized once for all of them."""
+    prefix = f"{activation}/int8"
+    absolute = graph.add("Abs", [activation], f"{prefix}/absolute")
+    axis = graph.constant("int8/last_axis", np.array([-1], np.int64))
+    largest = graph.add("ReduceMax", [absolute, axis], f"{prefix}/largest", keepdims=1)
+    floor = graph.constant("int8/floor", np.float32(FLOOR))
+    magnitude = graph.add("Max", [largest, floor], f"{prefix}/magnitude")
+    normalized = graph.add("Div", [activation, magnitude], f"{prefix}/normalized")
+    scale = graph.constant("int8/row_scale", np.float32(1 / 127))
+    zero = graph.constant("int8/zero_point", np.uint8(128))
+    codes = graph.add("QuantizeLinear", [normalized, scale, zero], f"{prefix}/codes")
+    for index, node in enumerate(products):
+        name = node.input[1]
+        weight = graph.constants[name]
+        columns = _scales(weight, 0, WEIGHT_MAX)
+        graph.drop(node)
+        operands = [
+            codes,
+            graph.constant(f"{name}/int8", np.rint(weight / columns).astype(np.int8)),
+            scale,
+            graph.constant(f"{name}/columns", columns),
+            zero,
+            graph.constant(f"{name}/zero_points", np.zeros(weight.shape[1], np.int8)),
+        ]
+        product = graph.add("MatMulIntegerToFloat", operands, f"{prefix}/{index}", domain=CONTRIB)
+        graph.add("Mul", [product, magnitude], node.output[0])
+
+
+def _quantize_embedding(graph: Graph) -> None:
+    """The table of token vectors as int8, one scale a token; a tied table is found behind its Transpose."""
+    nodes = graph.model.graph.node
+    (gather,) = (node for node in nodes if node.op_type == "Gather" and INPUT_IDS in node.input)
+    tied = graph.producer.get(gather.input[0])
+    table = graph.constants[gather.input[0]] if tied is None else graph.constants[tied.input[0]].T
+    scales = _scales(table, 1, TOKEN_MAX)[:, None]
+    graph.drop(gather)
+    codes = graph.constant("int8/tokens", np.rint(table / scales).astype(np.int8))
+    row = graph.add("Gather", [codes, INPUT_IDS], "int8/token")
+    factor = graph.add("Gather", [graph.constant("int8/token_scales", scales), INPUT_IDS], "int8/token_scale")
+    cast = graph.add("Cast", [row], "int8/token_cast", to=TensorProto.FLOAT)
+    graph.add("Mul", [cast, factor], gather.output[0])
+
+
+def _scales(weight: NDArray[np.float32], axis: int, most: int) -> NDArray[np.float32]:
+    """Symmetric scales over an axis."""
+    largest = np.abs(weight).max(axis=axis) / most
+    return np.maximum(largest, np.finfo(np.float32).tiny).astype(np.float32)

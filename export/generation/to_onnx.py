@@ -1,0 +1,132 @@
+"""A decoder checkpoint to one ONNX graph that serves prefill, decode and the check of a guess alike.
+
+ONNX Runtime GenAI's model builder knows dozens of architectures and writes each as a graph around one
+fused attention (GroupQueryAttention: rotary embedding, KV cache, grouped heads). Two things are changed
+for serving, and nothing else:
+
+- `past_lengths` int32 [batch] and `total_length` int32 [] go straight to the attention. The builder
+  derives both from a mask [batch, tokens] that would have to be built anew for every token.
+- `logit_rows` int64 [n] picks the positions whose logits are wanted, out of [batch * tokens]: the
+  projection to the vocabulary, a fifth of a small model, is paid only for rows that are sampled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from export.exported import Exported
+from export.graph import Graph
+from shoal.errors import ExportError
+
+INPUT_IDS, PAST_LENGTHS, TOTAL_LENGTH, LOGIT_ROWS = "input_ids", "past_lengths", "total_length", "logit_rows"
+LOGITS = "logits"
+INT4_BLOCK = 32  # weights that share one scale
+# Protobuf ends at 2 GiB; what comes near it keeps its weights in a second file.
+MAX_SINGLE_FILE = 1 << 30
+
+
+def to_onnx(checkpoint: Path, path: Path, precision: str) -> Exported:
+    """Build the graph.
+
+    Args:
+        checkpoint: a Hugging Face folder with safetensors.
+        path: the ONNX file to write.
+        precision: `fp32` or `int4` (weight-only, blocks of 32, activations int8) for a CPU, `fp16` or
+            `int4-cuda` (weight-only, activations fp16) for a GPU.
+
+    Raises:
+        ExportError: the builder does not know the architecture, or failed.
+    """
+    made = path.parent / f"{path.stem}-builder"
+    kind, _, device = precision.partition("-")
+    device = device or ("cuda" if kind == "fp16" else "cpu")
+    options = ["hf_token=false"]
+    if kind == "int4":
+        options += [f"block_size={INT4_BLOCK}", f"accuracy_level={4 if device == 'cpu' else 0}"]
+    command = [
+        *(sys.executable, str(_builder()), "-i", str(checkpoint), "-o", str(made), "-p", kind),
+        *("-e", device, "-c", str(made / "cache"), "--extra_options", *options),
+    ]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # A process of its own: the builder imports its parts as top-level modules and prints as it goes.
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise ExportError(
+            f"the model builder cannot export {checkpoint}: {lines[-1] if lines else '(silent)'}"
+        )
+    model = onnx.load(made / "model.onnx")
+    settings = json.loads((made / "genai_config.json").read_text())
+    for_serving(model, settings["model"]["decoder"]["head_size"])
+    shutil.rmtree(made)
+    save(model, path)
+    return Exported.read(path)
+
+
+def _builder() -> Path:
+    spec = find_spec("onnxruntime_genai")
+    assert spec is not None and spec.origin is not None  # noqa: S101 - the extra brings it
+    return Path(spec.origin).parent / "models" / "builder.py"
+
+
+def for_serving(model: onnx.ModelProto, head_size: int) -> None:
+    """Change the builder's graph in place; see the module.
+
+    Args:
+        head_size: of keys and values, which the builder leaves free.
+
+    Raises:
+        ExportError: the graph has no attention over a KV cache, or more inputs than a decoder needs.
+    """
+    graph = Graph(model)
+    attentions = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
+    if not attentions:
+        raise ExportError("the model has no grouped-query attention, which generation is built on")
+    for node in attentions:
+        node.input[5], node.input[6] = PAST_LENGTHS, TOTAL_LENGTH
+    head = graph.producer[LOGITS]
+    while head.op_type not in ("MatMul", "MatMulNBits"):  # a cap on the logits, or a cast, may follow it
+        head = graph.producer[head.input[0]]
+    hidden = head.input[0]
+    last = next(node for node in model.graph.node if hidden in node.output)
+    width = len(graph.constants[last.input[-1]])  # of the final norm's weight
+    shape = graph.constant("shoal/flat", np.array([-1, width], np.int64))
+    flat = graph.add("Reshape", [hidden, shape], "shoal/positions")
+    head.input[0] = graph.add("Gather", [flat, LOGIT_ROWS], "shoal/sampled", axis=0)
+    vocabulary = model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
+    element = model.graph.output[0].type.tensor_type.elem_type
+    del model.graph.output[0]
+    model.graph.output.insert(0, helper.make_tensor_value_info(LOGITS, element, ["rows", vocabulary]))
+    mask = next(index for index, value in enumerate(model.graph.input) if value.name == "attention_mask")
+    del model.graph.input[mask]
+    integer32, integer64 = onnx.TensorProto.INT32, onnx.TensorProto.INT64
+    model.graph.input.insert(1, helper.make_tensor_value_info(PAST_LENGTHS, integer32, ["batch_size"]))
+    model.graph.input.insert(2, helper.make_tensor_value_info(TOTAL_LENGTH, integer32, []))
+    model.graph.input.insert(3, helper.make_tensor_value_info(LOGIT_ROWS, integer64, ["rows"]))
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name.startswith(("past_key_values.", "present.")):
+            value.type.tensor_type.shape.dim[3].dim_value = head_size
+    del model.graph.value_info[:]  # the shapes behind the gather have changed
+    graph.finish()
+    known = {INPUT_IDS, PAST_LENGTHS, TOTAL_LENGTH, LOGIT_ROWS}
+    strange = [v.name for v in model.graph.input if v.name not in known and "past_key_values" not in v.name]
+    if strange:
+        raise ExportError(f"the graph wants inputs that generation does not know: {', '.join(strange)}")
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """One file, or a second one for the weights where they are too many for it."""
+    external = model.ByteSize() > MAX_SINGLE_FILE
+    onnx.save_model(
+        model, path, save_as_external_data=external, location=f"{path.name}.data" if external else None
+    )

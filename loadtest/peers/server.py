@@ -1,0 +1,96 @@
+"""A peer that serves over HTTP: its server as a child process, and a streaming client."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from loadtest.peers.load import Answer, Send, give_up, say
+
+HOST = "127.0.0.1"
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _healthy(port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+@contextmanager
+def running(
+    command: Sequence[str | Path], port: int, log: Path, environment: dict[str, str], seconds: float = 1200
+) -> Iterator[None]:
+    """The server, from its first healthy answer on. It is stopped at the end, however that comes."""
+    say(f"starting the server (log: {log})")
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | environment)
+    try:
+        start = time.monotonic()
+        while not _healthy(port):
+            if process.poll() is not None:
+                give_up(f"the server ended with {process.returncode} (log: {log})")
+            if time.monotonic() - start > seconds:
+                give_up(f"the server is not ready after {seconds:.0f} s (log: {log})")
+            time.sleep(0.2)
+        say(f"ready after {time.monotonic() - start:.0f} s")
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def sender(
+    port: int,
+    path: str,
+    body: Callable[[list[int]], dict[str, Any]],
+    tokens: Callable[[dict[str, Any]], int | None],
+) -> Send:
+    """Streams one completion per thread. `tokens` finds the number of all tokens in the event that tells it."""
+
+    def complete(prompt: list[int]) -> Answer:
+        answer = Answer()
+        connection = http.client.HTTPConnection(HOST, port, timeout=600)
+        try:
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", path, json.dumps(body(prompt)), headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise OSError(f"{path} answered {response.status}: {response.read(500)!r}")
+            for line in response:
+                if line.startswith(b"data: {"):
+                    answer.times.append(time.perf_counter())
+                    answer.tokens = tokens(json.loads(line[6:])) or answer.tokens
+        finally:
+            connection.close()
+        return answer
+
+    def send(prompts: list[list[int]]) -> list[Answer]:
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            return list(pool.map(complete, prompts))
+
+    return send

@@ -1,0 +1,146 @@
+"""Runs the decoder graph over a KV cache that is allocated once. All machinery, no policy.
+
+A row of the cache is one sequence. `decode` adds one token to each of the first n rows, `prefill` adds
+many tokens to one row, or the first tokens to several rows at once. The graph writes keys and values in
+place: nothing of the cache is copied or allocated per step, and one IOBinding per shape is kept.
+
+Knows ONNX Runtime and numpy, not Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from shoal.machine import available_cpus
+
+INPUT_IDS, PAST_LENGTHS, TOTAL_LENGTH, LOGIT_ROWS, LOGITS = (
+    "input_ids",
+    "past_lengths",
+    "total_length",
+    "logit_rows",
+    "logits",
+)
+_ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+class Runner:
+    """One ONNX Runtime session and its KV cache.
+
+    Args:
+        path: a graph from `export.generation.to_onnx`.
+        rows: sequences the cache holds.
+        max_length: tokens a row holds.
+        threads: of one step; None: the CPUs this process may use.
+
+    Attributes:
+        vocabulary: width of the logits.
+        cache: keys and values, [layers * 2, rows, heads, max_length, head size]. The operating system
+            hands out its memory as it is first written, so long rows that stay short cost nothing.
+    """
+
+    def __init__(self, path: Path, *, rows: int, max_length: int, threads: int | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or available_cpus()
+        options.log_severity_level = 3
+        # Workers that spin after a step take the CPU from Triton and from sampling.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        inputs = {value.name: value for value in self._session.get_inputs()}
+        self._keys_and_values = [name for name in inputs if name.startswith("past_key_values.")]
+        first = inputs[self._keys_and_values[0]]
+        heads, width = first.shape[1], first.shape[3]
+        self.rows, self.max_length = rows, max_length
+        self.vocabulary = int(next(v.shape[1] for v in self._session.get_outputs() if v.name == LOGITS))
+        shape = (len(self._keys_and_values), rows, heads, max_length, width)
+        self.cache = np.zeros(shape, _ELEMENTS[first.type])
+        self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What one token of one row takes in the cache."""
+        layers, _, heads, _, width = self.cache.shape
+        return layers * heads * width * self.cache.itemsize
+
+    def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
+        """Add one token to each of the first rows.
+
+        Args:
+            tokens: one per row, rows 0, 1, ...
+            lengths: tokens each row holds already.
+
+        Returns:
+            Logits float32 [rows, vocabulary]; valid until the next call.
+        """
+        ids = np.asarray(tokens, np.int64).reshape(-1, 1)
+        return self._run(0, ids, np.asarray(lengths, np.int32), np.arange(len(ids), dtype=np.int64))
+
+    def prefill(
+        self, row: int, tokens: Sequence[int], start: int, wanted: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Add several tokens to one row that holds `start` already.
+
+        Args:
+            wanted: positions among `tokens` whose logits are returned, at least one.
+
+        Returns:
+            Logits float32 [wanted, vocabulary].
+        """
+        ids = np.asarray(tokens, np.int64).reshape(1, -1)
+        past = np.array([start + ids.size - 1], np.int32)
+        return self._run(row, ids, past, np.asarray(wanted, np.int64))
+
+    def prefill_together(self, row: int, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Write the first tokens of several sequences into rows `row`, `row + 1`, ...
+
+        Returns:
+            Logits float32 [prompts, vocabulary] of each one's last token.
+        """
+        lengths = np.array([len(prompt) for prompt in prompts])
+        ids = np.zeros((len(prompts), int(lengths.max())), np.int64)
+        for index, prompt in enumerate(prompts):
+            ids[index, : len(prompt)] = prompt  # what is padded is overwritten by the tokens to come
+        last = np.arange(len(prompts)) * ids.shape[1] + lengths - 1
+        return self._run(row, ids, (lengths - 1).astype(np.int32), last.astype(np.int64))
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` tokens of a row into another."""
+        self.cache[:, target, :, :length] = self.cache[:, source, :, :length]
+
+    def save(self, row: int, start: int, stop: int) -> NDArray:
+        """Keys and values of tokens [start, stop) of a row, as a copy."""
+        return self.cache[:, row, :, start:stop].copy()
+
+    def restore(self, row: int, start: int, saved: NDArray) -> None:
+        """Write what `save` gave into a row, from token `start` on."""
+        self.cache[:, row, :, start : start + saved.shape[2]] = saved
+
+    def _run(
+        self, row: int, ids: NDArray[np.int64], past: NDArray[np.int32], wanted: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        total = np.array(int(past.max()) + 1, np.int32)
+        binding = self._binding(row, len(ids))
+        binding.bind_cpu_input(INPUT_IDS, ids)
+        binding.bind_cpu_input(PAST_LENGTHS, past)
+        binding.bind_cpu_input(TOTAL_LENGTH, total)
+        binding.bind_cpu_input(LOGIT_ROWS, wanted)
+        logits = np.empty((len(wanted), self.vocabulary), np.float32)
+        binding.bind_output(LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self._session.run_with_iobinding(binding)
+        return logits
+
+    def _binding(self, row: int, count: int) -> onnxruntime.IOBinding:
+        """Rows [row, row + count) of the cache as inputs and outputs, bound once."""
+        if (row, count) not in self._bindings:
+            binding = self._session.io_binding()
+            for name, buffer in zip(self._keys_and_values, self.cache, strict=True):
+                view = buffer[row : row + count]
+                place = ("cpu", 0, view.dtype.type, view.shape, view.ctypes.data)
+                binding.bind_input(name, *place)
+                binding.bind_output(name.replace("past_key_values", "present"), *place)
+            self._bindings[row, count] = binding
+        return self._bindings[row, count]

@@ -1,0 +1,133 @@
+"""From logits to tokens. numpy over the vocabulary; the only Python loop is over requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.generation.params import SamplingParams
+
+Logits = NDArray[np.float32]
+# A nucleus is sought among so many of the likeliest tokens before the whole vocabulary is sorted.
+NUCLEUS = 512
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One token's log probability (natural), before penalties, temperature and filters, and its rank."""
+
+    token: int
+    logprob: float
+    rank: int
+
+
+class Chooser:
+    """Chooses the tokens of one request.
+
+    Args:
+        params: of the request.
+        prompt: its token ids.
+        ends: tokens that may not come before `min_tokens`.
+        matcher: what keeps to a structure (see `serving.generation.structure`), or None.
+    """
+
+    def __init__(
+        self, params: SamplingParams, prompt: Sequence[int], ends: Sequence[int], matcher: Any = None
+    ) -> None:
+        self._params = params
+        self._prompt = np.unique(np.asarray(prompt, np.int64))
+        self._ends = np.asarray(sorted(ends), np.int64)
+        self._matcher = matcher
+        self._plain = params.greedy and not params.penalizes and matcher is None
+        self._chance = None if params.greedy else np.random.default_rng(_entropy(params.seed))
+
+    def choose(self, logits: Logits, output: Sequence[int], likeliest: int) -> int:
+        """The next token.
+
+        Args:
+            logits: float32 [vocabulary]; not changed.
+            output: tokens of the answer so far.
+            likeliest: the token of the largest logit, which is found for all rows at once.
+        """
+        barred = len(output) < self._params.min_tokens and len(self._ends) > 0
+        if self._plain and not barred:
+            return likeliest
+        if barred:
+            logits = logits.copy()
+            logits[self._ends] = -np.inf
+        if self._params.penalizes:
+            logits = self._penalized(logits, output)
+        if self._matcher is not None:
+            logits = np.where(self._matcher.allowed(), logits, -np.inf)
+        if self._chance is None:
+            return int(logits.argmax())
+        return _sample(logits, self._params, float(self._chance.random()))
+
+    def _penalized(self, logits: Logits, output: Sequence[int]) -> Logits:
+        logits = logits.copy()
+        tokens, counts = np.unique(np.asarray(output, np.int64), return_counts=True)
+        if self._params.repetition_penalty != 1:
+            seen = np.union1d(self._prompt, tokens)
+            factor = self._params.repetition_penalty
+            logits[seen] = np.where(logits[seen] > 0, logits[seen] / factor, logits[seen] * factor)
+        logits[tokens] -= self._params.presence_penalty + self._params.frequency_penalty * counts
+        return logits
+
+
+def top_logprobs(logits: Logits, chosen: int, count: int) -> list[TokenLogprob]:
+    """The chosen token first, then the `count` likeliest, likeliest first."""
+    shifted = logits - logits.max()
+    normalized = shifted - np.log(np.exp(shifted).sum())
+    best = np.argpartition(normalized, -count)[-count:] if count else np.empty(0, np.int64)
+    best = best[np.argsort(-normalized[best], kind="stable")]
+    found = {int(token): rank for rank, token in enumerate(best, start=1)}
+    rank = found.get(chosen) or int((normalized > normalized[chosen]).sum()) + 1
+    entries = [TokenLogprob(chosen, float(normalized[chosen]), rank)]
+    entries += [TokenLogprob(t, float(normalized[t]), r) for t, r in found.items() if t != chosen]
+    return entries
+
+
+def _sample(logits: Logits, params: SamplingParams, chance: float) -> int:
+    """Invert the distribution's cumulative sum at `chance`, in the order of likelihood."""
+    vocabulary = len(logits)
+    keep = params.top_k if 0 < params.top_k < vocabulary else vocabulary
+    filters = keep < vocabulary or params.top_p < 1 or params.min_p > 0
+    scaled = (logits - logits.max()).astype(np.float64) / params.temperature
+    weights = np.exp(scaled)
+    if not filters:
+        cumulated = weights.cumsum()
+        return min(int(np.searchsorted(cumulated, chance * cumulated[-1], side="right")), vocabulary - 1)
+    total = weights.sum()
+    candidates = min(keep, NUCLEUS)
+    while True:
+        order = np.argpartition(weights, -candidates)[-candidates:]
+        order = order[np.lexsort((order, -weights[order]))]
+        likely = weights[order]
+        if keep < vocabulary:  # what top-k leaves out does not count for the nucleus
+            if candidates < keep:
+                candidates = keep
+                continue
+            total = likely.sum()
+        cumulated = likely.cumsum()
+        if params.top_p < 1 and cumulated[-1] < params.top_p * total and candidates < keep:
+            candidates = min(keep, candidates * 8)
+            continue
+        if params.top_p == 1 and candidates < keep and likely[-1] >= params.min_p * likely[0]:
+            candidates = keep
+            continue
+        break
+    count = len(order)
+    if params.top_p < 1:
+        count = min(count, int(np.searchsorted(cumulated, params.top_p * total, side="left")) + 1)
+    if params.min_p > 0:
+        count = min(count, int((likely >= params.min_p * likely[0]).sum()))
+    place = np.searchsorted(cumulated[:count], chance * cumulated[count - 1], side="right")
+    return int(order[min(int(place), count - 1)])
+
+
+def _entropy(seed: int | None) -> int | None:
+    return None if seed is None else seed % 2**64

@@ -1,0 +1,162 @@
+"""Who runs when. Policy only: it knows sequences and row numbers, no model and no server.
+
+First come, first served, in two stages. A prompt is written into a *staging* row, a limited number of
+tokens a step, so that streams that run are never held up for long; several short prompts at once, since
+a matrix product of thirty rows costs little less than one of a hundred. Then it moves to the end of the
+*running* rows 0, 1, ..., n - 1, all of which get one token a step. When one of them leaves, the last
+takes its row: the rows in use are always the first n, as the attention over them needs it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from serving.generation.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of everything, in vLLM's names.
+
+    Attributes:
+        max_num_seqs: sequences that run at once.
+        max_model_len: tokens of a prompt and its answer together.
+        max_queue_size: requests that may wait.
+        max_num_batched_tokens: tokens of prompts written in one step while streams run; four times as
+            many while none does.
+        staging_rows: prompts written at once.
+    """
+
+    max_num_seqs: int = 32
+    max_model_len: int = 2048
+    max_queue_size: int = 256
+    max_num_batched_tokens: int = 128
+    staging_rows: int = 8
+
+    @property
+    def rows(self) -> int:
+        """Rows that the cache needs."""
+        return self.max_num_seqs + self.staging_rows
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Prompt tokens to write now: the first ones of several sequences, or the next ones of a single one.
+
+    Attributes:
+        sequences: in rows staging, staging + 1, ...
+        start, stop: tokens to write; several are written whole, the shorter ones filled up.
+    """
+
+    sequences: tuple[Sequence, ...]
+    start: int
+    stop: int
+
+    @property
+    def row(self) -> int:
+        """Of the first sequence."""
+        row = self.sequences[0].row
+        assert row is not None  # noqa: S101 - staged
+        return row
+
+    @property
+    def together(self) -> bool:
+        """Whether they are written as one batch, which only works from the first token on."""
+        return len(self.sequences) > 1
+
+    @property
+    def cost(self) -> int:
+        """Tokens, those that only fill up included."""
+        return len(self.sequences) * (self.stop - self.start)
+
+
+class Scheduler:
+    """Queue, staging and running rows.
+
+    Args:
+        limits: see there.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.waiting: deque[Sequence] = deque()
+        self.staged: list[Sequence] = []
+        self.running: list[Sequence] = []
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.waiting or self.staged or self.running)
+
+    def everyone(self) -> list[Sequence]:
+        """All sequences, those in rows first."""
+        return [*self.running, *self.staged, *self.waiting]
+
+    @property
+    def budget(self) -> int:
+        """Prompt tokens that this step may write."""
+        return self.limits.max_num_batched_tokens * (1 if self.running else 4)
+
+    def next_prefill(self, budget: int, count_cached: Callable[[Sequence], int]) -> Prefill | None:
+        """What to write next, at most `budget` tokens of it; None: nothing, or no row is free.
+
+        Args:
+            count_cached: tokens at the beginning of a sequence that the prefix cache holds.
+        """
+        if budget <= 0:
+            return None
+        if not self.staged:
+            self._stage(budget, count_cached)
+        if not self.staged:
+            return None
+        if len(self.staged) > 1:
+            return Prefill(tuple(self.staged), 0, max(len(s.request.prompt) for s in self.staged))
+        only = self.staged[0]
+        start = only.computed or only.cached
+        return Prefill((only,), start, min(len(only.request.prompt), start + budget))
+
+    def _stage(self, budget: int, count_cached: Callable[[Sequence], int]) -> None:
+        """Several that fit the budget together, or one that is longer or begins with a known prefix."""
+        free = min(self.limits.max_num_seqs - len(self.running), self.limits.staging_rows)
+        longest = 0
+        while self.waiting and len(self.staged) < free:
+            head = self.waiting[0]
+            longest = max(longest, len(head.request.prompt))
+            cached = count_cached(head)
+            alone = bool(cached) or longest > budget
+            if self.staged and (alone or (len(self.staged) + 1) * longest > budget):
+                break
+            if len(head.request.prompt) - cached > budget and budget < self.budget:
+                break  # a larger part of it fits the next step
+            self.waiting.popleft()
+            head.row, head.cached = self.limits.max_num_seqs + len(self.staged), cached
+            self.staged.append(head)
+            if alone:
+                break
+
+    def promote(self, sequence: Sequence) -> int:
+        """A staged sequence is written: it runs from now on. Returns its new row."""
+        self.staged.remove(sequence)
+        sequence.row = len(self.running)
+        self.running.append(sequence)
+        return sequence.row
+
+    def remove(self, sequence: Sequence) -> tuple[int, int] | None:
+        """Take a sequence out, wherever it is. Returns (source, target) if a row is to be moved."""
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+            return None
+        if sequence in self.staged:
+            self.staged.remove(sequence)
+            sequence.row = None
+            return None
+        hole = self.running.index(sequence)
+        last = self.running.pop()
+        sequence.row = None
+        if last is sequence:
+            return None
+        self.running[hole] = last
+        source, last.row = len(self.running), hole
+        return source, hole

@@ -1,0 +1,164 @@
+"""One request on its way: what was asked, what has come, and how far its keys and values are."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from serving.generation.params import SamplingParams
+from serving.generation.sampling import Chooser, TokenLogprob
+from serving.generation.speculation import Guesser
+from serving.generation.text import Decode, Detokenizer, StopFinder
+
+
+class Failure(Enum):
+    """Why a request got no answer, or only a part of one."""
+
+    DEADLINE = "deadline exceeded"
+    CANCELLED = "cancelled"
+    STOPPING = "stopping"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of an answer.
+
+    Attributes:
+        text: what is new.
+        tokens: how many tokens are new; a stop token counts, though it has no text.
+        logprobs: of those tokens, each as the chosen one and the likeliest; [] if not asked for.
+        finish_reason: `stop` or `length` in the last part, None before.
+        cached: tokens of the prompt that were found in the prefix cache.
+    """
+
+    text: str
+    tokens: int
+    logprobs: Tokens[Tokens[TokenLogprob]] = ()
+    finish_reason: str | None = None
+    cached: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller wants.
+
+    Attributes:
+        prompt: token ids, at least one.
+        params: how to choose and when to stop.
+        stream: whether parts are wanted as they come, or all in one.
+        deliver: called with each part; exactly one call is the last: a Chunk with a finish reason, or a
+            Failure and its message.
+        gone: whether the caller has left.
+        deadline: on the engine's clock, in seconds; None: none.
+        matcher: what keeps the answer to a structure, or None.
+    """
+
+    prompt: Tokens[int]
+    params: SamplingParams
+    stream: bool
+    deliver: Callable[[Chunk | tuple[Failure, str]], None]
+    gone: Callable[[], bool] = lambda: False
+    deadline: float | None = None
+    matcher: Any = None
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request's state.
+
+    Args:
+        request: see there.
+        ends: the model's own end-of-text tokens.
+        decode: token ids to text.
+        arrived: on the engine's clock.
+
+    Attributes:
+        output: tokens of the answer.
+        cached: tokens of the prompt that were found in the prefix cache.
+        computed: tokens whose keys and values are in its row.
+        row: of the cache; None while it waits.
+        number: of the sequence, in the order of arrival.
+        finish_reason: once it is finished.
+    """
+
+    request: Request
+    ends: Tokens[int]
+    decode: Decode
+    arrived: float
+    output: list[int] = field(default_factory=list)
+    cached: int = 0
+    computed: int = 0
+    row: int | None = None
+    finish_reason: str | None = None
+    first_token: float | None = None
+    number: int = field(default_factory=itertools.count().__next__)
+
+    def __post_init__(self) -> None:
+        params = self.request.params
+        self.stop_tokens = set(params.stop_token_ids) | (set() if params.ignore_eos else set(self.ends))
+        self.chooser = Chooser(params, self.request.prompt, sorted(self.stop_tokens), self.request.matcher)
+        self.guesser = Guesser(self.request.prompt)
+        self._text = Detokenizer(self.decode, self.request.prompt)
+        self._stops = StopFinder(params.stop)
+        self._new_text: list[str] = []
+        self._new_tokens = 0
+        self._new_logprobs: list[Tokens[TokenLogprob]] = []
+
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and answer."""
+        return [*self.request.prompt, *self.output]
+
+    @property
+    def length(self) -> int:
+        """How many tokens those are."""
+        return len(self.request.prompt) + len(self.output)
+
+    @property
+    def unsent(self) -> int:
+        """Tokens that have not been delivered."""
+        return self._new_tokens
+
+    def append(self, token: int, most: int, logprobs: Tokens[TokenLogprob] | None = None) -> None:
+        """Add a token to the answer, and find out whether it was the last.
+
+        Args:
+            most: tokens that prompt and answer may have together.
+        """
+        params = self.request.params
+        self.output.append(token)
+        self.guesser.extend([token])
+        self._new_tokens += 1
+        if logprobs is not None:
+            self._new_logprobs.append(logprobs)
+        if self.request.matcher is not None:
+            self.request.matcher.consume(token)
+        if token in self.stop_tokens and len(self.output) > params.min_tokens:
+            self._finish("stop")
+            return
+        text, stopped = self._stops.add(self._text.add(token))
+        self._new_text.append(text)
+        if stopped and len(self.output) >= params.min_tokens:
+            self.finish_reason = "stop"
+        elif self.request.matcher is not None and self.request.matcher.finished:
+            self._finish("stop")
+        elif len(self.output) >= params.max_tokens or self.length >= most:
+            self._finish("length")
+
+    def _finish(self, reason: str) -> None:
+        text, stopped = self._stops.add(self._text.rest())
+        self._new_text += [text, "" if stopped else self._stops.rest()]
+        self.finish_reason = "stop" if stopped else reason
+
+    def take_chunk(self) -> Chunk:
+        """What has not been delivered."""
+        chunk = Chunk(
+            "".join(self._new_text), self._new_tokens, self._new_logprobs, self.finish_reason, self.cached
+        )
+        self._new_text, self._new_tokens, self._new_logprobs = [], 0, []
+        return chunk

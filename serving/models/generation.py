@@ -1,0 +1,303 @@
+"""Text in, text out in as many responses as it takes: Triton's side of `serving.generation`.
+
+Inputs and outputs are those of Triton's vLLM backend, so that a client of one is a client of the other;
+what is ours is `num_cached_tokens`. A decoupled model: every accepted request gets exactly one final
+response, be it the end of the answer or an error.
+
+Parameters in config.pbtxt, in vLLM's names: `max_num_seqs`, `max_model_len`, `max_queue_size`,
+`prefix_cache_tokens`, `end_token_ids`, `begin_token`, and `chat_template` for clients to read; optional:
+`max_num_batched_tokens`, `speculate` (0 or 1), `intra_op_thread_count`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from serving.backends.onnxruntime.sessions import check_runtime
+from serving.generation.engine import Engine, QueueFull
+from serving.generation.params import BadRequest, SamplingParams
+from serving.generation.runner import Runner
+from serving.generation.sampling import TokenLogprob
+from serving.generation.scheduler import Limits
+from serving.generation.sequence import Chunk, Failure, Request
+from serving.generation.structure import Structures
+from serving.models.metrics import Metrics
+
+try:  # exists only inside a Triton Python stub
+    import triton_python_backend_utils as pb_utils
+except ModuleNotFoundError:
+    pb_utils = None
+
+TEXT_INPUT, TEXT_OUTPUT = "text_input", "text_output"
+# No token is longer than this, so that a longer text need not be tokenized to be refused.
+BYTES_PER_TOKEN = 128
+STOP_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The model's parameters."""
+
+    limits: Limits
+    prefix_cache_tokens: int
+    ends: tuple[int, ...]
+    begin: str
+    speculate: bool
+    threads: int | None
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Settings:
+        """From a Triton model config as a dict.
+
+        Raises:
+            ValueError: a parameter is missing, unknown or not a number.
+        """
+        given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        given.pop("chat_template", None)
+        begin = given.pop("begin_token", "")
+        ends = tuple(int(token) for token in given.pop("end_token_ids", "").split(",") if token)
+        needed = ("max_num_seqs", "max_model_len", "max_queue_size")
+        optional = ("prefix_cache_tokens", "max_num_batched_tokens", "speculate", "intra_op_thread_count")
+        wrong = sorted((set(given) - {*needed, *optional}) | (set(needed) - set(given)))
+        if wrong:
+            raise ValueError(f"parameters missing or unknown: {', '.join(wrong)}")
+        numbers = {key: int(value) for key, value in given.items()}
+        limits = {key: numbers[key] for key in (*needed, "max_num_batched_tokens") if key in numbers}
+        return cls(
+            Limits(**limits),
+            numbers.get("prefix_cache_tokens", 0),
+            ends,
+            begin,
+            bool(numbers.get("speculate", 1)),
+            numbers.get("intra_op_thread_count"),
+        )
+
+
+class TritonPythonModel:
+    """Triton's interface."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the graph and the tokenizer of the version, and start the engine's thread."""
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        settings = Settings.from_config(json.loads(args["model_config"]))
+        folder = Path(args["model_repository"]) / args["model_version"]
+        check_runtime(folder)
+        limits = settings.limits
+        runner = Runner(
+            folder / "model.onnx", rows=limits.rows, max_length=limits.max_model_len, threads=settings.threads
+        )
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._structures = Structures(folder / "tokenizer.json", runner.vocabulary, settings.ends)
+        self._settings = settings
+        self._engine = Engine(
+            runner,
+            limits,
+            ends=settings.ends,
+            decode=self._tokenizer.decode,
+            prefix_cache_tokens=settings.prefix_cache_tokens,
+            speculate=settings.speculate,
+        )
+        self._metrics = Metrics(self._engine, {"model": args["model_name"], "version": args["model_version"]})
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
+        self._thread.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        """Queue each request; answers come from the engine's thread."""
+        for request in requests:
+            answer = _Answer(request)
+            try:
+                self._engine.submit(self._read(request, answer))
+            except QueueFull as error:
+                answer.fail(pb_utils.TritonError.UNAVAILABLE, str(error))
+            except (BadRequest, ValueError) as error:
+                answer.fail(pb_utils.TritonError.INVALID_ARG, str(error))
+            except Exception as error:  # noqa: BLE001 - the requests beside this one must not fail with it
+                answer.fail(pb_utils.TritonError.INTERNAL, f"{type(error).__name__}: {error}")
+
+    def finalize(self) -> None:
+        """Stop after the step that runs; requests that are not done are told so."""
+        self._stopping.set()
+        self._thread.join(STOP_SECONDS)
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            self._engine.wait_for_work(0.1)
+            try:
+                if self._engine.running or self._engine.waiting:
+                    self._engine.step()
+                self._metrics.publish()
+            except Exception as error:  # noqa: BLE001 - without this thread every request would hang
+                pb_utils.Logger.log_error(f"generation: {traceback.format_exc()}")
+                self._engine.fail_all(Failure.INTERNAL, f"{type(error).__name__}: {error}")
+                time.sleep(1.0)
+        self._engine.fail_all(Failure.STOPPING, "the server is stopping")
+
+    def _read(self, request: Any, answer: _Answer) -> Request:
+        text = _text(request, TEXT_INPUT)
+        if not text:
+            raise BadRequest(f"{TEXT_INPUT} is empty")
+        most = self._settings.limits.max_model_len
+        if len(text) > most * BYTES_PER_TOKEN:
+            raise BadRequest(f"{TEXT_INPUT} has {len(text)} bytes, the context holds {most} tokens")
+        params = SamplingParams.from_json(_text(request, "sampling_parameters"))
+        # A chat template begins with the token that the tokenizer would put before it once more.
+        begins = bool(self._settings.begin) and text.startswith(self._settings.begin)
+        prompt = self._tokenizer.encode(text, add_special_tokens=not begins).ids
+        matcher = None
+        if params.structured_outputs is not None:
+            matcher = self._structures.matcher(*params.structured_outputs)
+        answer.prepare(text, prompt, params, self._tokenizer)
+        timeout = request.timeout() / 1e6
+        return Request(
+            prompt=prompt,
+            params=params,
+            stream=answer.stream,
+            deliver=answer.deliver,
+            gone=answer.gone,
+            deadline=time.monotonic() + timeout if timeout else None,
+            matcher=matcher,
+        )
+
+
+class _Answer:
+    """The responses to one request.
+
+    Raises:
+        Nothing: a response that cannot be sent has nobody to receive it.
+    """
+
+    def __init__(self, request: Any) -> None:
+        self._sender = request.get_response_sender()
+        self._wanted = {name for name in _FLAGS if _flag(request, f"return_{name}")}
+        self.stream = _flag(request, "stream")
+        self._prepends = not self.stream and not _flag(request, "exclude_input_in_output")
+        self._bad_flags = self.stream and _flag(request, "exclude_input_in_output", default=True) is False
+        self._text = ""
+        self._prompt_tokens = 0
+        self._cumulated = 0.0
+        self._tokenizer: Tokenizer | None = None
+        self.gone = self._sender.is_cancelled
+
+    def prepare(self, text: str, prompt: Sequence[int], params: SamplingParams, tokenizer: Tokenizer) -> None:
+        """What the responses refer to.
+
+        Raises:
+            BadRequest: the flags contradict each other or the parameters.
+        """
+        if self._bad_flags:
+            raise BadRequest("exclude_input_in_output cannot be false in a stream")
+        asked = {"logprobs", "cumulative_logprob"} & self._wanted
+        if asked and params.logprobs is None:
+            raise BadRequest(f"return_{min(asked)} needs logprobs in sampling_parameters")
+        self._text, self._prompt_tokens, self._tokenizer = text, len(prompt), tokenizer
+
+    def deliver(self, part: Chunk | tuple[Failure, str]) -> None:
+        """Send a part; see `serving.generation.sequence.Request.deliver`."""
+        if isinstance(part, Chunk):
+            final = part.finish_reason is not None
+            self._send(pb_utils.InferenceResponse(self._tensors(part)), final)
+            return
+        failure, message = part
+        codes = {
+            Failure.DEADLINE: pb_utils.TritonError.UNAVAILABLE,
+            Failure.CANCELLED: pb_utils.TritonError.CANCELLED,
+            Failure.STOPPING: pb_utils.TritonError.UNAVAILABLE,
+            Failure.INTERNAL: pb_utils.TritonError.INTERNAL,
+        }
+        self.fail(codes[failure], f"{failure.value}: {message}")
+
+    def fail(self, code: Any, message: str) -> None:
+        """End with an error."""
+        self._send(pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code)), final=True)
+
+    def _send(self, response: Any, final: bool) -> None:
+        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
+        try:
+            self._sender.send(response, flags=flags)
+        except Exception as error:  # noqa: BLE001 - the stream is gone; the engine must go on
+            pb_utils.Logger.log_warn(f"a response could not be sent: {error}")
+
+    def _tensors(self, chunk: Chunk) -> list[Any]:
+        text = self._text + chunk.text if self._prepends else chunk.text
+        chosen = [position[0].logprob for position in chunk.logprobs]
+        self._cumulated += sum(chosen)
+        values: dict[str, Any] = {
+            "finish_reason": _strings([chunk.finish_reason or ""]),
+            "cumulative_logprob": np.array([self._cumulated], np.float32),
+            "logprobs": _strings([json.dumps([self._logprobs(position) for position in chunk.logprobs])]),
+            "num_input_tokens": np.array([self._prompt_tokens], np.uint32),
+            "num_output_tokens": np.array([chunk.tokens], np.uint32),
+            "num_cached_tokens": np.array([chunk.cached], np.uint32),
+        }
+        tensors = [pb_utils.Tensor(TEXT_OUTPUT, _strings([text]))]
+        return tensors + [pb_utils.Tensor(name, values[name]) for name in _FLAGS if name in self._wanted]
+
+    def _logprobs(self, position: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """One position as the vLLM backend writes it: token id -> logprob, rank and text."""
+        assert self._tokenizer is not None  # noqa: S101 - prepared
+        decode = self._tokenizer.decode
+        return {
+            str(entry.token): {
+                "logprob": entry.logprob,
+                "rank": entry.rank,
+                "decoded_token": decode([entry.token], skip_special_tokens=False),
+            }
+            for entry in position
+        }
+
+
+# Outputs that are sent only when asked for, with `return_` before their names.
+_FLAGS = (
+    "finish_reason",
+    "cumulative_logprob",
+    "logprobs",
+    "num_input_tokens",
+    "num_output_tokens",
+    "num_cached_tokens",
+)
+
+
+def _strings(values: Sequence[str]) -> Any:
+    return np.array([value.encode() for value in values], dtype=object)
+
+
+def _first(request: Any, name: str) -> Any:
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    values = tensor.as_numpy().reshape(-1)
+    return values[0] if len(values) else None
+
+
+def _flag(request: Any, name: str, *, default: bool = False) -> bool:
+    value = _first(request, name)
+    return default if value is None else bool(value)
+
+
+def _text(request: Any, name: str) -> str:
+    """A text, "" where it is absent.
+
+    Raises:
+        BadRequest: it is not UTF-8.
+    """
+    value = _first(request, name)
+    if value is None:
+        return ""
+    try:
+        return bytes(value).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"{name} is not UTF-8: byte {error.start} is 0x{value[error.start]:02x}") from None

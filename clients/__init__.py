@@ -4,22 +4,27 @@
 
     with GrpcClient("127.0.0.1:8001", timeout=2.0) as client:
         vectors = client.embed(["a text", "another"])  # float32 [2, 384]
+        for part in client.generate("Fish swim in", max_tokens=20, temperature=0):
+            print(part.text, end="")
 
 `AsyncGrpcClient` is its asyncio twin, `HttpClient` speaks HTTP; all raise the errors of `clients.errors`.
 """
 
 from clients.errors import BadInput, ClientError, Overloaded, ServerFault, Timeout, Unavailable, UnknownModel
+from clients.generation import Answer, Part
 from clients.grpc_client import AsyncGrpcClient, GrpcClient
 from clients.http_client import HttpClient
 from clients.vocabulary import Tls
 
 __all__ = [
+    "Answer",
     "AsyncGrpcClient",
     "BadInput",
     "ClientError",
     "GrpcClient",
     "HttpClient",
     "Overloaded",
+    "Part",
     "ServerFault",
     "Timeout",
     "Tls",

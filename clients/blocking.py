@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.chat import ChatTemplate, Message
+from clients.generation import Answer, Part, joined
 from clients.vocabulary import BATCH_SIZE, Arrays, batches, embedding_of, text_array
 
 Client = TypeVar("Client", bound="BlockingClient")
 
 
 class BlockingClient(ABC):
-    """`embed` on top of `infer`, and a `with` block that closes the connection."""
+    """`embed` and `chat` on top of `infer` and `generate`, and a `with` block that closes the connection."""
+
+    def __init__(self) -> None:
+        self._templates: dict[str, ChatTemplate] = {}
 
     @abstractmethod
     def infer(
@@ -33,6 +38,52 @@ class BlockingClient(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close the connection."""
+
+    @abstractmethod
+    def config(self, model: str) -> dict[str, Any]:
+        """A model's config, as Triton keeps it.
+
+        Raises:
+            ClientError: see `clients.errors`.
+        """
+
+    @abstractmethod
+    def generate(
+        self,
+        prompt: str,
+        *,
+        model: str = "smollm2",
+        timeout: float | None = None,
+        request_id: str = "",
+        ours: bool = True,
+        **sampling: Any,
+    ) -> Iterator[Part]:
+        """Text as it is generated. An iterator that is dropped cancels the request on the server.
+
+        Args:
+            timeout: deadline of the whole answer in seconds, instead of the client's.
+            request_id: returned and logged by the server.
+            ours: False for Triton's vLLM backend, which does not count cached tokens.
+            sampling: vLLM's sampling parameters, e.g. `max_tokens=64, temperature=0, stop=["\\n"]`; see
+                `serving.generation.params.SamplingParams`.
+
+        Raises:
+            ClientError: see `clients.errors`.
+        """
+
+    def complete(self, prompt: str, **options: Any) -> Answer:
+        """The whole answer to a prompt; options are those of `generate`."""
+        return joined(self.generate(prompt, **options))
+
+    def chat(self, messages: Sequence[Message], *, model: str = "smollm2", **options: Any) -> Iterator[Part]:
+        """The assistant's next message, with the model's own chat template; options as in `generate`.
+
+        Args:
+            messages: each with `role` (system, user or assistant) and `content`.
+        """
+        if model not in self._templates:
+            self._templates[model] = ChatTemplate.of(self.config(model))
+        return self.generate(self._templates[model].render(messages), model=model, **options)
 
     def embed(
         self,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from clients.blocking import BlockingClient
 from clients.errors import ClientError, translated
+from clients.generation import Answer, Part, joined, microseconds, part_of, request_arrays
 from clients.vocabulary import (
     BATCH_SIZE,
     Arrays,
@@ -27,6 +30,8 @@ from clients.vocabulary import (
 )
 
 DEFAULT_URL = "127.0.0.1:8001"
+# Errors in a stream with the status of the error, and not as a text alone.
+STREAM_HEADERS = {"triton_grpc_error": "true"}
 CONCURRENT_BATCHES = 8
 
 
@@ -40,10 +45,12 @@ class GrpcClient(BlockingClient):
     """
 
     def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0, tls: Tls | None = None) -> None:
+        super().__init__()
         self.url = url = host_and_port(url)
         self.timeout = timeout
+        self._options = tls.grpc_options() if tls else {}
         with translated(url):
-            self._client = triton.InferenceServerClient(url, **(tls.grpc_options() if tls else {}))
+            self._client = triton.InferenceServerClient(url, **self._options)
 
     def infer(
         self,
@@ -74,6 +81,56 @@ class GrpcClient(BlockingClient):
                 client_timeout=self.timeout if timeout is None else timeout,
             )
         return to_arrays(result, [output.name for output in result.get_response().outputs])
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        model: str = "smollm2",
+        timeout: float | None = None,
+        request_id: str = "",
+        ours: bool = True,
+        **sampling: Any,
+    ) -> Iterator[Part]:
+        """See `BlockingClient.generate`; many may run at once."""
+        timeout = self.timeout if timeout is None else timeout
+        inputs = to_inputs(triton.InferInput, request_arrays(prompt, sampling, ours=ours))
+        arrived: SimpleQueue[Any] = SimpleQueue()
+        deadline = time.monotonic() + timeout
+        with translated(self.url):
+            # A client has one stream at most; those of one address share their connections.
+            stream = triton.InferenceServerClient(self.url, **self._options)
+            try:
+                stream.start_stream(
+                    lambda result, error: arrived.put((result, error)), headers=STREAM_HEADERS
+                )
+                stream.async_stream_infer(
+                    model,
+                    inputs,
+                    request_id=request_id,
+                    enable_empty_final_response=True,
+                    timeout=microseconds(timeout),
+                )
+                final = False
+                while not final:
+                    try:
+                        result, error = arrived.get(timeout=max(0.0, deadline - time.monotonic()))
+                    except Empty:
+                        raise TimeoutError from None
+                    if error is not None:
+                        raise error
+                    part, final = _read(result)
+                    if part is not None:
+                        yield part
+            finally:
+                stream.stop_stream(cancel_requests=True)
+                stream.close()
+
+    def config(self, model: str) -> dict[str, Any]:
+        """See `BlockingClient.config`."""
+        with translated(self.url):
+            answer = self._client.get_model_config(model, as_json=True, client_timeout=self.timeout)
+            return dict(answer["config"])
 
     def ready(self, model: str = "") -> bool:
         """Whether the server, or one model, says it is ready; False too where nobody answers."""
@@ -135,6 +192,47 @@ class AsyncGrpcClient:
             )
         return to_arrays(result, [output.name for output in result.get_response().outputs])
 
+    async def generate(
+        self,
+        prompt: str,
+        *,
+        model: str = "smollm2",
+        timeout: float | None = None,
+        request_id: str = "",
+        ours: bool = True,
+        **sampling: Any,
+    ) -> AsyncIterator[Part]:
+        """See `GrpcClient.generate`; `aclose()` of the iterator, or its task's cancellation, cancels."""
+        timeout = self.timeout if timeout is None else timeout
+        inputs = to_inputs(triton.InferInput, request_arrays(prompt, sampling, ours=ours))
+
+        async def requests() -> AsyncIterator[dict[str, Any]]:
+            yield {
+                "model_name": model,
+                "inputs": inputs,
+                "request_id": request_id,
+                "enable_empty_final_response": True,
+                "timeout": microseconds(timeout),
+            }
+
+        with translated(self.url):
+            responses = self._client.stream_infer(requests(), stream_timeout=timeout, headers=STREAM_HEADERS)
+            try:
+                async for result, error in responses:
+                    if error is not None:
+                        raise error
+                    part, final = _read(result)
+                    if part is not None:
+                        yield part
+                    if final:
+                        return
+            finally:
+                responses.cancel()
+
+    async def complete(self, prompt: str, **options: Any) -> Answer:
+        """See `GrpcClient.complete`."""
+        return joined([part async for part in self.generate(prompt, **options)])
+
     async def embed(
         self,
         texts: Sequence[str],
@@ -186,3 +284,11 @@ class AsyncGrpcClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _read(result: Any) -> tuple[Part | None, bool]:
+    """A response of a stream: its part, None where it only ends the stream, and whether it is the last."""
+    response = result.get_response()
+    names = [output.name for output in response.outputs]
+    part = part_of(to_arrays(result, names)) if names else None
+    return part, bool(response.parameters["triton_final_response"].bool_param)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
+from urllib.parse import quote
 
 import gevent
 import tritonclient.http as triton
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
 from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
 
 from clients.blocking import BlockingClient
 from clients.errors import ClientError, ServerFault, Unavailable, translated
+from clients.generation import Part, microseconds, part_of, request_json
 from clients.vocabulary import (
     Arrays,
     Tls,
@@ -34,8 +40,10 @@ class HttpClient(BlockingClient):
     """
 
     def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0, tls: Tls | None = None) -> None:
+        super().__init__()
         self.url = url = host_and_port(url)
         self.timeout = timeout
+        self._tls = tls
         options: dict[str, Any] = {"ssl": True, "ssl_context_factory": tls.context} if tls else {}
         self._client = triton.InferenceServerClient(
             url, connection_timeout=None, network_timeout=None, **options
@@ -55,6 +63,53 @@ class HttpClient(BlockingClient):
         with self._call(timeout):
             result = self._client.infer(model, tensors, model_version=version, request_id=request_id)
         return to_arrays(result, [output["name"] for output in result.get_response()["outputs"]])
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        model: str = "smollm2",
+        timeout: float | None = None,
+        request_id: str = "",
+        ours: bool = True,
+        **sampling: Any,
+    ) -> Iterator[Part]:
+        """See `BlockingClient.generate`; through Triton's `generate_stream`, on a connection of its own."""
+        timeout = self.timeout if timeout is None else timeout
+        body = request_json(prompt, sampling, ours=ours) | {
+            "id": request_id,
+            "timeout": microseconds(timeout),
+        }
+        deadline = time.monotonic() + timeout
+        connection = self._connection(timeout)
+        with translated(self.url), _transport_errors(self.url), closing(connection):
+            path = f"/v2/models/{quote(model, safe='')}/generate_stream"
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            with connection.getresponse() as response:
+                if response.status != 200:
+                    raise InferenceServerException(_error_of(response.read()), status=str(response.status))
+                while line := response.readline():
+                    if connection.sock is not None:
+                        connection.sock.settimeout(max(0.001, deadline - time.monotonic()))
+                    if line.startswith(b"data: "):
+                        event = json.loads(line[len(b"data: ") :])
+                        if "error" in event:
+                            raise InferenceServerException(str(event["error"]))
+                        part = part_of(event)
+                        yield part
+                        if part.finish_reason:
+                            return
+        raise Unavailable(f"{self.url}: the stream ended before the answer did")
+
+    def config(self, model: str) -> dict[str, Any]:
+        """See `BlockingClient.config`."""
+        with self._call(None):
+            return dict(self._client.get_model_config(model))
+
+    def _connection(self, timeout: float) -> HTTPConnection:
+        if self._tls:
+            return HTTPSConnection(self.url, timeout=timeout, context=self._tls.context())
+        return HTTPConnection(self.url, timeout=timeout)
 
     def ready(self, model: str = "") -> bool:
         """Whether the server, or one model, says it is ready; False too where nobody answers."""
@@ -80,13 +135,27 @@ class HttpClient(BlockingClient):
     @contextmanager
     def _call(self, timeout: float | None) -> Iterator[None]:
         """Typed errors and a deadline over the whole call: the transport's own is for each read alone."""
-        try:
-            with (
-                translated(self.url),
-                gevent.Timeout(self.timeout if timeout is None else timeout, TimeoutError()),
-            ):
-                yield
-        except HTTPConnectionClosed as error:
-            raise Unavailable(f"{self.url}: the connection was closed before an answer came") from error
-        except (HTTPParseError, ValueError) as error:
-            raise ServerFault(f"{self.url}: the answer is not Triton's: {error}") from error
+        with (
+            _transport_errors(self.url),
+            translated(self.url),
+            gevent.Timeout(self.timeout if timeout is None else timeout, TimeoutError()),
+        ):
+            yield
+
+
+@contextmanager
+def _transport_errors(url: str) -> Iterator[None]:
+    """What HTTP itself raises, typed."""
+    try:
+        yield
+    except HTTPConnectionClosed as error:
+        raise Unavailable(f"{url}: the connection was closed before an answer came") from error
+    except (HTTPParseError, HTTPException, ValueError) as error:
+        raise ServerFault(f"{url}: the answer is not Triton's: {error}") from error
+
+
+def _error_of(body: bytes) -> str:
+    try:
+        return str(json.loads(body.removeprefix(b"data: "))["error"])
+    except (ValueError, KeyError, TypeError):
+        return body.decode(errors="replace").strip()[:400] or "no reason given"

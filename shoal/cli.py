@@ -31,6 +31,7 @@ from shoal.options import (
     Precision,
     RecipeFile,
     Repository,
+    Sampling,
     Source,
     StartTimeout,
 )
@@ -41,12 +42,16 @@ from shoal.steps import (
     export_pipeline,
     find_server,
     first_answer,
+    is_decoder,
     out,
     print_json,
+    read_line,
     recipe_from,
     run_export,
+    sampling_from,
     serve_until_stopped,
     start_server,
+    stream_answer,
     tell_addresses,
 )
 
@@ -257,17 +262,31 @@ def infer(
     protocol: Annotated[str, typer.Option(help="grpc or http.")] = "grpc",
     url: Annotated[str | None, typer.Option(help="host:port. Default: the server of --repository.")] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Deadline in seconds.")] = 30.0,
+    sampling: Sampling = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Text generation: the text as it is, without the chat template.")
+    ] = False,
     repository: Repository = DEFAULT_REPOSITORY,
     as_json: Json = False,
 ) -> None:
-    """Send text to a served model and print what comes back.
+    """Send text to a served model and print what comes back: vectors, or text as it is generated.
 
     Example: shoal infer minilm "Fish swim in shoals." "Birds fly in flocks."
+
+    Example: shoal infer smollm2 "Why do fish swim in shoals?" --set max_tokens=80 --set temperature=0
     """
     if texts == ["-"]:
         texts = [line for line in sys.stdin.read().splitlines() if line.strip()]
     client, address = connect(protocol, url, repository, timeout)
     with client:
+        if is_decoder(client, model):
+            answers = [
+                stream_answer(client, model, text, sampling_from(sampling), timeout, raw, quiet=as_json)
+                for text in texts
+            ]
+            if as_json:
+                print_json({"model": model, "url": address, "answers": answers})
+            return
         start = time.perf_counter()
         vectors = client.embed(texts, model=model)
         elapsed = 1e3 * (time.perf_counter() - start)
@@ -281,6 +300,30 @@ def infer(
         made.add_row(escape(shown), f"({head}, …) × {len(vector)}", f"{vector @ vectors[0]:.3f}")
     out.print(made)
     out.print(f"[dim]{protocol} {address}, {elapsed:.1f} ms[/]", highlight=False)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="The model to talk to.")] = "smollm2",
+    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
+    protocol: Annotated[str, typer.Option(help="grpc or http.")] = "grpc",
+    url: Annotated[str | None, typer.Option(help="host:port. Default: the server of --repository.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Deadline of an answer in seconds.")] = 120.0,
+    sampling: Sampling = None,
+    repository: Repository = DEFAULT_REPOSITORY,
+) -> None:
+    """Talk to a served model; what was said before is part of every turn. An empty line ends it.
+
+    Example: shoal chat smollm2 --set temperature=0.7 --set max_tokens=200
+    """
+    client, _ = connect(protocol, url, repository, timeout)
+    settings = sampling_from(sampling)
+    messages = [{"role": "system", "content": system}] if system else []
+    with client:
+        while (line := read_line("you: ")).strip():
+            messages.append({"role": "user", "content": line})
+            answer = stream_answer(client, model, messages, settings, timeout, raw=False, quiet=False)
+            messages.append({"role": "assistant", "content": answer["text"]})
 
 
 @app.command()
@@ -366,12 +409,12 @@ def up(
         tell_addresses(server, as_json=False)
         for answer in answers:
             out.print(
-                f"first answer over {answer['protocol']}: {answer['values']}… × {answer['width']}"
+                f"first answer over {answer['protocol']}: {escape(answer['shown'])}"
                 f" [dim]{answer['ms']:.1f} ms[/]",
                 highlight=False,
             )
         out.print("\ntry it by hand:")
-        typer.echo(show.curl_line(server.http, settings.name))
+        typer.echo(show.curl_line(server.http, settings.name, generates=answers[0]["generates"]))
     if not detach:
         serve_until_stopped(server)
 

@@ -29,8 +29,8 @@ Precision = Annotated[
 MaxLength = Annotated[
     int | None,
     typer.Option(
-        help="Longest input in tokens; text generation: with its answer. Default: the checkpoint's own, 2048 at most"
-        " for text generation."
+        help="Longest input in tokens; for text generation with its answer. Default: the checkpoint's own,"
+        " for text generation at most 2048."
     ),
 ]
 EvalData = Annotated[
@@ -43,7 +43,13 @@ EvalData = Annotated[
 Engine = Annotated[
     str | None,
     typer.Option(
-        help="For text generation: onnxruntime, or vllm for the layout of Triton's vLLM backend (GPU; untried)."
+        help="For text generation: onnxruntime, or vllm for the layout of Triton's vLLM backend (untried)."
+    ),
+]
+Sampling = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Text generation: a sampling parameter of vLLM, e.g. max_tokens=80; may be repeated."
     ),
 ]
 HttpPort = Annotated[int, typer.Option(help="HTTP port on 127.0.0.1; 0: any free one.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -85,7 +86,10 @@ def _verdict(row: Mapping[str, Any]) -> str:
     return f"[green]version {row['version']}[/]" if row.get("version") else "[green]proven[/]"
 
 
-def curl_line(http: str, model: str, text: str = "Fish swim in shoals.") -> str:
-    """The command to try a text model by hand."""
+def curl_line(http: str, model: str, text: str = "Fish swim in shoals.", *, generates: bool = False) -> str:
+    """The command to try a text model by hand; one that generates streams."""
+    if generates:
+        body = json.dumps({"text_input": text, "stream": True, "sampling_parameters": '{"max_tokens": 20}'})
+        return f"curl -sN http://{http}/v2/models/{model}/generate_stream -d {shlex.quote(body)}"
     body = f'{{"inputs":[{{"name":"text","shape":[1,1],"datatype":"BYTES","data":["{text}"]}}]}}'
     return f"curl -s http://{http}/v2/models/{model}/infer -d {shlex.quote(body)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -177,14 +178,102 @@ def connect(protocol: str, url: str | None, repository: Path, timeout: float) ->
 
 
 def first_answer(protocol: str, server: Any, model: str) -> dict[str, Any]:
-    """One embedding, so that a person sees that it works."""
+    """One embedding or a few words, so that a person sees that it works."""
     client, address = connect(protocol, getattr(server, protocol), server.repository, 30.0)
     with client:
+        generates = is_decoder(client, model)
         start = time.perf_counter()
-        (vector,) = client.embed(["Fish swim in shoals."], model=model)
+        if generates:
+            shown = client.complete("Fish swim in", model=model, max_tokens=12, temperature=0).text
+        else:
+            (vector,) = client.embed(["Fish swim in shoals."], model=model)
+            shown = f"{[round(float(value), 4) for value in vector[:4]]}… × {len(vector)}"
         elapsed = 1e3 * (time.perf_counter() - start)
-    values = [round(float(value), 4) for value in vector[:4]]
-    return {"protocol": protocol, "url": address, "ms": elapsed, "values": values, "width": len(vector)}
+    return {"protocol": protocol, "url": address, "ms": elapsed, "shown": shown, "generates": generates}
+
+
+def is_decoder(client: Any, model: str) -> bool:
+    """Whether a served model generates text, by its inputs.
+
+    Raises:
+        ClientError: the server cannot be asked, or does not serve it.
+    """
+    return any(entry["name"] == "text_input" for entry in client.metadata(model)["inputs"])
+
+
+def sampling_from(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """`NAME=VALUE` as sampling parameters; a value that is JSON is taken as such, any other as text.
+
+    Raises:
+        UsageError: there is no `=`.
+    """
+    values: dict[str, Any] = {"max_tokens": 256, "temperature": 0}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--set {pair} is not NAME=VALUE", hint="e.g. --set temperature=0.7")
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = value
+    return values
+
+
+def stream_answer(
+    client: Any,
+    model: str,
+    prompt: str | Sequence[dict[str, str]],
+    sampling: dict[str, Any],
+    timeout: float,
+    raw: bool,
+    *,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Generate, printing as text arrives; returns the answer and how long it took.
+
+    Args:
+        prompt: a text or a conversation.
+        raw: send the text as it is, not as the first message of a conversation.
+    """
+    from clients.generation import joined
+
+    start = time.perf_counter()
+    first = None
+    parts = []
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    stream = (
+        client.generate(prompt, model=model, timeout=timeout, **sampling)
+        if raw
+        else client.chat(messages, model=model, timeout=timeout, **sampling)
+    )
+    for part in stream:
+        first = first or time.perf_counter()
+        parts.append(part)
+        if not quiet:
+            typer.echo(part.text, nl=False)
+    answer = joined(parts)
+    seconds = time.perf_counter() - start
+    facts = vars(answer) | {
+        "first_token_ms": 1e3 * ((first or start) - start),
+        "tokens_per_second": answer.output_tokens / seconds,
+    }
+    if not quiet:
+        typer.echo()
+        err.print(
+            f"[dim]{answer.output_tokens} tokens, {facts['tokens_per_second']:.0f} a second, the first after"
+            f" {facts['first_token_ms']:.0f} ms; {answer.cached_tokens} of {answer.input_tokens} tokens of"
+            f" the prompt were cached; ended by {answer.finish_reason}[/]",
+            highlight=False,
+        )
+    return facts
+
+
+def read_line(prompt: str) -> str:
+    """A line from a person, or "" where the input has ended."""
+    try:
+        return input(prompt if sys.stdin.isatty() else "")
+    except EOFError:
+        return ""
 
 
 def print_json(value: Any) -> None:

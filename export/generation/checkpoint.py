@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
-import os
 import re
 import shutil
 import tempfile
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
 
 from export.source import Checkpoint, find_checkpoint
 from shoal.errors import ExportError, UsageError
@@ -101,10 +99,10 @@ def _from_gguf(source: str, gguf: Path) -> Checkpoint:
 def _convert(gguf: Path, folder: Path) -> None:
     from gguf import GGUFReader  # noqa: PLC0415 - slow to import, rarely needed
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
 
-    for name in ("transformers.tokenization_utils_base", "transformers.modeling_gguf_pytorch_utils"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")
@@ -114,27 +112,25 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     fields = GGUFReader(gguf).fields
-    said = {
-        key: fields[f"tokenizer.ggml.{key}"].contents() for key in _SAID if f"tokenizer.ggml.{key}" in fields
-    }
+    names = {key: f"tokenizer.ggml.{key}" for key in ("add_bos_token", "model", "pre")}
+    said = {key: fields[name].contents() for key, name in names.items() if name in fields}
     _correct_tokenizer(folder / "tokenizer.json", said)
 
 
-_SAID = ("add_bos_token", "pre", "model")
-
-
 def _correct_tokenizer(path: Path, said: dict[str, Any]) -> None:
-    """Two things that the file says and transformers' conversion does not keep."""
+    """What the file says and transformers' conversion does not keep."""
     if said.get("add_bos_token") is False:  # it always puts one before the text
         content = json.loads(path.read_text(encoding="utf-8"))
         content["post_processor"] = None
         path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    tokenizer = Tokenizer.from_file(str(path))
+    if said.get("model") == "gpt2":  # it adds steps of other models; llguidance then takes bytes for text
+        tokenizer.decoder = decoders.ByteLevel()
     if said.get("pre") == "smollm":  # it splits numbers as GPT-2 does; SmolLM reads digit by digit
-        tokenizer = Tokenizer.from_file(str(path))
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
-        tokenizer.save(str(path))
+    tokenizer.save(str(path))
 
 
 def decoder_settings(checkpoint: Checkpoint) -> DecoderSettings:

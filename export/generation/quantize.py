@@ -37,6 +37,7 @@ from export.generation.to_onnx import (
     INT4_BLOCK,
     LOGIT_ROWS,
     LOGITS,
+    MIN_BATCH,
     PAST_LENGTHS,
     TOTAL_LENGTH,
     save,
@@ -92,8 +93,7 @@ def quantize_int4(exported: Exported, path: Path, progress: Silent) -> Exported:
         _quantize_embedding(graph)
         model = graph.finish()
         products = [node.name for node in model.graph.node if node.op_type == "MatMul"]
-        head = Graph(model).producer[LOGITS].name
-        sensitive = {head}
+        sensitive = _sensitive(model)
         logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
         for bits, chosen in ((4, set(products) - sensitive), (8, sensitive)):
             quantizer = MatMulNBitsQuantizer(
@@ -106,8 +106,41 @@ def quantize_int4(exported: Exported, path: Path, progress: Silent) -> Exported:
             )
             quantizer.process()
             model = quantizer.model.model
+        # On AVX2 the 4-bit product of one row adds in another order than that of several.
+        helper.set_model_props(model, {MIN_BATCH: "2"})
         save(model, path)
     return Exported.read(path)
+
+
+def _sensitive(model: onnx.ModelProto) -> set[str]:
+    """Products that hurt most in 4 bits. In SmolLM2-135M, alone: those that make queries, keys and values
+    raise perplexity by 9 %, those behind a feed-forward gate by 8 %, each of the others by 1 to 3 %; the
+    projection to the vocabulary has no equal in any answer.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output if name}
+    behind_gates = {
+        node.name
+        for node in model.graph.node
+        if node.op_type == "MatMul" and node.input[0] in makers and makers[node.input[0]].op_type == "Mul"
+    }
+    return (
+        behind_gates
+        | {
+            made.name
+            for node in model.graph.node
+            if node.op_type == "GroupQueryAttention"
+            for name in node.input[:3]
+            if (made := _product_behind(makers, name)) is not None
+        }
+        | {made.name for made in [_product_behind(makers, LOGITS)] if made is not None}
+    )
+
+
+def _product_behind(makers: dict[str, onnx.NodeProto], name: str) -> onnx.NodeProto | None:
+    """The product that a value is, but for a bias, a norm or a cap put on it."""
+    while name in makers and makers[name].op_type != "MatMul":
+        name = next((value for value in makers[name].input if value in makers), "")
+    return makers.get(name)
 
 
 def _observe(

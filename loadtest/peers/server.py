@@ -39,7 +39,7 @@ def _healthy(port: int) -> bool:
 
 @contextmanager
 def running(
-    command: Sequence[str | Path], port: int, log: Path, environment: dict[str, str], seconds: float = 1200
+    command: Sequence[str | Path], port: int, log: Path, environment: dict[str, str], seconds: float = 600
 ) -> Iterator[None]:
     """The server, from its first healthy answer on. It is stopped at the end, however that comes."""
     say(f"starting the server (log: {log})")
@@ -70,7 +70,7 @@ def sender(
     body: Callable[[list[int]], dict[str, Any]],
     tokens: Callable[[dict[str, Any]], int | None],
 ) -> Send:
-    """Streams one completion per thread. `tokens` finds the number of all tokens in the event that tells it."""
+    """Streams one completion per thread. `tokens` finds the number of all its tokens where an event tells."""
 
     def complete(prompt: list[int]) -> Answer:
         answer = Answer()
@@ -91,6 +91,9 @@ def sender(
 
     def send(prompts: list[list[int]]) -> list[Answer]:
         with ThreadPoolExecutor(len(prompts)) as pool:
-            return list(pool.map(complete, prompts))
+            try:
+                return list(pool.map(complete, prompts))
+            except (OSError, http.client.HTTPException) as error:
+                give_up(f"a request failed: {error}")
 
     return send

@@ -79,8 +79,13 @@ class Matcher:
         return np.unpackbits(bits, count=self._vocabulary, bitorder="little").astype(bool)
 
     def consume(self, token: int) -> None:
-        """Go on by a token that was allowed."""
-        self._matcher.consume_token(token)
+        """Go on by a token.
+
+        Raises:
+            ValueError: it does not fit the structure.
+        """
+        if not self._matcher.consume_token(token):
+            raise ValueError(f"structured_outputs: {_line(self._matcher.get_error())}")
 
     @property
     def finished(self) -> bool:

@@ -1,0 +1,149 @@
+"""The vocabulary of text generation, in the dialect of Triton's vLLM backend. No transport.
+
+One client serves Shoal's own decoders and the vLLM backend: what the latter does not know
+(`num_cached_tokens`) is asked for only where a model has it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.errors import BadInput
+
+TEXT_INPUT, TEXT_OUTPUT = "text_input", "text_output"
+FLAGS = ("return_finish_reason", "return_num_input_tokens", "return_num_output_tokens")
+OURS = "return_num_cached_tokens"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What came in one response.
+
+    Attributes:
+        text: new text.
+        tokens: how many tokens it is made of.
+        finish_reason: `stop` or `length` in the last part, "" before.
+        input_tokens: of the prompt.
+        cached_tokens: of the prompt, those the server had computed before.
+        logprobs: for each token, {token id: {"logprob", "rank", "decoded_token"}}; [] if not asked for.
+    """
+
+    text: str
+    tokens: int
+    finish_reason: str
+    input_tokens: int
+    cached_tokens: int
+    logprobs: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """All parts of one answer together; the attributes are those of `Part`."""
+
+    text: str
+    finish_reason: str
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    logprobs: tuple[Mapping[str, Any], ...] = ()
+
+
+def joined(parts: Iterable[Part]) -> Answer:
+    """Parts, at least one, as a whole."""
+    collected = list(parts)
+    last = collected[-1]
+    return Answer(
+        "".join(part.text for part in collected),
+        last.finish_reason,
+        last.input_tokens,
+        sum(part.tokens for part in collected),
+        last.cached_tokens,
+        tuple(entry for part in collected for entry in part.logprobs),
+    )
+
+
+def sampling_text(prompt: str, sampling: Mapping[str, Any]) -> str:
+    """`sampling_parameters` as JSON.
+
+    Raises:
+        BadInput: the prompt is not text, or a value cannot be written as JSON.
+    """
+    if not isinstance(prompt, str):
+        raise BadInput(f"the prompt is {type(prompt).__name__}, not str")
+    if not prompt:
+        raise BadInput("the prompt is empty")
+    try:
+        prompt.encode()
+        return json.dumps(dict(sampling), allow_nan=False)
+    except UnicodeEncodeError as error:
+        raise BadInput(f"the prompt cannot be encoded as UTF-8: {error.reason}") from error
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"sampling parameters cannot be written as JSON: {error}") from error
+
+
+def request_arrays(prompt: str, sampling: Mapping[str, Any], *, ours: bool) -> dict[str, NDArray]:
+    """Inputs of a streaming request, each of shape [1].
+
+    Args:
+        ours: whether the model knows what Shoal adds to the dialect.
+    """
+    parameters = sampling_text(prompt, sampling)
+    flags = [
+        *FLAGS,
+        *([OURS] if ours else []),
+        *(["return_logprobs"] if sampling.get("logprobs") is not None else []),
+    ]
+    return {
+        TEXT_INPUT: np.array([prompt.encode()], dtype=object),
+        "sampling_parameters": np.array([parameters.encode()], dtype=object),
+        "stream": np.array([True]),
+        **{flag: np.array([True]) for flag in flags},
+    }
+
+
+def request_json(prompt: str, sampling: Mapping[str, Any], *, ours: bool) -> dict[str, Any]:
+    """The same for `generate_stream`."""
+    arrays = request_arrays(prompt, sampling, ours=ours)
+    return {
+        name: array[0].decode() if isinstance(array[0], bytes) else bool(array[0])
+        for name, array in arrays.items()
+    }
+
+
+def part_of(outputs: Mapping[str, Any]) -> Part:
+    """One response as a part; values are arrays or, over HTTP, plain."""
+
+    def first(name: str, default: Any) -> Any:
+        value = outputs.get(name)
+        if value is None:
+            return default
+        flat = np.asarray(value).reshape(-1)
+        return flat[0] if len(flat) else default
+
+    reason = _text(first("finish_reason", ""))
+    return Part(
+        text=_text(first(TEXT_OUTPUT, "")),
+        tokens=int(first("num_output_tokens", 0)),
+        finish_reason="" if reason == "None" else reason,  # as the vLLM backend writes it
+        input_tokens=int(first("num_input_tokens", 0)),
+        cached_tokens=int(first("num_cached_tokens", 0)),
+        logprobs=tuple(json.loads(_text(first("logprobs", "[]"))) or ()),
+    )
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def microseconds(seconds: float) -> int:
+    """A deadline as Triton takes it; it must be finite and above zero."""
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise BadInput(f"timeout is {seconds}, it must be a number of seconds above zero")
+    return max(1, int(seconds * 1e6))

@@ -49,6 +49,11 @@ class Graph:
         self._added.append(helper.make_node(op, inputs, [output], name=output, domain=domain, **attributes))
         return output
 
+    def add_many(self, op: str, inputs: Sequence[str], outputs: list[str], **attributes: object) -> list[str]:
+        """Add a node with several outputs; returns their names."""
+        self._added.append(helper.make_node(op, inputs, outputs, name=outputs[0], **attributes))
+        return outputs
+
     def take_bias(self, product: onnx.NodeProto) -> tuple[NDArray[np.float32] | None, str]:
         """Drop a product and the bias added to it. Returns the bias [columns], and the name of the sum.
 

@@ -14,13 +14,13 @@ from typing import Any
 from rich.table import Table
 
 from loadtest import report
-from loadtest.samples import Samples
+from loadtest.samples import STREAM_PARTS, Samples, Streams
 from shoal import machine, show
 from shoal.errors import ShoalError
 from shoal.progress import Silent
 
 PROTOCOLS = ("both", "grpc", "http")
-_USERS = {"both": ("GrpcUser", "HttpUser"), "grpc": ("GrpcUser",), "http": ("HttpUser",)}
+_KINDS = {"both": ("Grpc", "Http"), "grpc": ("Grpc",), "http": ("Http",)}
 STRAGGLERS_SECONDS = 30
 
 
@@ -34,6 +34,7 @@ class Plan:
         seconds: how long.
         protocol: one of `PROTOCOLS`.
         grpc_url, http_url: host:port.
+        generates: whether the model generates text; then the users chat.
     """
 
     model: str
@@ -42,6 +43,7 @@ class Plan:
     protocol: str
     grpc_url: str
     http_url: str
+    generates: bool = False
 
 
 def run(plan: Plan, folder: Path, *, progress: Silent | None = None) -> dict[str, Any]:
@@ -69,21 +71,25 @@ def run(plan: Plan, folder: Path, *, progress: Silent | None = None) -> dict[str
         rows = json.loads(recorded.read_text())
     if not rows:
         raise ShoalError(f"no request was made in {plan.seconds} s", hint=f"see {log}")
-    samples = Samples.from_rows(rows)
+    samples = Samples.from_rows([row for row in rows if row[4] not in STREAM_PARTS])
+    streams = Streams.from_rows(rows) if plan.generates else None
     summary = {"plan": asdict(plan), "machine": machine.describe(), **samples.summary()}
-    report.write(summary, samples, folder)
+    if streams is not None:
+        summary["streams"] = streams.summary(samples.ended.max())
+    report.write(summary, samples, folder, streams)
     return summary
 
 
 def _locust(plan: Plan, recorded: Path, log: Path, progress: Silent) -> int:
+    file, kind = ("locustfile_chat.py", "Chat") if plan.generates else ("locustfile.py", "Embedding")
     command = [
-        *(sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("locustfile.py"))),
+        *(sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name(file))),
         *("--headless", "--only-summary", "--exit-code-on-error", "0"),
         *("--users", str(plan.users), "--spawn-rate", str(plan.users)),
         *("--run-time", f"{plan.seconds}s", "--stop-timeout", str(STRAGGLERS_SECONDS)),
         *("--model", plan.model, "--grpc-url", plan.grpc_url, "--http-url", plan.http_url),
         *("--samples", str(recorded)),
-        *_USERS[plan.protocol],
+        *(f"{protocol}{kind}User" for protocol in _KINDS[plan.protocol]),
     ]
     title = f"Load {plan.model} with {plan.users} users for {plan.seconds} s"
     ticks = plan.seconds * 4
@@ -113,4 +119,13 @@ def as_table(summary: dict[str, Any]) -> Table:
             f"{row['per_second']:.1f}",
             *(f"{row[key]:.1f}" if row[key] is not None else "-" for key in ("p50", "p95", "p99", "max")),
         )
+    for name, row in summary.get("streams", {}).get("parts", {}).items():
+        figures = (f"{row[key]:.1f}" for key in ("p50", "p95", "p99", "max"))
+        made.add_row(name, str(row["requests"]), "", "", *figures)
     return made
+
+
+def in_tokens(summary: dict[str, Any]) -> str:
+    """One line on tokens, of a test of text generation."""
+    streams = summary["streams"]
+    return f"{streams['tokens']} tokens, {streams['tokens_per_second']:.0f} a second"

@@ -9,7 +9,7 @@ from typing import Any
 
 from locust import events
 
-_samples: list[tuple[float, str, float, str]] = []
+_samples: list[tuple[float, str, float, str, str, int]] = []
 
 
 @events.init_command_line_parser.add_listener
@@ -24,9 +24,16 @@ def _start(environment: Any, **_: Any) -> None:
         events.quitting.add_listener(_write)
 
 
-def _keep(request_type: str, response_time: float, exception: BaseException | None, **_: Any) -> None:
+def _keep(
+    request_type: str,
+    response_time: float,
+    exception: BaseException | None,
+    name: str,
+    response_length: int,
+    **_: Any,
+) -> None:
     failure = f"{type(exception).__name__}: {exception}" if exception else ""
-    _samples.append((time.time(), request_type, response_time, failure))
+    _samples.append((time.time(), request_type, response_time, failure, name, response_length))
 
 
 def _write(environment: Any, **_: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import jinja2
 import matplotlib
 import numpy as np
 
-from loadtest.samples import Samples
+from loadtest.samples import BINS, STREAM_PARTS, Samples, Streams
 from shoal.paths import write_atomic, write_json
 
 matplotlib.use("svg")
@@ -39,24 +40,32 @@ _STYLE = {
 }
 
 
-def write(summary: dict[str, Any], samples: Samples, folder: Path) -> None:
+def write(summary: dict[str, Any], samples: Samples, folder: Path, streams: Streams | None = None) -> None:
     """Write both files.
 
     Args:
         summary: from `headless.run`; shown, and stored as `report.json`.
         folder: must exist.
+        streams: of a test of text generation.
     """
     pictures = [
         ("Latency over time", _draw(lambda axes: _latency(axes, samples))),
         ("Throughput over time", _draw(lambda axes: _throughput(axes, samples))),
         ("Latency of all requests", _draw(lambda axes: _histogram(axes, samples))),
     ]
+    if streams is not None:
+        pictures += [
+            (name.capitalize(), _draw(partial(_part, milliseconds=streams.parts[name])))
+            for name in STREAM_PARTS
+        ]
+        pictures.append(("Tokens over time", _draw(lambda axes: _tokens(axes, streams))))
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
     html = template.render(
         summary=summary,
         pictures=pictures,
         rows={**summary["protocols"], "total": summary["total"]},
+        parts=summary.get("streams", {}).get("parts", {}),
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     )
     write_json(folder / "report.json", summary)
@@ -123,3 +132,28 @@ def _histogram(axes: Any, samples: Samples) -> None:
         )
     axes.set(xlabel="milliseconds", ylabel="requests", xlim=(0, edges[-1]))
     axes.legend(loc="center right")
+
+
+def _part(axes: Any, milliseconds: Any) -> None:
+    """How long one part of an answer took, up to the 99.5th percentile."""
+    if not len(milliseconds):
+        axes.text(0.5, 0.5, "nothing was measured", ha="center", va="center", transform=axes.transAxes)
+        return
+    edges = np.linspace(0, float(np.percentile(milliseconds, 99.5)) * 1.02 + 1e-9, 49)
+    axes.hist(milliseconds, bins=edges, color=COLORS["grpc"], edgecolor="white", linewidth=0.4)
+    for name, height in (("p50", 0.97), ("p95", 0.85)):
+        value = float(np.percentile(milliseconds, float(name[1:])))
+        axes.axvline(value, color=COLORS[name], linestyle="--", linewidth=1.2)
+        place = axes.get_xaxis_transform()
+        axes.text(value, height, f" {name} {value:.0f}", color=COLORS[name], transform=place, va="top")
+    axes.set(xlabel="milliseconds", ylabel="answers", xlim=(0, edges[-1]))
+
+
+def _tokens(axes: Any, streams: Streams) -> None:
+    """Tokens per second, each answer's counted where it ended."""
+    edges = np.linspace(0, float(streams.ended.max()) + 1e-9, BINS + 1)
+    rate = np.histogram(streams.ended, bins=edges, weights=streams.tokens)[0] / edges[1]
+    middle = (edges[:-1] + edges[1:]) / 2
+    axes.fill_between(middle, rate, color=COLORS["http"], alpha=0.18, linewidth=0)
+    axes.plot(middle, rate, color=COLORS["http"])
+    axes.set(xlabel="seconds", ylabel="tokens per second", ylim=(0, None), xlim=(0, None))

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# Rows about a part of an answer that streams, and not about a request.
+STREAM_PARTS = ("first token", "between tokens")
 PERCENTILES = (50, 95, 99)
 BINS = 24
 
@@ -32,7 +34,7 @@ class Samples:
 
     @classmethod
     def from_rows(cls, rows: Sequence[Sequence[Any]]) -> Samples:
-        """From `recorder`'s rows, at least one: time of the end, protocol, milliseconds, failure."""
+        """From `recorder`'s rows, at least one; their first four columns are read."""
         ended = np.array([row[0] for row in rows], dtype=float)
         latency = np.array([row[2] for row in rows], dtype=float)
         begin = float((ended - latency / 1e3).min())
@@ -88,3 +90,42 @@ class Samples:
                 ]
             )
         return series
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The answers of a decoder, as their readers saw them.
+
+    Attributes:
+        parts: milliseconds by `STREAM_PARTS`, [n] each.
+        ended: seconds since the first request was sent, of each answer, [n].
+        tokens: of each answer, [n].
+    """
+
+    parts: dict[str, NDArray[np.float64]]
+    ended: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[Any]]) -> Streams:
+        """From `recorder`'s rows."""
+        answers = [row for row in rows if row[4] not in STREAM_PARTS]
+        begin = min(row[0] - row[2] / 1e3 for row in answers)
+        return cls(
+            {
+                name: np.array([row[2] for row in rows if row[4] == name], dtype=float)
+                for name in STREAM_PARTS
+            },
+            np.array([row[0] - begin for row in answers]),
+            np.array([row[5] for row in answers], dtype=np.int64),
+        )
+
+    def summary(self, seconds: float) -> dict[str, Any]:
+        """Tokens, their rate over a time, and percentiles of each part."""
+        parts = {}
+        for name, values in self.parts.items():
+            if len(values):
+                figures = {f"p{p}": float(np.percentile(values, p)) for p in PERCENTILES}
+                parts[name] = {"requests": len(values), **figures, "max": float(values.max())}
+        tokens = int(self.tokens.sum())
+        return {"tokens": tokens, "tokens_per_second": tokens / float(seconds), "parts": parts}

@@ -1,4 +1,4 @@
-"""Simulated users of a text model: real text of realistic lengths, over gRPC and over HTTP.
+"""Simulated users of an embedding model: real text of realistic lengths, over gRPC and over HTTP.
 
 A scenario is a class; both inherit what they do and differ in how they speak. What a client raises is a
 failure, under the name of its error.
@@ -31,8 +31,8 @@ def _add_arguments(parser: Any) -> None:
     group.add_argument("--deadline", type=float, default=10.0, help="deadline of a request in seconds")
 
 
-class EmbeddingUser(User):
-    """Sends one text after the other, without a pause: load is set by the number of users."""
+class LoadUser(User):
+    """What all users share: no pause, so that load is set by their number; one connection each."""
 
     abstract = True
     wait_time = constant(0)
@@ -50,6 +50,45 @@ class EmbeddingUser(User):
         """Close the connection."""
         self.client.close()
 
+    def fire(self, name: str, milliseconds: float, size: int, failure: Exception | None = None) -> None:
+        """Tell Locust of a request, or of a part of one."""
+        self.environment.events.request.fire(
+            request_type=self.protocol,
+            name=name,
+            response_time=milliseconds,
+            response_length=size,
+            exception=failure,
+            context={},
+        )
+
+
+class GrpcUser(LoadUser):
+    """Over gRPC."""
+
+    abstract = True
+    protocol = "grpc"
+
+    def connect(self, options: Any) -> GrpcClient:
+        """See `LoadUser`."""
+        return GrpcClient(options.grpc_url, timeout=options.deadline)
+
+
+class HttpUser(LoadUser):
+    """Over HTTP."""
+
+    abstract = True
+    protocol = "http"
+
+    def connect(self, options: Any) -> HttpClient:
+        """See `LoadUser`."""
+        return HttpClient(options.http_url, timeout=options.deadline)
+
+
+class EmbeddingUser(LoadUser):
+    """Sends one text after the other."""
+
+    abstract = True
+
     @task
     def embed(self) -> None:
         """Embed one text; the time is the caller's, from call to array."""
@@ -62,31 +101,12 @@ class EmbeddingUser(User):
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a failure and is counted
             failure = error
             time.sleep(0.1)  # a dead server must not be asked ten thousand times a second
-        self.environment.events.request.fire(
-            request_type=self.protocol,
-            name="embed",
-            response_time=1e3 * (time.perf_counter() - start),
-            response_length=size,
-            exception=failure,
-            context={},
-        )
+        self.fire("embed", 1e3 * (time.perf_counter() - start), size, failure)
 
 
-class GrpcUser(EmbeddingUser):
+class GrpcEmbeddingUser(EmbeddingUser, GrpcUser):
     """Over gRPC."""
 
-    protocol = "grpc"
 
-    def connect(self, options: Any) -> GrpcClient:
-        """See `EmbeddingUser`."""
-        return GrpcClient(options.grpc_url, timeout=options.deadline)
-
-
-class HttpUser(EmbeddingUser):
+class HttpEmbeddingUser(EmbeddingUser, HttpUser):
     """Over HTTP."""
-
-    protocol = "http"
-
-    def connect(self, options: Any) -> HttpClient:
-        """See `EmbeddingUser`."""
-        return HttpClient(options.http_url, timeout=options.deadline)

@@ -38,6 +38,7 @@ from shoal.options import (
 from shoal.progress import Bars
 from shoal.steps import (
     connect,
+    decoder_at,
     err,
     export_pipeline,
     find_server,
@@ -344,7 +345,7 @@ def loadtest(
     repository: Repository = DEFAULT_REPOSITORY,
     as_json: Json = False,
 ) -> None:
-    """Run Locust against a served model and write a report with plots.
+    """Run Locust against a served model and write a report with plots; a decoder is chatted with.
 
     Exit code 1 if a request failed. For Locust's web page: locust -f loadtest/locustfile.py
 
@@ -359,8 +360,9 @@ def loadtest(
     if (grpc_url is None and protocol != "http") or (http_url is None and protocol != "grpc"):
         server = find_server(repository)
         grpc_url, http_url = grpc_url or server.grpc, http_url or server.http
+    generates = decoder_at(protocol, grpc_url, http_url, model)
     summary = headless.run(
-        headless.Plan(model, users, seconds, protocol, grpc_url or "-", http_url or "-"),
+        headless.Plan(model, users, seconds, protocol, grpc_url or "-", http_url or "-", generates),
         report,
         progress=Bars(err),
     )
@@ -368,6 +370,8 @@ def loadtest(
         print_json(summary)
     else:
         out.print(headless.as_table(summary))
+        if generates:
+            out.print(headless.in_tokens(summary), highlight=False)
         out.print(f"report: {report / 'report.html'}", highlight=False)
     raise typer.Exit(0 if summary["total"]["requests"] and not summary["total"]["failures"] else 1)
 

@@ -22,7 +22,7 @@ RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of 
 Precision = Annotated[
     list[str] | None,
     typer.Option(
-        help="fp32 or int8, for text generation also int4, fp16 and int4-cuda; repeat for several, the last"
+        help="fp32 or int8, for text generation also int4; repeat for several, the last"
         " proven is served. Default: all that a CPU can run."
     ),
 ]

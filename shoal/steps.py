@@ -201,6 +201,18 @@ def is_decoder(client: Any, model: str) -> bool:
     return any(entry["name"] == "text_input" for entry in client.metadata(model)["inputs"])
 
 
+def decoder_at(protocol: str, grpc_url: str | None, http_url: str | None, model: str) -> bool:
+    """`is_decoder` at an address; False where that cannot be told, so that a load test shows why."""
+    import clients
+
+    kind, url = (clients.HttpClient, http_url) if protocol == "http" else (clients.GrpcClient, grpc_url)
+    try:
+        with kind(url or "", timeout=5.0) as client:
+            return is_decoder(client, model)
+    except ShoalError:
+        return False
+
+
 def sampling_from(pairs: Sequence[str] | None) -> dict[str, Any]:
     """`NAME=VALUE` as sampling parameters; a value that is JSON is taken as such, any other as text.
 

@@ -20,7 +20,10 @@ from tests.conftest import ROOT
 
 
 def test_figures_of_known_samples() -> None:
-    rows = [[100.0 + n / 10, "grpc", float(n + 1), "" if n % 10 else "Timeout: late"] for n in range(100)]
+    rows = [
+        [100.0 + n / 10, "grpc", float(n + 1), "" if n % 10 else "Timeout: late", "embed", 1]
+        for n in range(100)
+    ]
     samples = Samples.from_rows(rows)
     summary = samples.summary()
     assert summary["total"]["requests"] == 100

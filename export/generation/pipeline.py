@@ -29,7 +29,6 @@ from shoal.progress import Silent
 CALIBRATION_PASSAGES = 150
 CALIBRATION_WINDOW = 128  # tokens
 CALIBRATION_WINDOWS = 32
-GPU_PRECISIONS = ("fp16", "int4-cuda")
 _TOOLS = ("torch", "transformers", "onnxruntime-genai", "onnx", "onnxruntime", "tokenizers", "numpy")
 
 
@@ -103,17 +102,11 @@ def build(
     recipe: GenerationRecipe, checkpoint: Checkpoint, work: Path, progress: Silent
 ) -> dict[str, Exported]:
     """One graph per precision, in the recipe's order."""
+    with progress.step("Build the graph with ONNX Runtime GenAI"):
+        plain = to_onnx(checkpoint.folder, work / "fp32.onnx")
     made: dict[str, Exported] = {}
-    plain: Exported | None = None
     for precision in recipe.precisions:
         path = work / f"{precision}.onnx"
-        if precision in GPU_PRECISIONS:
-            with progress.step(f"Build the {precision} graph for a GPU"):
-                made[precision] = to_onnx(checkpoint.folder, path, precision)
-            continue
-        if plain is None:
-            with progress.step("Build the graph with ONNX Runtime GenAI"):
-                plain = to_onnx(checkpoint.folder, work / "fp32.onnx", "fp32")
         if precision == "fp32":
             made[precision] = plain
         elif precision == "int8":

@@ -5,8 +5,9 @@ Both forms start from the fp32 graph of `to_onnx`:
 - **int8**: activations uint8 with one scale a row, weights int8 with one scale a column, multiplied as
   integers; `export.quantize` says why a scale must not look at another row. Behind a norm each channel
   is divided by a factor that the weights take over (SmoothQuant, Xiao et al. 2023, arXiv:2211.10438); it
-  is folded into the norm's own weight and costs nothing. Products whose input has single channels far
-  beyond the rest (two of thirty in SmolLM2, behind the feed-forward gate) stay as they are.
+  is folded into the norm's own weight and costs nothing. Where that cannot help, behind a feed-forward
+  gate and before the vocabulary, rows are cut into parts with a scale each. Products whose input has
+  single channels far beyond the rest (two of thirty behind a gate in SmolLM2) stay as they are.
 - **int4**: weights of 4 bits in blocks of 32 with a zero point each, activations quantized block by
   block inside the product (ONNX Runtime's MatMulNBits); what hurts most has 8 bits instead.
 
@@ -34,7 +35,6 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from export.exported import Exported
 from export.generation.to_onnx import (
     INPUT_IDS,
-    INT4_BLOCK,
     LOGIT_ROWS,
     LOGITS,
     MIN_BATCH,
@@ -46,9 +46,11 @@ from export.graph import CONTRIB, Graph
 from shoal.machine import available_cpus
 from shoal.progress import Silent
 
+INT4_BLOCK = 32  # weights that share one scale
 FLOOR = 1e-9  # keeps a row of zeros from dividing by zero
 MIGRATION = 0.5  # SmoothQuant's alpha: how much of the difficulty moves from activations to weights
 OUTLIERS = 200.0  # largest over median channel magnitude beyond which a row has no common scale
+HEAD_PARTS, GATE_PARTS = 4, 4  # into which the rows before the vocabulary and behind a gate are cut
 WEIGHT_MAX = 63  # see the module
 TOKEN_MAX = 127
 NORMS = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
@@ -76,11 +78,16 @@ def quantize_int8(
         for activation, products in groups.items():
             magnitude = magnitudes[activation]
             norm = _norm_before(graph, activation)
-            if norm is not None:
+            parts = 1
+            if products[0].output[0] == LOGITS:
+                parts = _parts(len(magnitude), HEAD_PARTS)
+            elif norm is not None:
                 _smooth(graph, norm, products, magnitude)
             elif magnitude.max() > OUTLIERS * np.median(magnitude):
                 continue
-            _quantize_group(graph, activation, products)
+            elif graph.producer[activation].op_type == "Mul":
+                parts = _parts(len(magnitude), GATE_PARTS)
+            _quantize_group(graph, activation, products, parts)
         save(graph.finish(), path)
     return Exported.read(path)
 
@@ -195,33 +202,54 @@ def _smooth(
         graph.replace(node.input[1], graph.constants[node.input[1]] * factors[:, None])
 
 
-def _quantize_group(graph: Graph, activation: str, products: Sequence[onnx.NodeProto]) -> None:
-    """Quantize the products that read one activation: it is quantized once for all of them."""
+def _quantize_group(graph: Graph, activation: str, products: Sequence[onnx.NodeProto], parts: int) -> None:
+    """Quantize the products that read one activation: it is quantized once for all of them.
+
+    Args:
+        parts: into how many the rows, and the weights' columns, are cut, each with a scale of its own.
+    """
     prefix = f"{activation}/int8"
-    absolute = graph.add("Abs", [activation], f"{prefix}/absolute")
-    axis = graph.constant("int8/last_axis", np.array([-1], np.int64))
-    largest = graph.add("ReduceMax", [absolute, axis], f"{prefix}/largest", keepdims=1)
+    rows = activation
+    if parts > 1:
+        length = graph.constants[products[0].input[1]].shape[0] // parts
+        lead = [0] if products[0].output[0] == LOGITS else [0, 0]  # rows that are sampled, or [batch, tokens]
+        shape = graph.constant(f"int8/shape_{len(lead)}_{parts}_{length}", np.array([*lead, parts, length]))
+        rows = graph.add("Reshape", [activation, shape], f"{prefix}/parts")
+    absolute = graph.add("Abs", [rows], f"{prefix}/absolute")
+    last = graph.constant("int8/last_axis", np.array([-1], np.int64))
+    largest = graph.add("ReduceMax", [absolute, last], f"{prefix}/largest", keepdims=1)
     floor = graph.constant("int8/floor", np.float32(FLOOR))
     magnitude = graph.add("Max", [largest, floor], f"{prefix}/magnitude")
-    normalized = graph.add("Div", [activation, magnitude], f"{prefix}/normalized")
+    normalized = graph.add("Div", [rows, magnitude], f"{prefix}/normalized")
     scale = graph.constant("int8/row_scale", np.float32(1 / 127))
     zero = graph.constant("int8/zero_point", np.uint8(128))
     codes = graph.add("QuantizeLinear", [normalized, scale, zero], f"{prefix}/codes")
-    for index, node in enumerate(products):
-        name = node.input[1]
-        weight = graph.constants[name]
-        columns = _scales(weight, 0, WEIGHT_MAX)
+    pairs = [(codes, magnitude)]
+    if parts > 1:
+        pairs = [(f"{codes}/{number}", f"{magnitude}/{number}") for number in range(parts)]
+        graph.add_many("Split", [codes], [pair[0] for pair in pairs], axis=-2, num_outputs=parts)
+        graph.add_many("Split", [magnitude], [pair[1] for pair in pairs], axis=-2, num_outputs=parts)
+    for node in products:
         graph.drop(node)
-        operands = [
-            codes,
-            graph.constant(f"{name}/int8", np.rint(weight / columns).astype(np.int8)),
-            scale,
-            graph.constant(f"{name}/columns", columns),
-            zero,
-            graph.constant(f"{name}/zero_points", np.zeros(weight.shape[1], np.int8)),
-        ]
-        product = graph.add("MatMulIntegerToFloat", operands, f"{prefix}/{index}", domain=CONTRIB)
-        graph.add("Mul", [product, magnitude], node.output[0])
+        scaled = []
+        for number, weight in enumerate(np.split(graph.constants[node.input[1]], parts)):
+            name = f"{node.input[1]}/{number}"
+            columns = _scales(weight, 0, WEIGHT_MAX)
+            operands = [
+                pairs[number][0],
+                graph.constant(f"{name}/int8", np.rint(weight / columns).astype(np.int8)),
+                scale,
+                graph.constant(f"{name}/columns", columns),
+                zero,
+                graph.constant(f"int8/zeros_{weight.shape[1]}", np.zeros(weight.shape[1], np.int8)),
+            ]
+            product = graph.add("MatMulIntegerToFloat", operands, f"{name}/product", domain=CONTRIB)
+            output = node.output[0] if parts == 1 else f"{name}/scaled"
+            scaled.append(graph.add("Mul", [product, pairs[number][1]], output))
+        if parts > 1:
+            total = graph.add("Sum", scaled, f"{node.input[1]}/sum")
+            axis = graph.constant("int8/part_axis", np.array([-2], np.int64))
+            graph.add("Squeeze", [total, axis], node.output[0])
 
 
 def _quantize_embedding(graph: Graph) -> None:
@@ -237,6 +265,11 @@ def _quantize_embedding(graph: Graph) -> None:
     factor = graph.add("Gather", [graph.constant("int8/token_scales", scales), INPUT_IDS], "int8/token_scale")
     cast = graph.add("Cast", [row], "int8/token_cast", to=TensorProto.FLOAT)
     graph.add("Mul", [cast, factor], gather.output[0])
+
+
+def _parts(channels: int, most: int) -> int:
+    """The largest number of equal parts, at most `most`."""
+    return next(parts for parts in range(most, 0, -1) if channels % parts == 0)
 
 
 def _scales(weight: NDArray[np.float32], axis: int, most: int) -> NDArray[np.float32]:

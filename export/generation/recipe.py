@@ -30,7 +30,7 @@ class GenerationRecipe:
         eval_data: a text file, for perplexity as part of the evidence.
     """
 
-    PRECISIONS: ClassVar[tuple[str, ...]] = ("fp32", "int8", "int4", "fp16", "int4-cuda")
+    PRECISIONS: ClassVar[tuple[str, ...]] = ("fp32", "int8", "int4")
     TASK: ClassVar[str] = "text-generation"
 
     source: str = SOURCE

@@ -31,32 +31,24 @@ from shoal.errors import ExportError
 INPUT_IDS, PAST_LENGTHS, TOTAL_LENGTH, LOGIT_ROWS = "input_ids", "past_lengths", "total_length", "logit_rows"
 LOGITS = "logits"
 MIN_BATCH = "shoal.min_batch"  # metadata of a graph whose rows need company to be added up the same way
-INT4_BLOCK = 32  # weights that share one scale
 # Protobuf ends at 2 GiB; what comes near it keeps its weights in a second file.
 MAX_SINGLE_FILE = 1 << 30
 
 
-def to_onnx(checkpoint: Path, path: Path, precision: str) -> Exported:
-    """Build the graph.
+def to_onnx(checkpoint: Path, path: Path) -> Exported:
+    """Build the graph in fp32, which the other precisions are made from.
 
     Args:
         checkpoint: a Hugging Face folder with safetensors.
         path: the ONNX file to write.
-        precision: `fp32` or `int4` (weight-only, blocks of 32, activations int8) for a CPU, `fp16` or
-            `int4-cuda` (weight-only, activations fp16) for a GPU.
 
     Raises:
         ExportError: the builder does not know the architecture, or failed.
     """
     made = path.parent / f"{path.stem}-builder"
-    kind, _, device = precision.partition("-")
-    device = device or ("cuda" if kind == "fp16" else "cpu")
-    options = ["hf_token=false"]
-    if kind == "int4":
-        options += [f"block_size={INT4_BLOCK}", f"accuracy_level={4 if device == 'cpu' else 0}"]
     command = [
-        *(sys.executable, str(_builder()), "-i", str(checkpoint), "-o", str(made), "-p", kind),
-        *("-e", device, "-c", str(made / "cache"), "--extra_options", *options),
+        *(sys.executable, str(_builder()), "-i", str(checkpoint), "-o", str(made), "-p", "fp32", "-e", "cpu"),
+        *("-c", str(made / "cache"), "--extra_options", "hf_token=false"),
     ]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     # A process of its own: the builder imports its parts as top-level modules and prints as it goes.

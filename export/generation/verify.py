@@ -51,8 +51,6 @@ TOLERANCES = {
     "fp32": Tolerance(0.001, 1.0, 1.0),
     "int8": Tolerance(0.02, 0.0, 0.99),
     "int4": Tolerance(0.08, 0.0, 1.0),
-    "fp16": Tolerance(0.005, 0.0, 0.9),
-    "int4-cuda": Tolerance(0.08, 0.0, 0.9),
 }
 
 

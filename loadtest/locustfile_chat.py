@@ -1,0 +1,6 @@
+"""The same for decoders: `locust -f loadtest/locustfile_chat.py`, people who chat."""
+
+from loadtest import recorder  # noqa: F401 - listens
+from loadtest.chats import GrpcChatUser, HttpChatUser
+
+__all__ = ["GrpcChatUser", "HttpChatUser"]

@@ -1,0 +1,296 @@
+"""What may be asked of the generation: every name, range and type, and how a wrong one is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.generation.params import MAX_STOP_LENGTH, MAX_STOPS, STRUCTURES, BadRequest, SamplingParams
+
+# name: least, most, whole
+NUMBERS: dict[str, tuple[float, float, bool]] = {
+    "max_tokens": (1, 1_000_000, True),
+    "min_tokens": (0, 1_000_000, True),
+    "temperature": (0, 100, False),
+    "top_k": (-1, 1_000_000, True),
+    "top_p": (1e-6, 1, False),
+    "min_p": (0, 1, False),
+    "repetition_penalty": (0.01, 100, False),
+    "presence_penalty": (-2, 2, False),
+    "frequency_penalty": (-2, 2, False),
+    "seed": (-(2**63), 2**63 - 1, True),
+    "logprobs": (0, 20, True),
+}
+WHOLE = [name for name, (_, _, whole) in NUMBERS.items() if whole]
+VLLM_DEFAULTS = {
+    "max_tokens": 16,
+    "min_tokens": 0,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "seed": None,
+    "stop": (),
+    "stop_token_ids": (),
+    "ignore_eos": False,
+    "logprobs": None,
+    "structured_outputs": None,
+}
+
+
+def _read(**given: Any) -> SamplingParams:
+    return SamplingParams.from_json(json.dumps(given))
+
+
+@pytest.mark.parametrize("text", ["", " \n", "{}", json.dumps(dict.fromkeys(VLLM_DEFAULTS))])
+def test_what_is_not_given_is_vllms_default(text: str) -> None:
+    assert asdict(SamplingParams.from_json(text)) == VLLM_DEFAULTS
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_both_ends_of_a_range_are_taken_and_what_is_beyond_is_refused_by_name(name: str) -> None:
+    low, high, whole = NUMBERS[name]
+    step = 1 if whole else 1e-7
+    for value in (low, high):
+        read = getattr(_read(**{name: value}), name)
+        assert read == value and type(read) is (int if whole else float)
+    for value in (low - step, high + step, -(10**30), 10**30):
+        with pytest.raises(BadRequest, match=rf"^{name} is .*, it must be from "):
+            _read(**{name: value})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [True, [], {}, [1], {"a": 1}, "", "many", "0x10", "1,5"])
+def test_what_is_no_number_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(BadRequest, match=rf"^{name} is .*, not a number$"):
+        _read(**{name: value})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_what_is_not_finite_is_refused_by_name(name: str, literal: str) -> None:
+    with pytest.raises(BadRequest, match=rf"^{name} is -?(nan|inf), it must be a (whole|finite) number$"):
+        SamplingParams.from_json(f'{{"{name}": {literal}}}')
+    with pytest.raises(BadRequest, match=rf"^{name} is "):
+        SamplingParams.from_json(f'{{"{name}": "{literal}"}}')
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_part_of_a_whole_is_refused_by_name(name: str) -> None:
+    assert getattr(_read(**{name: 3.0}), name) == 3
+    for value in (3.5, "3.5"):
+        with pytest.raises(BadRequest, match=rf"^{name} is "):
+            _read(**{name: value})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_may_be_strings(name: str) -> None:
+    _, high, whole = NUMBERS[name]
+    for value in (int(high), 1) if whole else (high, 0.5):
+        assert _read(**{name: str(value)}) == _read(**{name: value})
+
+
+def test_a_seed_keeps_all_its_digits() -> None:
+    assert _read(seed=2**53 + 1).seed == _read(seed=str(2**53 + 1)).seed == 2**53 + 1
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, pytest.param("stop_token_ids", id="stop_token_ids of an item")])
+@pytest.mark.xfail(
+    strict=True,
+    raises=OverflowError,
+    reason="math.isfinite of an int too large for a float, in params._number",
+)
+def test_a_number_of_400_digits_is_refused_by_name(name: str) -> None:
+    value = "1" + "0" * 400
+    with pytest.raises(BadRequest, match=f"^{name} is "):
+        SamplingParams.from_json(f'{{"{name}": {f"[{value}]" if name == "stop_token_ids" else value}}}')
+
+
+def test_stops_may_be_one_or_several() -> None:
+    assert _read(stop="a").stop == ("a",)
+    assert _read(stop=["a", "\n\n", "é😀"]).stop == ("a", "\n\n", "é😀")
+    assert _read(stop=[]).stop == ()
+    assert len(_read(stop=["s" * MAX_STOP_LENGTH] * MAX_STOPS).stop) == MAX_STOPS
+
+
+@pytest.mark.parametrize(
+    "value", ["", [""], ["a", ""], [1], [None], [["a"]], {"a": "b"}, 1, True, ["a"] * 17, "a" * 257]
+)
+def test_stops_that_make_no_sense_are_refused_by_name(value: Any) -> None:
+    with pytest.raises(BadRequest, match="^stop m"):
+        _read(stop=value)
+
+
+def test_stop_token_ids_are_whole_numbers() -> None:
+    assert _read(stop_token_ids=[0, "7", 2.0, 2**31 - 1]).stop_token_ids == (0, 7, 2, 2**31 - 1)
+    assert _read(stop_token_ids=[]).stop_token_ids == ()
+
+
+@pytest.mark.parametrize(
+    "value", [1, "1", {"a": 1}, True, [-1], [2**31], [1.5], ["x"], [True], [None], [1] * 17]
+)
+def test_stop_token_ids_that_make_no_sense_are_refused_by_name(value: Any) -> None:
+    with pytest.raises(BadRequest, match="^stop_token_ids "):
+        _read(stop_token_ids=value)
+
+
+def test_a_switch_is_true_or_false() -> None:
+    assert [_read(ignore_eos=value).ignore_eos for value in (True, "true", "True", False, "FALSE")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+    for value in (1, 0, "yes", "", [], {}):
+        with pytest.raises(BadRequest, match="^ignore_eos is .*, it must be true or false$"):
+            _read(ignore_eos=value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "definition"),
+    [
+        ("json", {"type": "object"}),
+        ("json", {}),
+        ("regex", "a+"),
+        ("choice", ["yes", "no"]),
+        ("grammar", 'start: "a"'),
+    ],
+)
+def test_a_structure_may_be_an_object_or_its_text(kind: str, definition: Any) -> None:
+    expected = (kind, definition)
+    assert _read(structured_outputs={kind: definition}).structured_outputs == expected
+    assert _read(structured_outputs=json.dumps({kind: definition})).structured_outputs == expected
+
+
+def test_a_json_schema_may_be_a_text() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    assert _read(structured_outputs={"json": json.dumps(schema)}).structured_outputs == ("json", schema)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1,
+        True,
+        [],
+        {},
+        "",
+        "json",
+        "[]",
+        {"xml": "a"},
+        {"regex": "a", "choice": ["a"]},
+        *(
+            {kind: wrong}
+            for kind in STRUCTURES
+            for wrong in (None, 1, True, "" if kind != "json" else "{", [])
+        ),
+        {"choice": "yes"},
+        {"choice": [1]},
+        {"choice": ["a", ""]},
+        {"regex": ["a"]},
+        {"json": "[]"},
+        {"json": "not JSON"},
+        {"grammar": {"start": "a"}},
+    ],
+)
+def test_structures_that_make_no_sense_are_refused_by_name(value: Any) -> None:
+    with pytest.raises(BadRequest, match="^structured_outputs"):
+        _read(structured_outputs=value)
+
+
+@pytest.mark.parametrize(
+    "nested", ["[" * 100_000, {"json": "[" * 100_000}], ids=["itself", "the schema in it"]
+)
+@pytest.mark.xfail(
+    strict=True, raises=RecursionError, reason="params._structure catches ValueError only, not RecursionError"
+)
+def test_a_structure_nested_too_deep_is_refused_by_name(nested: Any) -> None:
+    with pytest.raises(BadRequest, match="^structured_outputs"):
+        _read(structured_outputs=nested)
+
+
+@pytest.mark.parametrize("name", ["max_token", "Temperature", "n", "best_of", "", "guided_json"])
+def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(
+        BadRequest, match=f"^unknown in sampling_parameters: {name}; known: max_tokens, .*top_p"
+    ):
+        _read(**{name: 1, "top_p": 0.5})
+
+
+@pytest.mark.xfail(
+    strict=True, raises=UnicodeEncodeError, reason="an unknown name is put into the message as it came"
+)
+def test_the_refusal_of_a_name_that_is_no_text_can_be_sent() -> None:
+    """A lone surrogate is legal in JSON, but not in the UTF-8 of the error that Triton sends."""
+    with pytest.raises(BadRequest) as refused:
+        SamplingParams.from_json('{"\\ud800": 1}')
+    str(refused.value).encode()
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "max_tokens=3", '{"a": }', "'{}'", "[" * 100_000, '{"seed":' + "1" * 5000 + "}"]
+)
+def test_what_is_not_json_is_refused(text: str) -> None:
+    with pytest.raises(BadRequest, match="^sampling_parameters is not JSON: "):
+        SamplingParams.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("[]", "a list"), ("null", "null"), ("1", "a number"), ("true", "a boolean"), ('"a"', "a string")],
+)
+def test_what_is_no_object_is_refused(text: str, kind: str) -> None:
+    with pytest.raises(BadRequest, match=f"^sampling_parameters is {kind}, it must be a JSON object$"):
+        SamplingParams.from_json(text)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.sampled_from(list(VLLM_DEFAULTS)), JSON, max_size=4))
+def test_any_value_is_taken_or_refused_by_name_in_one_line(values: dict[str, Any]) -> None:
+    try:
+        params = _read(**values)
+    except BadRequest as error:
+        assert any(str(error).startswith(name) for name in values)
+        assert len(str(error).splitlines()) == 1
+        return
+    for name, (low, high, _) in NUMBERS.items():
+        value = getattr(params, name)
+        assert value is None or low <= value <= high
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=30))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        assert isinstance(SamplingParams.from_json(text), SamplingParams)
+    except BadRequest:
+        pass
+
+
+def test_chance_is_involved_unless_only_the_likeliest_can_come() -> None:
+    assert _read(temperature=0).greedy and _read(top_k=1).greedy
+    assert not any(
+        _read(**{name: value}).greedy for name, value in [("top_k", 0), ("top_k", -1), ("seed", 1)]
+    )
+
+
+def test_penalties_are_noticed() -> None:
+    assert not _read(repetition_penalty=1, presence_penalty=0, frequency_penalty=0).penalizes
+    for name, value in [("repetition_penalty", 1.1), ("presence_penalty", -1), ("frequency_penalty", 0.1)]:
+        assert _read(**{name: value}).penalizes

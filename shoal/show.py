@@ -57,12 +57,13 @@ def evidence_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
 
 
 def _generation_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """Perplexity, agreement with the original, and tokens per second by batch size."""
+    """Perplexity and its rise; greedy answers that are the original's, and that are the same alone and in a
+    batch; tokens per second of prefill, and of decoding by batch size."""
     batches = list(rows[0]["decode_tokens_per_second"])
-    columns = ["precision", "#MB", "#perplexity", "#rise", "#greedy =", "#batch =", "#prefill t/s"]
+    columns = ["precision", "#MB", "#ppl", "#rise", "#greedy", "#batch", "#prefill"]
     made = table(
         title,
-        [*columns, *(f"#t/s ×{batch}" for batch in batches), "verdict"],
+        [*columns, *(f"#×{batch}" for batch in batches), "verdict"],
         wraps=["verdict"] if any(row["failures"] for row in rows) else [],
     )
     for row in rows:

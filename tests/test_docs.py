@@ -67,8 +67,7 @@ def test_no_figure_is_missing() -> None:
 
 
 def test_the_readmes_python_runs(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = _blocks(ROOT / "README.md", "python")
-    code = code.replace("127.0.0.1:8001", server.grpc)
+    code = _blocks(ROOT / "README.md", "python")[0].replace("127.0.0.1:8001", server.grpc)
     names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - our own README
     assert names["vectors"].shape == (2, 384)

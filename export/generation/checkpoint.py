@@ -6,10 +6,12 @@ A GGUF file is turned into a normal Hugging Face folder once, by transformers, a
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import re
 import shutil
 import tempfile
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -102,10 +104,10 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415
 
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")
+        with redirect_stderr(io.StringIO()):  # a progress bar that no option switches off
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")
     except Exception as error:  # transformers raises what it likes
         reason = str(error).strip().splitlines()[0]
         raise ExportError(f"transformers cannot read {gguf.name}: {reason}") from error

@@ -28,7 +28,7 @@ from shoal.progress import Silent
 
 CALIBRATION_PASSAGES = 150
 CALIBRATION_WINDOW = 128  # tokens
-CALIBRATION_WINDOWS = 32
+CALIBRATION_WINDOWS = 16
 _TOOLS = ("torch", "transformers", "onnxruntime-genai", "onnx", "onnxruntime", "tokenizers", "numpy")
 
 

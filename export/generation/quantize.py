@@ -5,10 +5,10 @@ Both forms start from the fp32 graph of `to_onnx`:
 - **int8**: activations uint8 with one scale a row, weights int8 with one scale a column, multiplied as
   integers; `export.quantize` says why a scale must not look at another row. Behind a norm each channel
   is divided by a factor that the weights take over (SmoothQuant, Xiao et al. 2023, arXiv:2211.10438); it
-  is folded into the norm's own weight and costs nothing. Where that cannot help, behind a feed-forward
-  gate and before the vocabulary, rows are cut into parts with a scale each. Products whose input has
+  is folded into the norm's own weight and costs nothing. Where that cannot help, behind attention and
+  gates and before the vocabulary, rows are cut into parts with a scale each. Products whose input has
   single channels far beyond the rest (two of thirty behind a gate in SmolLM2) stay as they are.
-- **int4**: weights of 4 bits in blocks of 32 with a zero point each, activations quantized block by
+- **int4**: weights of 4 bits in blocks of 16 with a zero point each, activations quantized block by
   block inside the product (ONNX Runtime's MatMulNBits); what hurts most has 8 bits instead.
 
 int8 weights use 7 of their 8 bits. On a CPU without VNNI the integer product adds pairs of 16-bit
@@ -46,11 +46,12 @@ from export.graph import CONTRIB, Graph
 from shoal.machine import available_cpus
 from shoal.progress import Silent
 
-INT4_BLOCK = 32  # weights that share one scale
+INT4_BLOCK, INT8_BLOCK = 16, 32  # weights that share one scale
 FLOOR = 1e-9  # keeps a row of zeros from dividing by zero
 MIGRATION = 0.5  # SmoothQuant's alpha: how much of the difficulty moves from activations to weights
 OUTLIERS = 200.0  # largest over median channel magnitude beyond which a row has no common scale
-HEAD_PARTS, GATE_PARTS = 4, 4  # into which the rows before the vocabulary and behind a gate are cut
+# Into how many parts rows are cut: before the vocabulary, behind a gate, behind attention.
+HEAD_PARTS, GATE_PARTS, ATTENTION_PARTS = 4, 6, 3
 WEIGHT_MAX = 63  # see the module
 TOKEN_MAX = 127
 NORMS = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
@@ -85,8 +86,10 @@ def quantize_int8(
                 _smooth(graph, norm, products, magnitude)
             elif magnitude.max() > OUTLIERS * np.median(magnitude):
                 continue
-            elif graph.producer[activation].op_type == "Mul":
-                parts = _parts(len(magnitude), GATE_PARTS)
+            else:
+                behind = graph.producer[activation].op_type
+                most = ATTENTION_PARTS if behind == "GroupQueryAttention" else GATE_PARTS
+                parts = _parts(len(magnitude), most)
             _quantize_group(graph, activation, products, parts)
         save(graph.finish(), path)
     return Exported.read(path)
@@ -102,11 +105,12 @@ def quantize_int4(exported: Exported, path: Path, progress: Silent) -> Exported:
         products = [node.name for node in model.graph.node if node.op_type == "MatMul"]
         sensitive = _sensitive(model)
         logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
-        for bits, chosen in ((4, set(products) - sensitive), (8, sensitive)):
+        plan = ((4, INT4_BLOCK, set(products) - sensitive), (8, INT8_BLOCK, sensitive))
+        for bits, block, chosen in plan:
             quantizer = MatMulNBitsQuantizer(
                 model,
                 bits=bits,
-                block_size=INT4_BLOCK,
+                block_size=block,
                 is_symmetric=False,
                 accuracy_level=4,
                 nodes_to_exclude=sorted(set(products) - chosen),

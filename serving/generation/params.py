@@ -90,9 +90,8 @@ class SamplingParams:
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(given) - set(known))
         if unknown:
-            raise BadRequest(
-                f"unknown in sampling_parameters: {', '.join(unknown)}; known: {', '.join(known)}"
-            )
+            named = ", ".join(unknown).encode("ascii", "backslashreplace").decode()  # half a character, say
+            raise BadRequest(f"unknown in sampling_parameters: {named}; known: {', '.join(known)}")
         return cls(
             **{name: _READERS[name](name, value) for name, value in given.items() if value is not None}
         )
@@ -106,10 +105,11 @@ def _number(name: str, value: Any, low: float, high: float, *, whole: bool) -> A
             raise BadRequest(f"{name} is {value!r}, not a number") from None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRequest(f"{name} is {_kind(value)}, not a number")
-    if not math.isfinite(value) or (whole and value != int(value)):
+    if isinstance(value, float) and (not math.isfinite(value) or (whole and value != int(value))):
         raise BadRequest(f"{name} is {value}, it must be {'a whole' if whole else 'a finite'} number")
     if not low <= value <= high:
-        raise BadRequest(f"{name} is {value:g}, it must be from {low:g} to {high:g}")
+        shown = f"{value:g}" if abs(value) < 1e100 else "too large"
+        raise BadRequest(f"{name} is {shown}, it must be from {low:g} to {high:g}")
     return int(value) if whole else float(value)
 
 
@@ -149,7 +149,7 @@ def _structure(name: str, value: Any) -> tuple[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadRequest(f"{name} is not JSON") from None
     if not isinstance(value, dict) or len(value) != 1 or next(iter(value)) not in STRUCTURES:
         raise BadRequest(f"{name} must hold one of {', '.join(STRUCTURES)}")
@@ -163,7 +163,7 @@ def _structure(name: str, value: Any) -> tuple[str, Any]:
         if isinstance(definition, str):
             try:
                 definition = json.loads(definition)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BadRequest(f"{name}: the JSON schema is not JSON: {error}") from None
         if not isinstance(definition, dict):
             raise BadRequest(f"{name}: the JSON schema is {_kind(definition)}, not an object")

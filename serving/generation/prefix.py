@@ -56,15 +56,17 @@ class PrefixCache(Generic[Kept]):
         """
         wanted = min(len(tokens) // BLOCK, self.capacity)
         path = self._path(tokens, wanted)
-        for index in range(len(path), wanted):
-            parent = self._nodes[path[-1]].number if path else 0
-            key = (parent, tuple(tokens[index * BLOCK : (index + 1) * BLOCK]))
-            self._numbers += 1
-            self._nodes[key] = _Node(self._numbers, keep(index * BLOCK, (index + 1) * BLOCK))
-            path.append(key)
-        self._touch(path)
-        while len(self._nodes) > self.capacity:
-            self._nodes.popitem(last=False)
+        try:
+            for index in range(len(path), wanted):
+                parent = self._nodes[path[-1]].number if path else 0
+                key = (parent, tuple(tokens[index * BLOCK : (index + 1) * BLOCK]))
+                self._numbers += 1
+                self._nodes[key] = _Node(self._numbers, keep(index * BLOCK, (index + 1) * BLOCK))
+                path.append(key)
+        finally:
+            self._touch(path)
+            while len(self._nodes) > self.capacity:
+                self._nodes.popitem(last=False)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -53,16 +53,19 @@ class Chooser:
             output: tokens of the answer so far.
             likeliest: the token of the largest logit, which is found for all rows at once.
         """
-        barred = len(output) < self._params.min_tokens and len(self._ends) > 0
+        ends = self._ends[self._ends < len(logits)]
+        barred = len(output) < self._params.min_tokens and len(ends) > 0
         if self._plain and not barred:
             return likeliest
-        if barred:
-            logits = logits.copy()
-            logits[self._ends] = -np.inf
         if self._params.penalizes:
             logits = self._penalized(logits, output)
         if self._matcher is not None:
             logits = np.where(self._matcher.allowed(), logits, -np.inf)
+        if barred:
+            others = logits.copy()
+            others[ends] = -np.inf
+            if others.max() > -np.inf:  # a structure may leave nothing else
+                logits = others
         if self._chance is None:
             return int(logits.argmax())
         return _sample(logits, self._params, float(self._chance.random()))
@@ -84,8 +87,8 @@ def top_logprobs(logits: Logits, chosen: int, count: int) -> list[TokenLogprob]:
     normalized = shifted - np.log(np.exp(shifted).sum())
     best = np.argpartition(normalized, -count)[-count:] if count else np.empty(0, np.int64)
     best = best[np.argsort(-normalized[best], kind="stable")]
-    found = {int(token): rank for rank, token in enumerate(best, start=1)}
-    rank = found.get(chosen) or int((normalized > normalized[chosen]).sum()) + 1
+    found = {int(token): int((normalized > normalized[token]).sum()) + 1 for token in best}
+    rank = int((normalized > normalized[chosen]).sum()) + 1
     entries = [TokenLogprob(chosen, float(normalized[chosen]), rank)]
     entries += [TokenLogprob(t, float(normalized[t]), r) for t, r in found.items() if t != chosen]
     return entries

@@ -141,9 +141,11 @@ class Sequence:
         if token in self.stop_tokens and len(self.output) > params.min_tokens:
             self._finish("stop")
             return
-        text, stopped = self._stops.add(self._text.add(token))
+        text, stopped = self._text.add(token), False
+        if len(self.output) >= params.min_tokens:  # before, a stop string is text like any other
+            text, stopped = self._stops.add(text)
         self._new_text.append(text)
-        if stopped and len(self.output) >= params.min_tokens:
+        if stopped:
             self.finish_reason = "stop"
         elif self.request.matcher is not None and self.request.matcher.finished:
             self._finish("stop")

@@ -29,7 +29,7 @@ class Structures:
     """
 
     def __init__(self, tokenizer: Path, vocabulary: int, ends: Sequence[int]) -> None:
-        self._tokenizer = LLTokenizer(str(tokenizer), n_vocab=vocabulary, eos_token=list(ends) or None)
+        self._tokenizer = LLTokenizer(_unnamed(tokenizer), n_vocab=vocabulary, eos_token=list(ends) or None)
         self._vocabulary = vocabulary
         # The separators of `json.dumps`, no other white space: a small model left free to indent may
         # never come to an end.
@@ -52,8 +52,12 @@ class Structures:
         if matcher.is_error():
             raise BadRequest(f"structured_outputs: {kind}: {_line(matcher.get_error())}")
         made = Matcher(matcher, self._vocabulary)
-        if not made.allowed().any():
+        first = made.allowed()
+        if matcher.is_error() or not first.any():
             raise BadRequest(f"structured_outputs: {kind}: no text can match it")
+        trial = matcher.deep_copy()  # what is too complex shows at the first token
+        if not trial.consume_token(int(first.argmax())):
+            raise BadRequest(f"structured_outputs: {kind}: {_line(trial.get_error())}")
         return made
 
     def _grammar(self, kind: str, definition: Any) -> str:
@@ -62,7 +66,9 @@ class Structures:
         if kind == "regex":
             return LLMatcher.grammar_from_regex(definition)
         if kind == "choice":
-            return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, definition)))
+            # A terminal: as a rule, each choice would be an item of the parser, which has room for 2,000.
+            choices = " | ".join(map(json.dumps, definition))
+            return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}")
         return LLMatcher.grammar_from_lark(definition)
 
 
@@ -95,3 +101,16 @@ class Matcher:
 
 def _line(text: str) -> str:
     return text.strip().splitlines()[0] if text.strip() else "it cannot be compiled"
+
+
+def _unnamed(tokenizer: Path) -> str:
+    """tokenizer.json without the names of special tokens, which a structure's text must never become."""
+    content = json.loads(tokenizer.read_text("utf-8"))
+    vocabulary = content["model"]["vocab"]
+    for token in content["added_tokens"]:
+        if token["special"]:
+            name = f"\0{token['id']}"
+            if isinstance(vocabulary, dict) and token["content"] in vocabulary:
+                vocabulary[name] = vocabulary.pop(token["content"])
+            token["content"] = name
+    return json.dumps(content)

@@ -56,9 +56,12 @@ class StopFinder:
         if not self._stops:
             return text, False
         self._held += text
-        found = [place for place in (self._held.find(stop) for stop in self._stops) if place >= 0]
+        found = [
+            (self._held.find(stop) + len(stop), -len(stop)) for stop in self._stops if stop in self._held
+        ]
         if found:
-            shown, self._held = self._held[: min(found)], ""
+            end, length = min(found)
+            shown, self._held = self._held[: end + length], ""
             return shown, True
         keep = max(_overlap(self._held, stop) for stop in self._stops)
         place = len(self._held) - keep

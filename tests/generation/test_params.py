@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -102,16 +103,13 @@ def test_a_seed_keeps_all_its_digits() -> None:
     assert _read(seed=2**53 + 1).seed == _read(seed=str(2**53 + 1)).seed == 2**53 + 1
 
 
-@pytest.mark.parametrize("name", [*NUMBERS, pytest.param("stop_token_ids", id="stop_token_ids of an item")])
-@pytest.mark.xfail(
-    strict=True,
-    raises=OverflowError,
-    reason="math.isfinite of an int too large for a float, in params._number",
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("max_tokens", "{}"), ("temperature", "-{}"), ("seed", '"{}"'), ("stop_token_ids", "[{}]")],
 )
-def test_a_number_of_400_digits_is_refused_by_name(name: str) -> None:
-    value = "1" + "0" * 400
+def test_a_number_of_400_digits_is_refused_by_name(name: str, form: str) -> None:
     with pytest.raises(BadRequest, match=f"^{name} is "):
-        SamplingParams.from_json(f'{{"{name}": {f"[{value}]" if name == "stop_token_ids" else value}}}')
+        SamplingParams.from_json(f'{{"{name}": {form.format("1" + "0" * 400)}}}')
 
 
 def test_stops_may_be_one_or_several() -> None:
@@ -210,9 +208,6 @@ def test_structures_that_make_no_sense_are_refused_by_name(value: Any) -> None:
 @pytest.mark.parametrize(
     "nested", ["[" * 100_000, {"json": "[" * 100_000}], ids=["itself", "the schema in it"]
 )
-@pytest.mark.xfail(
-    strict=True, raises=RecursionError, reason="params._structure catches ValueError only, not RecursionError"
-)
 def test_a_structure_nested_too_deep_is_refused_by_name(nested: Any) -> None:
     with pytest.raises(BadRequest, match="^structured_outputs"):
         _read(structured_outputs=nested)
@@ -226,9 +221,6 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
         _read(**{name: 1, "top_p": 0.5})
 
 
-@pytest.mark.xfail(
-    strict=True, raises=UnicodeEncodeError, reason="an unknown name is put into the message as it came"
-)
 def test_the_refusal_of_a_name_that_is_no_text_can_be_sent() -> None:
     """A lone surrogate is legal in JSON, but not in the UTF-8 of the error that Triton sends."""
     with pytest.raises(BadRequest) as refused:
@@ -253,10 +245,11 @@ def test_what_is_no_object_is_refused(text: str, kind: str) -> None:
         SamplingParams.from_json(text)
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
-    max_leaves=5,
+SIMPLE = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8)
+JSON = (
+    SIMPLE
+    | st.lists(SIMPLE, max_size=3)
+    | st.dictionaries(st.sampled_from([*STRUCTURES, ""]), SIMPLE, max_size=2)
 )
 
 
@@ -277,10 +270,8 @@ def test_any_value_is_taken_or_refused_by_name_in_one_line(values: dict[str, Any
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=30))
 def test_any_text_is_read_or_refused(text: str) -> None:
-    try:
+    with suppress(BadRequest):
         assert isinstance(SamplingParams.from_json(text), SamplingParams)
-    except BadRequest:
-        pass
 
 
 def test_chance_is_involved_unless_only_the_likeliest_can_come() -> None:

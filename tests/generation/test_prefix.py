@@ -143,7 +143,6 @@ def test_clear_forgets_everything() -> None:
     assert _insert(cache, _blocks(1)) == [(0, BLOCK)]
 
 
-@pytest.mark.xfail(strict=True, reason="what insert had added when keep failed stays beyond the capacity")
 def test_a_block_that_cannot_be_saved_leaves_a_cache_that_is_no_larger() -> None:
     cache: PrefixCache[Prefix] = PrefixCache(3)
     _insert(cache, _blocks(1, 1, 1))

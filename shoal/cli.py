@@ -312,6 +312,7 @@ def chat(
     timeout: Annotated[float, typer.Option(min=0.001, help="Deadline of an answer in seconds.")] = 120.0,
     sampling: Sampling = None,
     repository: Repository = DEFAULT_REPOSITORY,
+    as_json: Json = False,
 ) -> None:
     """Talk to a served model; what was said before is part of every turn. An empty line ends it.
 
@@ -323,8 +324,10 @@ def chat(
     with client:
         while (line := read_line("you: ")).strip():
             messages.append({"role": "user", "content": line})
-            answer = stream_answer(client, model, messages, settings, timeout, raw=False, quiet=False)
+            answer = stream_answer(client, model, messages, settings, timeout, raw=False, quiet=as_json)
             messages.append({"role": "assistant", "content": answer["text"]})
+    if as_json:
+        print_json({"model": model, "messages": messages})
 
 
 @app.command()

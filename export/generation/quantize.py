@@ -43,6 +43,7 @@ from export.generation.to_onnx import (
     save,
 )
 from export.graph import CONTRIB, Graph
+from export.quantize import WEIGHT_MAX
 from shoal.machine import available_cpus
 from shoal.progress import Silent
 
@@ -52,7 +53,6 @@ MIGRATION = 0.5  # SmoothQuant's alpha: how much of the difficulty moves from ac
 OUTLIERS = 200.0  # largest over median channel magnitude beyond which a row has no common scale
 # Into how many parts rows are cut: before the vocabulary, behind a gate, behind attention.
 HEAD_PARTS, GATE_PARTS, ATTENTION_PARTS = 4, 6, 3
-WEIGHT_MAX = 63  # see the module
 TOKEN_MAX = 127
 NORMS = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
 

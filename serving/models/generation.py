@@ -6,11 +6,13 @@ response, be it the end of the answer or an error.
 
 Parameters in config.pbtxt, in vLLM's names: `max_num_seqs`, `max_model_len`, `max_queue_size`,
 `prefix_cache_tokens`, `end_token_ids`, `begin_token`, and `chat_template` for clients to read; optional:
-`max_num_batched_tokens`, `speculate` (0 or 1), `intra_op_thread_count`.
+`max_num_batched_tokens`, `intra_op_thread_count`, and `speculate` (1: guess ahead while a request runs alone;
+the step that checks guesses adds up attention in another order, which quantized graphs can tell).
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import threading
@@ -79,7 +81,7 @@ class Settings:
             numbers.get("prefix_cache_tokens", 0),
             ends,
             begin,
-            bool(numbers.get("speculate", 1)),
+            bool(numbers.get("speculate", 0)),
             numbers.get("intra_op_thread_count"),
         )
 
@@ -132,6 +134,10 @@ class TritonPythonModel:
         """Stop after the step that runs; requests that are not done are told so."""
         self._stopping.set()
         self._thread.join(STOP_SECONDS)
+        # The stub crashes, and the server waits for it, where Triton's objects outlive this call.
+        self._metrics.close()
+        del self._metrics, self._engine
+        gc.collect()
 
     def _work(self) -> None:
         while not self._stopping.is_set():

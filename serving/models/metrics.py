@@ -84,6 +84,12 @@ class Metrics:
         while stats.first_token_seconds:
             self._first_token.observe(stats.first_token_seconds.popleft())
 
+    def close(self) -> None:
+        """Let go of Triton's objects: metrics first, then their families."""
+        self._counters, self._gauges, self._ended = [], [], {}
+        self._rate = self._first_token = None
+        self._families.clear()
+
     def _raise_to(self, counter: Any, value: float) -> None:
         """A counter of Triton's takes increments only."""
         more = value - self._published.get(id(counter), 0.0)

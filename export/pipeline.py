@@ -13,7 +13,6 @@ import torch
 from export import verify
 from export.exported import Exported
 from export.generation import pipeline as generation
-from export.generation.checkpoint import DECODERS, find_gguf
 from export.generation.recipe import GenerationRecipe
 from export.optimize import fuse, fuse_around_matmuls
 from export.outcome import Outcome, disk_errors_named
@@ -32,18 +31,6 @@ from shoal.progress import Silent
 CALIBRATION_TEXTS = 64
 CALIBRATION_BATCH = 8
 _TOOLS = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "tokenizers", "numpy")
-
-
-def generates(source: str) -> bool:
-    """Whether a source is a model that generates text, by its own config; the answer decides the recipe.
-
-    Raises:
-        UsageError, ExportError: see `export.source.find_checkpoint`.
-    """
-    if find_gguf(source):
-        return True
-    architectures = find_checkpoint(source).config.get("architectures") or [""]
-    return str(architectures[0]).endswith(DECODERS)
 
 
 def export_any(recipe: Recipe | GenerationRecipe, repository: Path, **options: Any) -> Outcome:

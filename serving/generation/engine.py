@@ -91,7 +91,7 @@ class Engine:
         ends: Tokens[int],
         decode: Decode,
         prefix_cache_tokens: int = 0,
-        speculate: bool = True,
+        speculate: bool = False,
         deliveries_per_step: int = 8,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

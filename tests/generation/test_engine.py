@@ -51,7 +51,7 @@ class Caller:
 
 def _engine(toy: Toy | None = None, **options: Any) -> tuple[Engine, Toy]:
     toy = toy or Toy(LIMITS.rows, LIMITS.max_model_len)
-    options = {"prefix_cache_tokens": 256} | options
+    options = {"prefix_cache_tokens": 256, "speculate": True} | options
     return Engine(toy, LIMITS, ends=[END], decode=_decode, **options), toy
 
 

@@ -11,11 +11,11 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from export.exported import Exported
+from export.generation.checkpoint import generates
 from export.generation.pipeline import export
 from export.generation.recipe import GenerationRecipe, name_of
 from export.generation.verify import GenerationEvidence, VerifiedDecoder
 from export.outcome import Outcome
-from export.pipeline import generates
 from serving.embedded import start
 from shoal.errors import ExportError, NotProven, RepositoryError, UsageError
 from shoal.manifest import manifests

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.chat import ChatTemplate, Message
-from clients.generation import Answer, Part, joined
+from clients.generation import Answer, Part, joined, request_arrays
 from clients.vocabulary import BATCH_SIZE, Arrays, batches, embedding_of, text_array
 
 Client = TypeVar("Client", bound="BlockingClient")
@@ -20,7 +20,8 @@ Client = TypeVar("Client", bound="BlockingClient")
 class BlockingClient(ABC):
     """`embed` and `chat` on top of `infer` and `generate`, and a `with` block that closes the connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
         self._templates: dict[str, ChatTemplate] = {}
 
     @abstractmethod
@@ -48,6 +49,9 @@ class BlockingClient(ABC):
         """
 
     @abstractmethod
+    def _stream(self, model: str, inputs: Arrays, timeout: float, request_id: str) -> Iterator[Part]:
+        """The parts of an answer as they come; a dropped iterator cancels the request on the server."""
+
     def generate(
         self,
         prompt: str,
@@ -70,6 +74,8 @@ class BlockingClient(ABC):
         Raises:
             ClientError: see `clients.errors`.
         """
+        inputs = request_arrays(prompt, sampling, ours=ours)
+        return self._stream(model, inputs, self.timeout if timeout is None else timeout, request_id)
 
     def complete(self, prompt: str, **options: Any) -> Answer:
         """The whole answer to a prompt; options are those of `generate`."""

@@ -108,12 +108,11 @@ def request_arrays(prompt: str, sampling: Mapping[str, Any], *, ours: bool) -> d
     }
 
 
-def request_json(prompt: str, sampling: Mapping[str, Any], *, ours: bool) -> dict[str, Any]:
-    """The same for `generate_stream`."""
-    arrays = request_arrays(prompt, sampling, ours=ours)
+def as_json(inputs: Mapping[str, NDArray]) -> dict[str, Any]:
+    """`request_arrays` for Triton's `generate_stream`."""
     return {
         name: array[0].decode() if isinstance(array[0], bytes) else bool(array[0])
-        for name, array in arrays.items()
+        for name, array in inputs.items()
     }
 
 

@@ -45,9 +45,8 @@ class GrpcClient(BlockingClient):
     """
 
     def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0, tls: Tls | None = None) -> None:
-        super().__init__()
+        super().__init__(timeout)
         self.url = url = host_and_port(url)
-        self.timeout = timeout
         self._options = tls.grpc_options() if tls else {}
         with translated(url):
             self._client = triton.InferenceServerClient(url, **self._options)
@@ -82,19 +81,8 @@ class GrpcClient(BlockingClient):
             )
         return to_arrays(result, [output.name for output in result.get_response().outputs])
 
-    def generate(
-        self,
-        prompt: str,
-        *,
-        model: str = "smollm2",
-        timeout: float | None = None,
-        request_id: str = "",
-        ours: bool = True,
-        **sampling: Any,
-    ) -> Iterator[Part]:
-        """See `BlockingClient.generate`; many may run at once."""
-        timeout = self.timeout if timeout is None else timeout
-        inputs = to_inputs(triton.InferInput, request_arrays(prompt, sampling, ours=ours))
+    def _stream(self, model: str, inputs: Arrays, timeout: float, request_id: str) -> Iterator[Part]:
+        """See `BlockingClient`; many may run at once."""
         arrived: SimpleQueue[Any] = SimpleQueue()
         deadline = time.monotonic() + timeout
         with translated(self.url):
@@ -106,7 +94,7 @@ class GrpcClient(BlockingClient):
                 )
                 stream.async_stream_infer(
                     model,
-                    inputs,
+                    to_inputs(triton.InferInput, inputs),
                     request_id=request_id,
                     enable_empty_final_response=True,
                     timeout=microseconds(timeout),
@@ -202,7 +190,7 @@ class AsyncGrpcClient:
         ours: bool = True,
         **sampling: Any,
     ) -> AsyncIterator[Part]:
-        """See `GrpcClient.generate`; `aclose()` of the iterator, or its task's cancellation, cancels."""
+        """See `BlockingClient.generate`; `aclose()` of the iterator, or its task's cancellation, cancels."""
         timeout = self.timeout if timeout is None else timeout
         inputs = to_inputs(triton.InferInput, request_arrays(prompt, sampling, ours=ours))
 
@@ -230,7 +218,7 @@ class AsyncGrpcClient:
                 responses.cancel()
 
     async def complete(self, prompt: str, **options: Any) -> Answer:
-        """See `GrpcClient.complete`."""
+        """See `BlockingClient.complete`."""
         return joined([part async for part in self.generate(prompt, **options)])
 
     async def embed(

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from clients.blocking import BlockingClient
 from clients.errors import ClientError, ServerFault, Unavailable, translated
-from clients.generation import Part, microseconds, part_of, request_json
+from clients.generation import Part, as_json, microseconds, part_of
 from clients.vocabulary import (
     Arrays,
     Tls,
@@ -40,9 +40,8 @@ class HttpClient(BlockingClient):
     """
 
     def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0, tls: Tls | None = None) -> None:
-        super().__init__()
+        super().__init__(timeout)
         self.url = url = host_and_port(url)
-        self.timeout = timeout
         self._tls = tls
         options: dict[str, Any] = {"ssl": True, "ssl_context_factory": tls.context} if tls else {}
         self._client = triton.InferenceServerClient(
@@ -64,22 +63,9 @@ class HttpClient(BlockingClient):
             result = self._client.infer(model, tensors, model_version=version, request_id=request_id)
         return to_arrays(result, [output["name"] for output in result.get_response()["outputs"]])
 
-    def generate(
-        self,
-        prompt: str,
-        *,
-        model: str = "smollm2",
-        timeout: float | None = None,
-        request_id: str = "",
-        ours: bool = True,
-        **sampling: Any,
-    ) -> Iterator[Part]:
-        """See `BlockingClient.generate`; through Triton's `generate_stream`, on a connection of its own."""
-        timeout = self.timeout if timeout is None else timeout
-        body = request_json(prompt, sampling, ours=ours) | {
-            "id": request_id,
-            "timeout": microseconds(timeout),
-        }
+    def _stream(self, model: str, inputs: Arrays, timeout: float, request_id: str) -> Iterator[Part]:
+        """See `BlockingClient`; through Triton's `generate_stream`, on a connection of its own."""
+        body = as_json(inputs) | {"id": request_id, "timeout": microseconds(timeout)}
         deadline = time.monotonic() + timeout
         connection = self._connection(timeout)
         with translated(self.url), _transport_errors(self.url), closing(connection):

@@ -37,7 +37,6 @@ from export.generation.to_onnx import (
     INPUT_IDS,
     LOGIT_ROWS,
     LOGITS,
-    MIN_BATCH,
     PAST_LENGTHS,
     TOTAL_LENGTH,
     save,
@@ -47,7 +46,9 @@ from export.quantize import WEIGHT_MAX
 from shoal.machine import available_cpus
 from shoal.progress import Silent
 
-INT4_BLOCK, INT8_BLOCK = 16, 32  # weights that share one scale
+# Weights that share one scale. In blocks of 32 the 4-bit product of one row adds in another order than that
+# of several, on AVX2: answers alone and in a batch differ.
+INT4_BLOCK, INT8_BLOCK = 16, 32
 FLOOR = 1e-9  # keeps a row of zeros from dividing by zero
 MIGRATION = 0.5  # SmoothQuant's alpha: how much of the difficulty moves from activations to weights
 OUTLIERS = 200.0  # largest over median channel magnitude beyond which a row has no common scale
@@ -117,8 +118,6 @@ def quantize_int4(exported: Exported, path: Path, progress: Silent) -> Exported:
             )
             quantizer.process()
             model = quantizer.model.model
-        # On AVX2 the 4-bit product of one row adds in another order than that of several.
-        helper.set_model_props(model, {MIN_BATCH: "2"})
         save(model, path)
     return Exported.read(path)
 

@@ -30,7 +30,6 @@ from shoal.errors import ExportError
 
 INPUT_IDS, PAST_LENGTHS, TOTAL_LENGTH, LOGIT_ROWS = "input_ids", "past_lengths", "total_length", "logit_rows"
 LOGITS = "logits"
-MIN_BATCH = "shoal.min_batch"  # metadata of a graph whose rows need company to be added up the same way
 # Protobuf ends at 2 GiB; what comes near it keeps its weights in a second file.
 MAX_SINGLE_FILE = 1 << 30
 

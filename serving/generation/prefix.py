@@ -2,8 +2,7 @@
 
 A prefix is a chain of blocks of tokens; a block's place is its own tokens and the chain before it, by
 value and not by hash, so that two prefixes can never be mistaken for each other. The policy of vLLM's
-automatic prefix caching; here blocks are copied in and out of the rows that attention reads, which
-costs microseconds a token where prefill costs about a millisecond.
+automatic prefix caching; here blocks are copied in and out of the rows that attention reads.
 """
 
 from __future__ import annotations

@@ -25,14 +25,11 @@ INPUT_IDS, PAST_LENGTHS, TOTAL_LENGTH, LOGIT_ROWS, LOGITS = (
     "logit_rows",
     "logits",
 )
-MIN_BATCH = "shoal.min_batch"
 _ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class Runner:
     """One ONNX Runtime session and its KV cache.
-
-    Rows beyond those that are in use may be written at any time.
 
     Args:
         path: a graph from `export.generation.to_onnx`.
@@ -61,8 +58,6 @@ class Runner:
         self.vocabulary = int(next(v.shape[1] for v in self._session.get_outputs() if v.name == LOGITS))
         shape = (len(self._keys_and_values), rows, heads, max_length, width)
         self.cache = np.zeros(shape, _ELEMENTS[first.type])
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        self._min_batch = min(rows, int(metadata.get(MIN_BATCH, "1")))
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
 
     @property
@@ -81,11 +76,8 @@ class Runner:
         Returns:
             Logits float32 [rows, vocabulary]; valid until the next call.
         """
-        # A row that is alone may need company, in a row that is free and whatever comes of it.
-        more = max(0, self._min_batch - len(tokens))
-        ids = np.array([*tokens, *[0] * more], np.int64).reshape(-1, 1)
-        past = np.array([*lengths, *[0] * more], np.int32)
-        return self._run(0, ids, past, np.arange(len(tokens), dtype=np.int64))
+        ids = np.asarray(tokens, np.int64).reshape(-1, 1)
+        return self._run(0, ids, np.asarray(lengths, np.int32), np.arange(len(ids), dtype=np.int64))
 
     def prefill(
         self, row: int, tokens: Sequence[int], start: int, wanted: Sequence[int]

@@ -44,20 +44,24 @@ Client = GrpcClient | HttpClient
 PROMPT = "Fish swim in shoals because"
 
 
-def _metric(server: Server, name: str) -> float:
-    """The sum over all labels of a metric of ours."""
+def _metric(server: Server, name: str, label: str = "") -> float:
+    """The sum over all labels of a metric of ours, or over those with one label."""
     import urllib.request
 
     with urllib.request.urlopen(f"http://127.0.0.1:{server.ports.metrics}/metrics", timeout=10) as page:
         lines = page.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"shoal_generation_{name}{{"))
+    return sum(
+        float(line.split()[-1])
+        for line in lines
+        if line.startswith(f"shoal_generation_{name}{{") and label in line
+    )
 
 
-def _settled(server: Server, name: str, expected: float = 0.0) -> bool:
+def _settled(server: Server, name: str, expected: float = 0.0, label: str = "") -> bool:
     """Metrics are published four times a second."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        if _metric(server, name) == expected:
+        if _metric(server, name, label) == expected:
             return True
         time.sleep(0.1)
     return False
@@ -273,10 +277,11 @@ def test_asyncio_streams_run_side_by_side_and_cancel(decoder_server: Server) -> 
             await long.aclose()
             return [answer.text for answer in answers]
 
-    before = _metric(decoder_server, 'requests_total{model="smollm2",reason="cancelled"')
+    cancelled = _metric(decoder_server, "requests_total", 'reason="cancelled"')
     answers = asyncio.run(scenario())
     assert len(answers) == 12
-    assert _settled(decoder_server, "running") and before is not None
+    assert _settled(decoder_server, "requests_total", cancelled + 1, 'reason="cancelled"')
+    assert _settled(decoder_server, "running")
 
 
 def test_a_caller_who_leaves_is_not_generated_for(decoder_client: Client, decoder_server: Server) -> None:

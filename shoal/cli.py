@@ -15,7 +15,8 @@ import typer
 from rich.markup import escape
 
 from shoal import __version__, show
-from shoal.errors import MissingDependency, ServerError, ShoalError, UsageError
+from shoal.calls import chat, infer, loadtest
+from shoal.errors import ServerError, ShoalError, UsageError
 from shoal.options import (
     DEFAULT_REPOSITORY,
     Detach,
@@ -31,28 +32,21 @@ from shoal.options import (
     Precision,
     RecipeFile,
     Repository,
-    Sampling,
     Source,
     StartTimeout,
 )
 from shoal.progress import Bars
 from shoal.steps import (
-    connect,
-    decoder_at,
     err,
     export_pipeline,
     find_server,
     first_answer,
-    is_decoder,
     out,
     print_json,
-    read_line,
     recipe_from,
     run_export,
-    sampling_from,
     serve_until_stopped,
     start_server,
-    stream_answer,
     tell_addresses,
 )
 
@@ -256,127 +250,9 @@ def stop(
         raise ServerError(f"no server of {repository} runs", hint="shoal status shows what runs")
 
 
-@app.command()
-def infer(
-    model: Annotated[str, typer.Argument(help="The model to call.")],
-    texts: Annotated[list[str], typer.Argument(help="One or more texts; - reads lines from stdin.")],
-    protocol: Annotated[str, typer.Option(help="grpc or http.")] = "grpc",
-    url: Annotated[str | None, typer.Option(help="host:port. Default: the server of --repository.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Deadline in seconds.")] = 30.0,
-    sampling: Sampling = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Text generation: the text as it is, without the chat template.")
-    ] = False,
-    repository: Repository = DEFAULT_REPOSITORY,
-    as_json: Json = False,
-) -> None:
-    """Send text to a served model and print what comes back: vectors, or text as it is generated.
-
-    Example: shoal infer minilm "Fish swim in shoals." "Birds fly in flocks."
-
-    Example: shoal infer smollm2 "Why do fish swim in shoals?" --set max_tokens=80 --set temperature=0
-    """
-    if texts == ["-"]:
-        texts = [line for line in sys.stdin.read().splitlines() if line.strip()]
-    client, address = connect(protocol, url, repository, timeout)
-    with client:
-        if is_decoder(client, model):
-            answers = [
-                stream_answer(client, model, text, sampling_from(sampling), timeout, raw, quiet=as_json)
-                for text in texts
-            ]
-            if as_json:
-                print_json({"model": model, "url": address, "answers": answers})
-            return
-        start = time.perf_counter()
-        vectors = client.embed(texts, model=model)
-        elapsed = 1e3 * (time.perf_counter() - start)
-    if as_json:
-        print_json({"model": model, "url": address, "ms": elapsed, "embedding": vectors.tolist()})
-        return
-    made = show.table("", ["text", "embedding", "#cosine to the first"], wraps=["text"])
-    for text, vector in zip(texts, vectors, strict=True):
-        head = ", ".join(f"{value:+.3f}" for value in vector[:4])
-        shown = text if len(text) <= 48 else f"{text[:47]}…"
-        made.add_row(escape(shown), f"({head}, …) × {len(vector)}", f"{vector @ vectors[0]:.3f}")
-    out.print(made)
-    out.print(f"[dim]{protocol} {address}, {elapsed:.1f} ms[/]", highlight=False)
-
-
-@app.command()
-def chat(
-    model: Annotated[str, typer.Argument(help="The model to talk to.")] = "smollm2",
-    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
-    protocol: Annotated[str, typer.Option(help="grpc or http.")] = "grpc",
-    url: Annotated[str | None, typer.Option(help="host:port. Default: the server of --repository.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Deadline of an answer in seconds.")] = 120.0,
-    sampling: Sampling = None,
-    repository: Repository = DEFAULT_REPOSITORY,
-    as_json: Json = False,
-) -> None:
-    """Talk to a served model; what was said before is part of every turn. An empty line ends it.
-
-    Example: shoal chat smollm2 --set temperature=0.7 --set max_tokens=200
-    """
-    client, _ = connect(protocol, url, repository, timeout)
-    settings = sampling_from(sampling)
-    messages = [{"role": "system", "content": system}] if system else []
-    with client:
-        while (line := read_line("you: ")).strip():
-            messages.append({"role": "user", "content": line})
-            answer = stream_answer(client, model, messages, settings, timeout, raw=False, quiet=as_json)
-            messages.append({"role": "assistant", "content": answer["text"]})
-    if as_json:
-        print_json({"model": model, "messages": messages})
-
-
-@app.command()
-def loadtest(
-    model: Annotated[str, typer.Argument(help="The model to load.")] = "minilm",
-    users: Annotated[int, typer.Option(min=1, help="Simulated users; half speak gRPC, half HTTP.")] = 8,
-    seconds: Annotated[int, typer.Option(min=1, help="How many seconds.")] = 10,
-    protocol: Annotated[str, typer.Option(help="grpc, http or both.")] = "both",
-    grpc_url: Annotated[
-        str | None, typer.Option(help="host:port. Default: the server of --repository.")
-    ] = None,
-    http_url: Annotated[
-        str | None, typer.Option(help="host:port. Default: the server of --repository.")
-    ] = None,
-    report: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path(
-        "reports/latest"
-    ),
-    repository: Repository = DEFAULT_REPOSITORY,
-    as_json: Json = False,
-) -> None:
-    """Run Locust against a served model and write a report with plots; a decoder is chatted with.
-
-    Exit code 1 if a request failed. For Locust's web page: locust -f loadtest/locustfile.py
-
-    Example: shoal loadtest --users 16 --seconds 30
-    """
-    try:
-        from loadtest import headless
-    except ModuleNotFoundError as error:
-        raise MissingDependency(str(error.name), extra="loadtest") from error
-    if protocol not in headless.PROTOCOLS:
-        raise UsageError(f"unknown protocol {protocol}", hint=f"known: {', '.join(headless.PROTOCOLS)}")
-    if (grpc_url is None and protocol != "http") or (http_url is None and protocol != "grpc"):
-        server = find_server(repository)
-        grpc_url, http_url = grpc_url or server.grpc, http_url or server.http
-    generates = decoder_at(protocol, grpc_url, http_url, model)
-    summary = headless.run(
-        headless.Plan(model, users, seconds, protocol, grpc_url or "-", http_url or "-", generates),
-        report,
-        progress=Bars(err),
-    )
-    if as_json:
-        print_json(summary)
-    else:
-        out.print(headless.as_table(summary))
-        if generates:
-            out.print(headless.in_tokens(summary), highlight=False)
-        out.print(f"report: {report / 'report.html'}", highlight=False)
-    raise typer.Exit(0 if summary["total"]["requests"] and not summary["total"]["failures"] else 1)
+app.command()(infer)
+app.command()(chat)
+app.command()(loadtest)
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -201,93 +200,6 @@ def is_decoder(client: Any, model: str) -> bool:
         ClientError: the server cannot be asked, or does not serve it.
     """
     return any(entry["name"] == "text_input" for entry in client.metadata(model)["inputs"])
-
-
-def decoder_at(protocol: str, grpc_url: str | None, http_url: str | None, model: str) -> bool:
-    """`is_decoder` at an address; False where that cannot be told, so that a load test shows why."""
-    import clients
-
-    kind, url = (clients.HttpClient, http_url) if protocol == "http" else (clients.GrpcClient, grpc_url)
-    try:
-        with kind(url or "", timeout=5.0) as client:
-            return is_decoder(client, model)
-    except ShoalError:
-        return False
-
-
-def sampling_from(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """`NAME=VALUE` as sampling parameters; a value that is JSON is taken as such, any other as text.
-
-    Raises:
-        UsageError: there is no `=`.
-    """
-    values: dict[str, Any] = {"max_tokens": 256, "temperature": 0}
-    for pair in pairs or ():
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise UsageError(f"--set {pair} is not NAME=VALUE", hint="e.g. --set temperature=0.7")
-        try:
-            values[name] = json.loads(value)
-        except ValueError:
-            values[name] = value
-    return values
-
-
-def stream_answer(
-    client: Any,
-    model: str,
-    prompt: str | Sequence[dict[str, str]],
-    sampling: dict[str, Any],
-    timeout: float,
-    raw: bool,
-    *,
-    quiet: bool,
-) -> dict[str, Any]:
-    """Generate, printing as text arrives; returns the answer and how long it took.
-
-    Args:
-        prompt: a text or a conversation.
-        raw: send the text as it is, not as the first message of a conversation.
-    """
-    from clients.generation import joined
-
-    start = time.perf_counter()
-    first = None
-    parts = []
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    stream = (
-        client.generate(prompt, model=model, timeout=timeout, **sampling)
-        if raw
-        else client.chat(messages, model=model, timeout=timeout, **sampling)
-    )
-    for part in stream:
-        first = first or time.perf_counter()
-        parts.append(part)
-        if not quiet:
-            typer.echo(part.text, nl=False)
-    answer = joined(parts)
-    seconds = time.perf_counter() - start
-    facts = vars(answer) | {
-        "first_token_ms": 1e3 * ((first or start) - start),
-        "tokens_per_second": answer.output_tokens / seconds,
-    }
-    if not quiet:
-        typer.echo()
-        err.print(
-            f"[dim]{answer.output_tokens} tokens, {facts['tokens_per_second']:.0f} a second, the first after"
-            f" {facts['first_token_ms']:.0f} ms; {answer.cached_tokens} of {answer.input_tokens} tokens of"
-            f" the prompt were cached; ended by {answer.finish_reason}[/]",
-            highlight=False,
-        )
-    return facts
-
-
-def read_line(prompt: str) -> str:
-    """A line from a person, or "" where the input has ended."""
-    try:
-        return input(prompt if sys.stdin.isatty() else "")
-    except EOFError:
-        return ""
 
 
 def print_json(value: Any) -> None:

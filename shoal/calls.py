@@ -1,0 +1,226 @@
+"""The commands that call a served model: `infer`, `chat` and `loadtest`. `shoal.cli` registers them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from shoal import show
+from shoal.errors import MissingDependency, ShoalError, UsageError
+from shoal.options import DEFAULT_REPOSITORY, Json, Repository, Sampling
+from shoal.progress import Bars
+from shoal.steps import connect, err, find_server, is_decoder, out, print_json
+
+
+def infer(
+    model: Annotated[str, typer.Argument(help="The model to call.")],
+    texts: Annotated[list[str], typer.Argument(help="One or more texts; - reads lines from stdin.")],
+    protocol: Annotated[str, typer.Option(help="grpc or http.")] = "grpc",
+    url: Annotated[str | None, typer.Option(help="host:port. Default: the server of --repository.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Deadline in seconds.")] = 30.0,
+    sampling: Sampling = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Text generation: the text as it is, without the chat template.")
+    ] = False,
+    repository: Repository = DEFAULT_REPOSITORY,
+    as_json: Json = False,
+) -> None:
+    """Send text to a served model and print what comes back: vectors, or text as it is generated.
+
+    Example: shoal infer minilm "Fish swim in shoals." "Birds fly in flocks."
+
+    Example: shoal infer smollm2 "Why do fish swim in shoals?" --set max_tokens=80 --set temperature=0
+    """
+    if texts == ["-"]:
+        texts = [line for line in sys.stdin.read().splitlines() if line.strip()]
+    client, address = connect(protocol, url, repository, timeout)
+    with client:
+        if is_decoder(client, model):
+            answers = [
+                stream_answer(client, model, text, sampling_from(sampling), timeout, raw, quiet=as_json)
+                for text in texts
+            ]
+            if as_json:
+                print_json({"model": model, "url": address, "answers": answers})
+            return
+        start = time.perf_counter()
+        vectors = client.embed(texts, model=model)
+        elapsed = 1e3 * (time.perf_counter() - start)
+    if as_json:
+        print_json({"model": model, "url": address, "ms": elapsed, "embedding": vectors.tolist()})
+        return
+    made = show.table("", ["text", "embedding", "#cosine to the first"], wraps=["text"])
+    for text, vector in zip(texts, vectors, strict=True):
+        head = ", ".join(f"{value:+.3f}" for value in vector[:4])
+        shown = text if len(text) <= 48 else f"{text[:47]}…"
+        made.add_row(escape(shown), f"({head}, …) × {len(vector)}", f"{vector @ vectors[0]:.3f}")
+    out.print(made)
+    out.print(f"[dim]{protocol} {address}, {elapsed:.1f} ms[/]", highlight=False)
+
+
+def chat(
+    model: Annotated[str, typer.Argument(help="The model to talk to.")] = "smollm2",
+    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
+    protocol: Annotated[str, typer.Option(help="grpc or http.")] = "grpc",
+    url: Annotated[str | None, typer.Option(help="host:port. Default: the server of --repository.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Deadline of an answer in seconds.")] = 120.0,
+    sampling: Sampling = None,
+    repository: Repository = DEFAULT_REPOSITORY,
+    as_json: Json = False,
+) -> None:
+    """Talk to a served model; what was said before is part of every turn. An empty line ends it.
+
+    Example: shoal chat smollm2 --set temperature=0.7 --set max_tokens=200
+    """
+    client, _ = connect(protocol, url, repository, timeout)
+    settings = sampling_from(sampling)
+    messages = [{"role": "system", "content": system}] if system else []
+    with client:
+        while (line := read_line("you: ")).strip():
+            messages.append({"role": "user", "content": line})
+            answer = stream_answer(client, model, messages, settings, timeout, raw=False, quiet=as_json)
+            messages.append({"role": "assistant", "content": answer["text"]})
+    if as_json:
+        print_json({"model": model, "messages": messages})
+
+
+def loadtest(
+    model: Annotated[str, typer.Argument(help="The model to load.")] = "minilm",
+    users: Annotated[int, typer.Option(min=1, help="Simulated users; half speak gRPC, half HTTP.")] = 8,
+    seconds: Annotated[int, typer.Option(min=1, help="How many seconds.")] = 10,
+    protocol: Annotated[str, typer.Option(help="grpc, http or both.")] = "both",
+    grpc_url: Annotated[
+        str | None, typer.Option(help="host:port. Default: the server of --repository.")
+    ] = None,
+    http_url: Annotated[
+        str | None, typer.Option(help="host:port. Default: the server of --repository.")
+    ] = None,
+    report: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path(
+        "reports/latest"
+    ),
+    repository: Repository = DEFAULT_REPOSITORY,
+    as_json: Json = False,
+) -> None:
+    """Run Locust against a served model and write a report with plots; a decoder is chatted with.
+
+    Exit code 1 if a request failed. For Locust's web page: locust -f loadtest/locustfile.py
+
+    Example: shoal loadtest --users 16 --seconds 30
+    """
+    try:
+        from loadtest import headless
+    except ModuleNotFoundError as error:
+        raise MissingDependency(str(error.name), extra="loadtest") from error
+    if protocol not in headless.PROTOCOLS:
+        raise UsageError(f"unknown protocol {protocol}", hint=f"known: {', '.join(headless.PROTOCOLS)}")
+    if (grpc_url is None and protocol != "http") or (http_url is None and protocol != "grpc"):
+        server = find_server(repository)
+        grpc_url, http_url = grpc_url or server.grpc, http_url or server.http
+    generates = decoder_at(protocol, grpc_url, http_url, model)
+    summary = headless.run(
+        headless.Plan(model, users, seconds, protocol, grpc_url or "-", http_url or "-", generates),
+        report,
+        progress=Bars(err),
+    )
+    if as_json:
+        print_json(summary)
+    else:
+        out.print(headless.as_table(summary))
+        if generates:
+            out.print(headless.in_tokens(summary), highlight=False)
+        out.print(f"report: {report / 'report.html'}", highlight=False)
+    raise typer.Exit(0 if summary["total"]["requests"] and not summary["total"]["failures"] else 1)
+
+
+def decoder_at(protocol: str, grpc_url: str | None, http_url: str | None, model: str) -> bool:
+    """`is_decoder` at an address; False where that cannot be told, so that a load test shows why."""
+    import clients
+
+    kind, url = (clients.HttpClient, http_url) if protocol == "http" else (clients.GrpcClient, grpc_url)
+    try:
+        with kind(url or "", timeout=5.0) as client:
+            return is_decoder(client, model)
+    except ShoalError:
+        return False
+
+
+def sampling_from(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """`NAME=VALUE` as sampling parameters; a value that is JSON is taken as such, any other as text.
+
+    Raises:
+        UsageError: there is no `=`.
+    """
+    values: dict[str, Any] = {"max_tokens": 256, "temperature": 0}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--set {pair} is not NAME=VALUE", hint="e.g. --set temperature=0.7")
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = value
+    return values
+
+
+def stream_answer(
+    client: Any,
+    model: str,
+    prompt: str | Sequence[dict[str, str]],
+    sampling: dict[str, Any],
+    timeout: float,
+    raw: bool,
+    *,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Generate, printing as text arrives; returns the answer and how long it took.
+
+    Args:
+        prompt: a text or a conversation.
+        raw: send the text as it is, not as the first message of a conversation.
+    """
+    from clients.generation import joined
+
+    start = time.perf_counter()
+    first = None
+    parts = []
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    stream = (
+        client.generate(prompt, model=model, timeout=timeout, **sampling)
+        if raw
+        else client.chat(messages, model=model, timeout=timeout, **sampling)
+    )
+    for part in stream:
+        first = first or time.perf_counter()
+        parts.append(part)
+        if not quiet:
+            typer.echo(part.text, nl=False)
+    answer = joined(parts)
+    seconds = time.perf_counter() - start
+    facts = vars(answer) | {
+        "first_token_ms": 1e3 * ((first or start) - start),
+        "tokens_per_second": answer.output_tokens / seconds,
+    }
+    if not quiet:
+        typer.echo()
+        err.print(
+            f"[dim]{answer.output_tokens} tokens, {facts['tokens_per_second']:.0f} a second, the first after"
+            f" {facts['first_token_ms']:.0f} ms; {answer.cached_tokens} of {answer.input_tokens} tokens of"
+            f" the prompt were cached; ended by {answer.finish_reason}[/]",
+            highlight=False,
+        )
+    return facts
+
+
+def read_line(prompt: str) -> str:
+    """A line from a person, or "" where the input has ended."""
+    try:
+        return input(prompt if sys.stdin.isatty() else "")
+    except EOFError:
+        return ""

@@ -24,13 +24,13 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from export.exported import Exported
 from export.generation.to_onnx import (
@@ -105,10 +105,10 @@ def quantize_int4(exported: Exported, path: Path, progress: Silent) -> Exported:
         model = graph.finish()
         products = [node.name for node in model.graph.node if node.op_type == "MatMul"]
         sensitive = _sensitive(model)
-        logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
+        quantizer_of = _weight_quantizer()
         plan = ((4, INT4_BLOCK, set(products) - sensitive), (8, INT8_BLOCK, sensitive))
         for bits, block, chosen in plan:
-            quantizer = MatMulNBitsQuantizer(
+            quantizer = quantizer_of(
                 model,
                 bits=bits,
                 block_size=block,
@@ -120,6 +120,18 @@ def quantize_int4(exported: Exported, path: Path, progress: Silent) -> Exported:
             model = quantizer.model.model
         save(model, path)
     return Exported.read(path)
+
+
+def _weight_quantizer() -> Any:
+    """ONNX Runtime's `MatMulNBitsQuantizer`, whose import would make every library of the process log."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    from onnxruntime.quantization import matmul_nbits_quantizer  # noqa: PLC0415
+
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.getLogger(matmul_nbits_quantizer.__name__).setLevel(logging.WARNING)
+    return matmul_nbits_quantizer.MatMulNBitsQuantizer
 
 
 def _sensitive(model: onnx.ModelProto) -> set[str]:

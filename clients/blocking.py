@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.chat import ChatTemplate, Message
-from clients.generation import Answer, Part, joined, request_arrays
+from clients.generation import Answer, Part, flags_of, joined, request_arrays
 from clients.vocabulary import BATCH_SIZE, Arrays, batches, embedding_of, text_array
 
 Client = TypeVar("Client", bound="BlockingClient")
@@ -23,6 +23,7 @@ class BlockingClient(ABC):
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
         self._templates: dict[str, ChatTemplate] = {}
+        self._flags: dict[str, dict[str, NDArray]] = {}
 
     @abstractmethod
     def infer(
@@ -39,6 +40,14 @@ class BlockingClient(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close the connection."""
+
+    @abstractmethod
+    def metadata(self, model: str) -> dict[str, Any]:
+        """Name, versions, inputs and outputs of a model.
+
+        Raises:
+            ClientError: see `clients.errors`.
+        """
 
     @abstractmethod
     def config(self, model: str) -> dict[str, Any]:
@@ -59,7 +68,6 @@ class BlockingClient(ABC):
         model: str = "smollm2",
         timeout: float | None = None,
         request_id: str = "",
-        ours: bool = True,
         **sampling: Any,
     ) -> Iterator[Part]:
         """Text as it is generated. An iterator that is dropped cancels the request on the server.
@@ -67,14 +75,16 @@ class BlockingClient(ABC):
         Args:
             timeout: deadline of the whole answer in seconds, instead of the client's.
             request_id: returned and logged by the server.
-            ours: False for Triton's vLLM backend, which does not count cached tokens.
             sampling: vLLM's sampling parameters, e.g. `max_tokens=64, temperature=0, stop=["\\n"]`; see
                 `serving.generation.params.SamplingParams`.
 
         Raises:
             ClientError: see `clients.errors`.
         """
-        inputs = request_arrays(prompt, sampling, ours=ours)
+        inputs = request_arrays(prompt, sampling)
+        if model not in self._flags:
+            self._flags[model] = flags_of(self.metadata(model))
+        inputs |= self._flags[model]
         return self._stream(model, inputs, self.timeout if timeout is None else timeout, request_id)
 
     def complete(self, prompt: str, **options: Any) -> Answer:

@@ -18,8 +18,13 @@ from numpy.typing import NDArray
 from clients.errors import BadInput
 
 TEXT_INPUT, TEXT_OUTPUT = "text_input", "text_output"
-FLAGS = ("return_finish_reason", "return_num_input_tokens", "return_num_output_tokens")
-OURS = "return_num_cached_tokens"
+# The last is ours: the vLLM backend does not count cached tokens.
+FLAGS = (
+    "return_finish_reason",
+    "return_num_input_tokens",
+    "return_num_output_tokens",
+    "return_num_cached_tokens",
+)
 
 
 @dataclass(frozen=True)
@@ -88,24 +93,23 @@ def sampling_text(prompt: str, sampling: Mapping[str, Any]) -> str:
         raise BadInput(f"sampling parameters cannot be written as JSON: {error}") from error
 
 
-def request_arrays(prompt: str, sampling: Mapping[str, Any], *, ours: bool) -> dict[str, NDArray]:
-    """Inputs of a streaming request, each of shape [1].
-
-    Args:
-        ours: whether the model knows what Shoal adds to the dialect.
-    """
+def request_arrays(prompt: str, sampling: Mapping[str, Any]) -> dict[str, NDArray]:
+    """Inputs of a streaming request, each of shape [1]."""
     parameters = sampling_text(prompt, sampling)
-    flags = [
-        *FLAGS,
-        *([OURS] if ours else []),
-        *(["return_logprobs"] if sampling.get("logprobs") is not None else []),
-    ]
-    return {
+    arrays = {
         TEXT_INPUT: np.array([prompt.encode()], dtype=object),
         "sampling_parameters": np.array([parameters.encode()], dtype=object),
         "stream": np.array([True]),
-        **{flag: np.array([True]) for flag in flags},
     }
+    if sampling.get("logprobs") is not None:
+        arrays["return_logprobs"] = np.array([True])
+    return arrays
+
+
+def flags_of(metadata: Mapping[str, Any]) -> dict[str, NDArray]:
+    """Inputs that ask for counts and the finish reason: those of `FLAGS` that a model knows."""
+    known = {entry["name"] for entry in metadata["inputs"]}
+    return {flag: np.array([True]) for flag in FLAGS if flag in known}
 
 
 def as_json(inputs: Mapping[str, NDArray]) -> dict[str, Any]:

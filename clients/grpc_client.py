@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 
 from clients.blocking import BlockingClient
 from clients.errors import ClientError, translated
-from clients.generation import Answer, Part, joined, microseconds, part_of, request_arrays
+from clients.generation import (
+    Answer,
+    Part,
+    flags_of,
+    joined,
+    microseconds,
+    part_of,
+    request_arrays,
+)
 from clients.vocabulary import (
     BATCH_SIZE,
     Arrays,
@@ -158,6 +166,7 @@ class AsyncGrpcClient:
         self.timeout = timeout
         with translated(url):
             self._client = triton_aio.InferenceServerClient(url, **(tls.grpc_options() if tls else {}))
+        self._flags: dict[str, dict[str, NDArray]] = {}
 
     async def infer(
         self,
@@ -187,12 +196,14 @@ class AsyncGrpcClient:
         model: str = "smollm2",
         timeout: float | None = None,
         request_id: str = "",
-        ours: bool = True,
         **sampling: Any,
     ) -> AsyncIterator[Part]:
         """See `BlockingClient.generate`; `aclose()` of the iterator, or its task's cancellation, cancels."""
         timeout = self.timeout if timeout is None else timeout
-        inputs = to_inputs(triton.InferInput, request_arrays(prompt, sampling, ours=ours))
+        arrays = request_arrays(prompt, sampling)
+        if model not in self._flags:
+            self._flags[model] = flags_of(await self.metadata(model))
+        inputs = to_inputs(triton.InferInput, arrays | self._flags[model])
 
         async def requests() -> AsyncIterator[dict[str, Any]]:
             yield {

@@ -50,6 +50,8 @@ def infer(
             if as_json:
                 print_json({"model": model, "url": address, "answers": answers})
             return
+        if sampling or raw:
+            raise UsageError(f"{model} makes vectors: --set and --raw are for models that generate text")
         start = time.perf_counter()
         vectors = client.embed(texts, model=model)
         elapsed = 1e3 * (time.perf_counter() - start)

@@ -95,41 +95,33 @@ def top_logprobs(logits: Logits, chosen: int, count: int) -> list[TokenLogprob]:
 
 
 def _sample(logits: Logits, params: SamplingParams, chance: float) -> int:
-    """Invert the distribution's cumulative sum at `chance`, in the order of likelihood."""
-    vocabulary = len(logits)
-    keep = params.top_k if 0 < params.top_k < vocabulary else vocabulary
-    filters = keep < vocabulary or params.top_p < 1 or params.min_p > 0
-    scaled = (logits - logits.max()).astype(np.float64) / params.temperature
-    weights = np.exp(scaled)
-    if not filters:
-        cumulated = weights.cumsum()
-        return min(int(np.searchsorted(cumulated, chance * cumulated[-1], side="right")), vocabulary - 1)
+    """Invert the distribution's cumulative sum at `chance`; temperature, min-p, top-k, top-p, as in vLLM."""
+    weights = np.exp((logits - logits.max()).astype(np.float64) / params.temperature)
+    weights[weights < params.min_p] = 0.0  # the likeliest weighs 1
+    possible = int(np.count_nonzero(weights))
     total = weights.sum()
-    candidates = min(keep, NUCLEUS)
-    while True:
-        order = np.argpartition(weights, -candidates)[-candidates:]
-        order = order[np.lexsort((order, -weights[order]))]
-        likely = weights[order]
-        if keep < vocabulary:  # what top-k leaves out does not count for the nucleus
-            if candidates < keep:
-                candidates = keep
-                continue
-            total = likely.sum()
-        cumulated = likely.cumsum()
-        if params.top_p < 1 and cumulated[-1] < params.top_p * total and candidates < keep:
-            candidates = min(keep, candidates * 8)
-            continue
-        if params.top_p == 1 and candidates < keep and likely[-1] >= params.min_p * likely[0]:
-            candidates = keep
-            continue
-        break
-    count = len(order)
+    if 0 < params.top_k < possible:
+        order = _likeliest(weights, params.top_k)
+        total = weights[order].sum()  # what top-k leaves out does not count for the nucleus
+    elif params.top_p < 1:
+        order = _likeliest(weights, min(NUCLEUS, possible))
+        while len(order) < possible and weights[order].sum() < params.top_p * total:
+            order = _likeliest(weights, min(8 * len(order), possible))
+    elif params.min_p > 0:
+        order = _likeliest(weights, possible)
+    else:
+        order = np.arange(len(weights))
+    cumulated = weights[order].cumsum()
     if params.top_p < 1:
-        count = min(count, int(np.searchsorted(cumulated, params.top_p * total, side="left")) + 1)
-    if params.min_p > 0:
-        count = min(count, int((likely >= params.min_p * likely[0]).sum()))
-    place = np.searchsorted(cumulated[:count], chance * cumulated[count - 1], side="right")
-    return int(order[min(int(place), count - 1)])
+        cumulated = cumulated[: np.searchsorted(cumulated, params.top_p * total, side="left") + 1]
+    place = int(np.searchsorted(cumulated, chance * cumulated[-1], side="right"))
+    return int(order[min(place, len(cumulated) - 1)])
+
+
+def _likeliest(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """The tokens of the `count` largest weights, largest first, ties by their number."""
+    order = np.argpartition(weights, -count)[-count:]
+    return order[np.lexsort((order, -weights[order]))]
 
 
 def _entropy(seed: int | None) -> int | None:

@@ -228,7 +228,8 @@ class _Answer:
 
     def fail(self, code: Any, message: str) -> None:
         """End with an error."""
-        self._send(pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code)), final=True)
+        text = message.encode("utf-8", errors="backslashreplace").decode()  # it may quote half a character
+        self._send(pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code)), final=True)
 
     def _send(self, response: Any, final: bool) -> None:
         flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0

@@ -44,19 +44,16 @@ def _kept(logits: Logits, params: SamplingParams) -> tuple[list[int], NDArray[np
     """Tokens that may be chosen, likeliest first, their probabilities, and whether rounding decides it."""
     weights = np.exp((logits.astype(np.float64) - float(logits.max())) / params.temperature)
     order = sorted(range(len(logits)), key=lambda token: (-weights[token], token))
+    close = bool(((np.abs(weights - params.min_p) < 1e-9) & (weights != params.min_p)).any())
+    order = [token for token in order if weights[token] >= params.min_p]
     if params.top_k > 0:
         order = order[: params.top_k]
     probabilities = weights[order] / weights[order].sum()
     before = np.concatenate([[0.0], probabilities.cumsum()[:-1]])
     keep = np.ones(len(order), bool)
-    close = False
     if params.top_p < 1:
         keep &= before < params.top_p
         close |= bool((np.abs(before - params.top_p) < 1e-9).any())
-    if params.min_p > 0:
-        ratios = probabilities / probabilities[0]
-        keep &= ratios >= params.min_p
-        close |= bool(((np.abs(ratios - params.min_p) < 1e-9) & (ratios != params.min_p)).any())
     kept = [token for token, kept in zip(order, keep, strict=True) if kept]
     return kept, weights[kept] / weights[kept].sum(), close
 
@@ -115,6 +112,7 @@ def test_filters_keep_exactly_what_a_reference_keeps_that_sorts_everything(
         (SamplingParams(min_p=0.49), {2, 3, 4}),
         (SamplingParams(top_k=2, top_p=0.55), {4}),  # 0.4 of 0.7
         (SamplingParams(top_k=3, top_p=0.9, min_p=0.6), {3, 4}),
+        (SamplingParams(top_p=0.55, min_p=0.6), {4}),  # 0.4 of 0.7: min-p comes first
     ],
 )
 def test_filters_on_a_distribution_that_can_be_checked_by_hand(

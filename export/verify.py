@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -114,6 +114,16 @@ class Evidence:
         return asdict(self) | {"cases": cases, "failures": self.failures, "proven": not self.failures}
 
 
+class Provable(Protocol):
+    """Evidence of any task."""
+
+    @property
+    def precision(self) -> str: ...
+    @property
+    def failures(self) -> list[str]: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+
 class Verified:
     """An exported graph whose evidence meets its tolerance.
 
@@ -121,11 +131,28 @@ class Verified:
         NotProven: it does not; the message holds the figures.
     """
 
-    def __init__(self, exported: Exported, evidence: Evidence) -> None:
+    def __init__(self, exported: Exported, evidence: Provable) -> None:
         if evidence.failures:
             raise NotProven(f"{evidence.precision} is not published: {'; '.join(evidence.failures)}")
         self.exported = exported
         self.evidence = evidence
+
+
+def verified(candidates: Mapping[str, Exported], evidence: Mapping[str, Provable]) -> list[Verified]:
+    """Those candidates that are proven, in their order.
+
+    Raises:
+        NotProven: none is; the message holds the figures.
+    """
+    proven = [
+        Verified(graph, evidence[precision])
+        for precision, graph in candidates.items()
+        if not evidence[precision].failures
+    ]
+    if not proven:
+        reasons = "; ".join(f"{name}: {', '.join(entry.failures)}" for name, entry in evidence.items())
+        raise NotProven(f"nothing is published, no precision is within tolerance ({reasons})")
+    return proven
 
 
 def open_session(path: Path) -> Model:

@@ -21,8 +21,9 @@ from export.generation.to_onnx import to_onnx
 from export.outcome import Outcome, disk_errors_named
 from export.repository import Published, staging
 from export.source import Checkpoint
+from export.verify import verified
 from shoal import corpus
-from shoal.errors import ExportError, NotProven, RepositoryError
+from shoal.errors import ExportError, RepositoryError
 from shoal.manifest import Manifest
 from shoal.progress import Silent
 
@@ -55,14 +56,7 @@ def export(
         candidates = build(recipe, checkpoint, work, progress)
         measured = _measure(candidates, checkpoint, recipe.eval_data, progress)
         on_evidence(list(measured.values()))
-        proven = [
-            verify.VerifiedDecoder(candidates[precision], measured[precision])
-            for precision in recipe.precisions
-            if not measured[precision].failures
-        ]
-        if not proven:
-            reasons = "; ".join(f"{p}: {', '.join(e.failures)}" for p, e in measured.items())
-            raise NotProven(f"nothing is published, no precision is within tolerance ({reasons})")
+        proven = verified(candidates, measured)
         with progress.step(f"Write versions to {repository}"):
             published = publish.write(proven, repository, work, provenance)
     return Outcome(tuple(measured.values()), tuple(published))

@@ -16,9 +16,10 @@ from export import config as texts
 from export.generation.checkpoint import DecoderSettings
 from export.generation.config import context_of, generation_config
 from export.generation.recipe import GenerationRecipe
-from export.generation.verify import VerifiedDecoder, files_of
+from export.generation.verify import files_of
 from export.repository import Published, move_versions, next_version, same_version, sync
 from export.source import Checkpoint
+from export.verify import Verified
 from shoal import machine
 from shoal.manifest import FILENAME, Manifest, sha256
 from shoal.paths import write_json
@@ -37,7 +38,7 @@ class DecoderProvenance:
 
 
 def write(
-    verified: Sequence[VerifiedDecoder], repository: Path, work: Path, provenance: DecoderProvenance
+    verified: Sequence[Verified], repository: Path, work: Path, provenance: DecoderProvenance
 ) -> list[Published]:
     """Publish proven graphs as versions of one model, the last of them served.
 
@@ -88,7 +89,7 @@ def _move(staged: Path, model: Path) -> None:
         (staged / "config.pbtxt").replace(model / "config.pbtxt")
 
 
-def _manifest(item: VerifiedDecoder, provenance: DecoderProvenance, version: int, folder: Path) -> Manifest:
+def _manifest(item: Verified, provenance: DecoderProvenance, version: int, folder: Path) -> Manifest:
     recipe = provenance.recipe
     files = ("model.onnx", "model.onnx.data", "tokenizer.json", "model.py")
     return Manifest(

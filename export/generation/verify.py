@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from export.exported import Exported
 from serving.generation.runner import Runner
 from shoal import corpus
-from shoal.errors import NotProven, UsageError
+from shoal.errors import UsageError
 from shoal.machine import available_cpus
 from shoal.progress import Silent
 
@@ -115,20 +115,6 @@ class GenerationEvidence:
             "failures": self.failures,
             "proven": not self.failures,
         }
-
-
-class VerifiedDecoder:
-    """An exported decoder whose evidence meets its tolerance.
-
-    Raises:
-        NotProven: it does not; the message holds the figures.
-    """
-
-    def __init__(self, exported: Exported, evidence: GenerationEvidence) -> None:
-        if evidence.failures:
-            raise NotProven(f"{evidence.precision} is not published: {'; '.join(evidence.failures)}")
-        self.exported = exported
-        self.evidence = evidence
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from export.exported import Exported
 from export.generation.checkpoint import generates
 from export.generation.pipeline import export
 from export.generation.recipe import GenerationRecipe, name_of
-from export.generation.verify import GenerationEvidence, VerifiedDecoder
+from export.generation.verify import GenerationEvidence
 from export.outcome import Outcome
+from export.verify import Verified
 from serving.embedded import start
 from shoal.errors import ExportError, NotProven, RepositoryError, UsageError
 from shoal.manifest import manifests
@@ -64,7 +65,7 @@ def _evidence(**changes: object) -> GenerationEvidence:
 )
 def test_what_misses_its_tolerance_is_not_published(changes: dict[str, object], said: str) -> None:
     with pytest.raises(NotProven, match=said):
-        VerifiedDecoder(Exported(Path("x"), (), (), 21, 10), _evidence(**changes))
+        Verified(Exported(Path("x"), (), (), 21, 10), _evidence(**changes))
 
 
 def test_the_vllm_backends_layout(tmp_path: Path) -> None:

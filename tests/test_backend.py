@@ -132,18 +132,32 @@ def test_an_empty_config_is_completed_from_the_graph(encoder: Path) -> None:
     assert "dynamic_batching" in config
 
 
-def test_instance_groups_and_openvino_on_the_real_server(encoder: Path, repository: Path) -> None:
+def test_each_instance_of_a_group_is_a_process(encoder: Path) -> None:
+    (encoder / "config.pbtxt").write_text('backend: "onnxruntime"\ninstance_group { count: 2 }\n')
+    with running(encoder.parent) as server, GrpcClient(server.grpc) as client:
+        assert len(psutil.Process(server.pid).children()) == 2
+        assert client.infer("minilm_encoder", FEED)["embedding"].shape == (2, 384)
+
+
+def test_openvino_on_the_real_server(encoder: Path, repository: Path) -> None:
     pytest.importorskip("onnxruntime_ep_openvino", reason="needs the extra openvino")
     shutil.copy(repository / "minilm_encoder" / "1" / "model.onnx", encoder / "1")
     (encoder / "config.pbtxt").write_text(
-        'backend: "onnxruntime"\ninstance_group { count: 2 }\n'
+        'backend: "onnxruntime"\n'
         'optimization { execution_accelerators { cpu_execution_accelerator { name: "openvino" } } }\n'
     )
+    if not _is_intel():
+        with pytest.raises(ServerError, match="openvino takes Intel CPUs only, and this one is by"):
+            start(encoder.parent, Ports(0, 0, 0))
+        return
     expected = open_session(encoder / "1" / "model.onnx", Settings.from_config({})).run(None, FEED)[0]
     with running(encoder.parent) as server, GrpcClient(server.grpc) as client:
-        stubs = psutil.Process(server.pid).children()
-        assert len(stubs) == 2
-        loaded = {Path(m.path).name for stub in stubs for m in stub.memory_maps()}
-        assert any("openvino" in name for name in loaded)
+        (stub,) = psutil.Process(server.pid).children()
+        assert any("openvino" in Path(m.path).name for m in stub.memory_maps())
         got = client.infer("minilm_encoder", FEED)["embedding"]
     assert (got * expected).sum(axis=1).min() > 0.999
+
+
+def _is_intel() -> bool:
+    """OpenVINO's plug-in offers nothing on a CPU by another maker, though OpenVINO itself runs there."""
+    return any(device.device.vendor_id == 0x8086 for device in onnxruntime.get_ep_devices())

@@ -96,9 +96,14 @@ def _add_openvino(options: onnxruntime.SessionOptions) -> None:
     if not any(device.ep_name == name for device in onnxruntime.get_ep_devices()):
         onnxruntime.register_execution_provider_library(name, plugin.get_library_path())
     cpu = onnxruntime.OrtHardwareDeviceType.CPU
-    devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == name and d.device.type == cpu]
+    found = [d for d in onnxruntime.get_ep_devices() if d.device.type == cpu]
+    devices = [d for d in found if d.ep_name == name]
     if not devices:
-        raise BadConfig("the accelerator openvino finds no CPU it can use")
+        makers = " and ".join(sorted({d.device.vendor for d in found}))
+        raise BadConfig(
+            f"the accelerator openvino takes Intel CPUs only, and this one is by {makers};"
+            " take cpu_execution_accelerator out of config.pbtxt"
+        )
     options.add_provider_for_devices(devices[:1], {})
 
 

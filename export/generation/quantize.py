@@ -3,11 +3,11 @@
 Both forms start from the fp32 graph of `to_onnx`:
 
 - **int8**: activations uint8 with one scale a row, weights int8 with one scale a column, multiplied as
-  integers; `export.quantize` says why a scale must not look at another row. Behind a norm each channel
-  is divided by a factor that the weights take over (SmoothQuant, Xiao et al. 2023, arXiv:2211.10438); it
-  is folded into the norm's own weight and costs nothing. Where that cannot help, behind attention and
-  gates and before the vocabulary, rows are cut into parts with a scale each. Products whose input has
-  single channels far beyond the rest (two of thirty behind a gate in SmolLM2) stay as they are.
+  integers; `export.quantize` says why a scale must not look at another row. Four things, none of which
+  costs a step anything, keep it close to the original: the residual stream is rotated (`rotate`); behind
+  attention and gates, channels are divided by factors that the products before take over (SmoothQuant,
+  Xiao et al. 2023, arXiv:2211.10438); weights are rounded so that errors cancel (`rounding`); and both
+  are chosen on text that the model itself has written, beside documentation.
 - **int4**: weights of 4 bits in blocks of 16 with a zero point each, activations quantized block by
   block inside the product (ONNX Runtime's MatMulNBits); what hurts most has 8 bits instead.
 
@@ -22,8 +22,10 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from export.exported import Exported
+from export.generation.rotate import rotate
+from export.generation.rounding import round_with_gram
 from export.generation.to_onnx import (
     INPUT_IDS,
     LOGIT_ROWS,
@@ -49,15 +53,21 @@ from shoal.progress import Silent
 # Weights that share one scale. In blocks of 32 the 4-bit product of one row adds in another order than that
 # of several, on AVX2: answers alone and in a batch differ.
 INT4_BLOCK, INT8_BLOCK = 16, 32
-FLOOR = 1e-9  # keeps a row of zeros from dividing by zero
-MIGRATION = 0.5  # SmoothQuant's alpha: how much of the difficulty moves from activations to weights
-OUTLIERS = 200.0  # largest over median channel magnitude beyond which a row has no common scale
-# Into how many parts rows are cut: before the vocabulary, behind a gate, behind attention.
-HEAD_PARTS, GATE_PARTS, ATTENTION_PARTS = 4, 6, 3
+MIGRATION = 0.3  # SmoothQuant's alpha: how much of the difficulty moves from activations to weights
+GRAM_BYTES = 2 << 30  # of sample statistics that are held at once
 TOKEN_MAX = 127
-NORMS = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
 
-Products = dict[str, list[onnx.NodeProto]]
+
+@dataclass
+class _Seen:
+    """Of one activation on sample text: each channel's largest magnitude, and the sum of x xT."""
+
+    magnitude: NDArray[np.float32]
+    gram: NDArray[np.float32]
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        np.maximum(self.magnitude, np.abs(rows).max(axis=0), out=self.magnitude)
+        self.gram += rows.T @ rows
 
 
 def quantize_int8(
@@ -68,30 +78,24 @@ def quantize_int8(
     Args:
         calibration: token ids of sample text, each a window of its own.
     """
-    model = onnx.load(exported.path)
-    graph = Graph(model)
-    groups: Products = defaultdict(list)
-    for node in model.graph.node:
-        if node.op_type == "MatMul" and node.input[1] in graph.constants:
-            groups[node.input[0]].append(node)
-    magnitudes = _observe(exported.path, list(groups), calibration, progress)
-    with progress.step("Quantize to int8"):
-        _quantize_embedding(graph)  # first: smoothing changes the projection it may be tied to
-        for activation, products in groups.items():
-            magnitude = magnitudes[activation]
-            norm = _norm_before(graph, activation)
-            parts = 1
-            if products[0].output[0] == LOGITS:
-                parts = _parts(len(magnitude), HEAD_PARTS)
-            elif norm is not None:
-                _smooth(graph, norm, products, magnitude)
-            elif magnitude.max() > OUTLIERS * np.median(magnitude):
-                continue
-            else:
-                behind = graph.producer[activation].op_type
-                most = ATTENTION_PARTS if behind == "GroupQueryAttention" else GATE_PARTS
-                parts = _parts(len(magnitude), most)
-            _quantize_group(graph, activation, products, parts)
+    graph = Graph(onnx.load(exported.path))
+    rotate(graph, INPUT_IDS)
+    with TemporaryDirectory(dir=path.parent) as scratch:
+        graph, session = _opened(graph.finish(), Path(scratch) / "rotated.onnx")
+    groups = _products(graph)
+    _quantize_embedding(graph)
+    widths = {name: len(graph.constants[products[0].input[1]]) for name, products in groups.items()}
+    parts = _within(GRAM_BYTES, widths)
+    steps = len(parts) * len(calibration) + len(groups)
+    with progress.step("Quantize to int8, on sample text", total=steps) as advance:
+        # The last layers first: a factor changes the product before, which is not yet quantized then.
+        for names in reversed(parts):
+            seen = _observe(session, names, widths, calibration, advance)
+            for name in reversed(names):
+                found = seen.pop(name)
+                _smooth(graph, name, groups[name], found)
+                _quantize_group(graph, name, groups[name], found.gram)
+                advance()
         save(graph.finish(), path)
     return Exported.read(path)
 
@@ -165,106 +169,170 @@ def _product_behind(makers: dict[str, onnx.NodeProto], name: str) -> onnx.NodePr
     return makers.get(name)
 
 
-def _observe(
-    path: Path, names: Sequence[str], calibration: Sequence[Sequence[int]], progress: Silent
-) -> dict[str, NDArray[np.float32]]:
-    """The largest magnitude of each channel of the named activations, on sample text."""
-    model = onnx.load(path)
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    observed = path.with_name("observed.onnx")
-    save(model, observed)
+def _within(size: int, widths: Mapping[str, int]) -> list[list[str]]:
+    """Activations in their order, cut into parts whose Gram matrices fit `size` bytes together."""
+    parts: list[list[str]] = [[]]
+    used = 0
+    for name, width in widths.items():
+        needed = 4 * width * width
+        if parts[-1] and used + needed > size:
+            parts.append([])
+            used = 0
+        parts[-1].append(name)
+        used += needed
+    return parts
+
+
+def _products(graph: Graph) -> dict[str, list[onnx.NodeProto]]:
+    """The products with a constant matrix, by the activation they read."""
+    groups = defaultdict(list)
+    for node in graph.model.graph.node:
+        if _is_product(graph, node):
+            groups[node.input[0]].append(node)
+    return groups
+
+
+def _opened(model: onnx.ModelProto, path: Path) -> tuple[Graph, onnxruntime.InferenceSession]:
+    """A graph, and a session that also gives what its products read.
+
+    Args:
+        path: a file to write, needed no more afterwards.
+    """
+    outputs = len(model.graph.output)
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in _products(Graph(model))
+    )
+    save(model, path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cpus()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(observed), options, providers=["CPUExecutionProvider"])
-    observed.unlink()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    model = onnx.load(path)  # again: weights that were saved apart are no longer in it
+    del model.graph.output[outputs:]
+    return Graph(model), session
+
+
+def _observe(
+    session: onnxruntime.InferenceSession,
+    names: Sequence[str],
+    widths: Mapping[str, int],
+    calibration: Sequence[Sequence[int]],
+    advance: Callable[[], Any],
+) -> dict[str, _Seen]:
+    """What the named activations are on sample text."""
     caches = [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
     empty = {v.name: np.zeros((1, v.shape[1], 0, v.shape[3]), np.float32) for v in caches}
-    seen: dict[str, NDArray[np.float32]] = {}
-    with progress.step("Calibrate int8 on sample text", total=len(calibration)) as advance:
-        for window in calibration:
-            feed = empty | {
-                INPUT_IDS: np.array([window], np.int64),
-                PAST_LENGTHS: np.array([len(window) - 1], np.int32),
-                TOTAL_LENGTH: np.array(len(window), np.int32),
-                LOGIT_ROWS: np.arange(len(window), dtype=np.int64),
-            }
-            for name, value in zip(names, session.run(list(names), feed), strict=True):
-                largest = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
-                seen[name] = np.maximum(seen[name], largest) if name in seen else largest
-            advance()
+    seen = {
+        name: _Seen(np.zeros(widths[name], np.float32), np.zeros((widths[name], widths[name]), np.float32))
+        for name in names
+    }
+    for window in calibration:
+        feed = empty | {
+            INPUT_IDS: np.array([window], np.int64),
+            PAST_LENGTHS: np.array([len(window) - 1], np.int32),
+            TOTAL_LENGTH: np.array(len(window), np.int32),
+            LOGIT_ROWS: np.arange(len(window), dtype=np.int64),
+        }
+        for name, value in zip(names, session.run(list(names), feed), strict=True):
+            seen[name].add(value.reshape(-1, value.shape[-1]))
+        advance()
     return seen
 
 
-def _norm_before(graph: Graph, activation: str) -> onnx.NodeProto | None:
-    """The norm whose output, perhaps reshaped or picked from, an activation is."""
-    node = graph.producer.get(activation)
-    while node is not None and node.op_type in ("Gather", "Reshape"):
-        node = graph.producer.get(node.input[0])
-    return node if node is not None and node.op_type in NORMS else None
+def _smooth(graph: Graph, activation: str, products: Sequence[onnx.NodeProto], seen: _Seen) -> None:
+    """Divide an activation's channels by SmoothQuant's factors, where a product before can do it.
 
-
-def _smooth(
-    graph: Graph, norm: onnx.NodeProto, products: Sequence[onnx.NodeProto], seen: NDArray[np.float32]
-) -> None:
-    """Divide a norm's channels by SmoothQuant's factors, and multiply the weights behind it by them."""
-    by_weights = np.max([np.abs(graph.constants[node.input[1]]).max(axis=1) for node in products], axis=0)
-    factors = np.maximum(seen, 1e-5) ** MIGRATION / np.maximum(by_weights, 1e-5) ** (1 - MIGRATION)
+    Behind a gate that is the product the gate is multiplied with; behind attention the one that makes the
+    values, whose heads are each read by several of the attention's.
+    """
+    found = _linear_before(graph, activation)
+    if found is None or len(products) > 1:
+        return
+    before, first, sharing, head = found
+    weight = graph.constants[products[0].input[1]]
+    heads = (-1, sharing, head)
+    magnitude, by_weights = (
+        values.reshape(heads).max(axis=1).ravel() for values in (seen.magnitude, np.abs(weight).max(axis=1))
+    )
+    factors = np.maximum(magnitude, 1e-5) ** MIGRATION / np.maximum(by_weights, 1e-5) ** (1 - MIGRATION)
     factors = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
-    gamma = norm.input[-1]
-    graph.replace(gamma, graph.constants[gamma] / factors)
-    for node in products:
-        graph.replace(node.input[1], graph.constants[node.input[1]] * factors[:, None])
+    maker = graph.constants[before.input[1]].copy()
+    maker[:, first:] /= factors
+    graph.replace(before.input[1], maker)
+    spread = np.repeat(factors.reshape(-1, 1, head), sharing, axis=1).ravel()
+    graph.replace(products[0].input[1], weight * spread[:, None])
+    seen.gram /= np.outer(spread, spread)
 
 
-def _quantize_group(graph: Graph, activation: str, products: Sequence[onnx.NodeProto], parts: int) -> None:
-    """Quantize the products that read one activation: it is quantized once for all of them.
+def _linear_before(graph: Graph, activation: str) -> tuple[onnx.NodeProto, int, int, int] | None:
+    """The product whose columns, from one on, an activation's channels are proportional to.
 
-    Args:
-        parts: into how many the rows, and the weights' columns, are cut, each with a scale of its own.
+    Returns:
+        The product, its first such column, how many heads share one of its heads, and a head's width;
+        None where there is no such product.
+    """
+    node = graph.producer.get(activation)
+    if node is None:
+        return None
+    if node.op_type == "Mul":
+        for name in node.input:
+            before = graph.producer.get(name)
+            if _is_product(graph, before) and len(graph.consumers[name]) == 1:
+                assert before is not None  # noqa: S101
+                return before, 0, 1, graph.constants[before.input[1]].shape[1]
+    if node.op_type == "GroupQueryAttention":
+        numbers = {attribute.name: attribute.i for attribute in node.attribute}
+        heads, shared = numbers["num_heads"], numbers["kv_num_heads"]
+        before = graph.producer.get(node.input[2] or node.input[0])
+        if _is_product(graph, before):
+            assert before is not None  # noqa: S101
+            columns = graph.constants[before.input[1]].shape[1]
+            # Queries, keys and values in one product, or values alone.
+            head = columns // shared if node.input[2] else columns // (heads + 2 * shared)
+            return before, columns - shared * head, heads // shared, head
+    return None
+
+
+def _is_product(graph: Graph, node: onnx.NodeProto | None) -> bool:
+    return node is not None and node.op_type == "MatMul" and node.input[1] in graph.constants
+
+
+def _quantize_group(
+    graph: Graph, activation: str, products: Sequence[onnx.NodeProto], gram: NDArray[np.float32]
+) -> None:
+    """Quantize the products that read one activation, as one product.
+
+    A row of zeros is divided by its magnitude, zero; what that gives is multiplied by zero in the end.
     """
     prefix = f"{activation}/int8"
-    rows = activation
-    if parts > 1:
-        length = graph.constants[products[0].input[1]].shape[0] // parts
-        lead = [0] if products[0].output[0] == LOGITS else [0, 0]  # rows that are sampled, or [batch, tokens]
-        shape = graph.constant(f"int8/shape_{len(lead)}_{parts}_{length}", np.array([*lead, parts, length]))
-        rows = graph.add("Reshape", [activation, shape], f"{prefix}/parts")
-    absolute = graph.add("Abs", [rows], f"{prefix}/absolute")
+    absolute = graph.add("Abs", [activation], f"{prefix}/absolute")
     last = graph.constant("int8/last_axis", np.array([-1], np.int64))
-    largest = graph.add("ReduceMax", [absolute, last], f"{prefix}/largest", keepdims=1)
-    floor = graph.constant("int8/floor", np.float32(FLOOR))
-    magnitude = graph.add("Max", [largest, floor], f"{prefix}/magnitude")
-    normalized = graph.add("Div", [rows, magnitude], f"{prefix}/normalized")
+    magnitude = graph.add("ReduceMax", [absolute, last], f"{prefix}/magnitude", keepdims=1)
+    normalized = graph.add("Div", [activation, magnitude], f"{prefix}/normalized")
     scale = graph.constant("int8/row_scale", np.float32(1 / 127))
     zero = graph.constant("int8/zero_point", np.uint8(128))
     codes = graph.add("QuantizeLinear", [normalized, scale, zero], f"{prefix}/codes")
-    pairs = [(codes, magnitude)]
-    if parts > 1:
-        pairs = [(f"{codes}/{number}", f"{magnitude}/{number}") for number in range(parts)]
-        graph.add_many("Split", [codes], [pair[0] for pair in pairs], axis=-2, num_outputs=parts)
-        graph.add_many("Split", [magnitude], [pair[1] for pair in pairs], axis=-2, num_outputs=parts)
+    weights = [graph.constants[node.input[1]] for node in products]
+    weight = np.concatenate(weights, axis=1)
+    columns = _scales(weight, 0, WEIGHT_MAX)
+    operands = [
+        codes,
+        graph.constant(f"{prefix}/weight", round_with_gram(weight, columns, WEIGHT_MAX, gram)),
+        scale,
+        graph.constant(f"{prefix}/columns", columns),
+        zero,
+        graph.constant(f"int8/zeros_{len(columns)}", np.zeros(len(columns), np.int8)),
+    ]
+    product = graph.add("MatMulIntegerToFloat", operands, f"{prefix}/product", domain=CONTRIB)
+    outputs = [node.output[0] for node in products]
     for node in products:
         graph.drop(node)
-        scaled = []
-        for number, weight in enumerate(np.split(graph.constants[node.input[1]], parts)):
-            name = f"{node.input[1]}/{number}"
-            columns = _scales(weight, 0, WEIGHT_MAX)
-            operands = [
-                pairs[number][0],
-                graph.constant(f"{name}/int8", np.rint(weight / columns).astype(np.int8)),
-                scale,
-                graph.constant(f"{name}/columns", columns),
-                zero,
-                graph.constant(f"int8/zeros_{weight.shape[1]}", np.zeros(weight.shape[1], np.int8)),
-            ]
-            product = graph.add("MatMulIntegerToFloat", operands, f"{name}/product", domain=CONTRIB)
-            output = node.output[0] if parts == 1 else f"{name}/scaled"
-            scaled.append(graph.add("Mul", [product, pairs[number][1]], output))
-        if parts > 1:
-            total = graph.add("Sum", scaled, f"{node.input[1]}/sum")
-            axis = graph.constant("int8/part_axis", np.array([-2], np.int64))
-            graph.add("Squeeze", [total, axis], node.output[0])
+    if len(outputs) == 1:
+        graph.add("Mul", [product, magnitude], outputs[0])
+        return
+    scaled = graph.add("Mul", [product, magnitude], f"{prefix}/scaled")
+    sizes = graph.constant(f"{prefix}/sizes", np.array([w.shape[1] for w in weights], np.int64))
+    graph.add_many("Split", [scaled, sizes], outputs, axis=-1)
 
 
 def _quantize_embedding(graph: Graph) -> None:
@@ -280,11 +348,6 @@ def _quantize_embedding(graph: Graph) -> None:
     factor = graph.add("Gather", [graph.constant("int8/token_scales", scales), INPUT_IDS], "int8/token_scale")
     cast = graph.add("Cast", [row], "int8/token_cast", to=TensorProto.FLOAT)
     graph.add("Mul", [cast, factor], gather.output[0])
-
-
-def _parts(channels: int, most: int) -> int:
-    """The largest number of equal parts, at most `most`."""
-    return next(parts for parts in range(most, 0, -1) if channels % parts == 0)
 
 
 def _scales(weight: NDArray[np.float32], axis: int, most: int) -> NDArray[np.float32]:

@@ -118,7 +118,7 @@ def for_serving(model: onnx.ModelProto, head_size: int) -> None:
 
 def save(model: onnx.ModelProto, path: Path) -> None:
     """One file, or a second one for the weights where they are too many for it."""
-    external = model.ByteSize() > MAX_SINGLE_FILE
+    external = sum(len(weight.raw_data) for weight in model.graph.initializer) > MAX_SINGLE_FILE
     onnx.save_model(
         model, path, save_as_external_data=external, location=f"{path.name}.data" if external else None
     )

@@ -50,7 +50,9 @@ def generation_config(
         config.output.append(triton.ModelOutput(name=name, data_type=kind, dims=[size]))
     config.model_transaction_policy.decoupled = True
     # One instance: it batches by itself, over one cache.
-    config.instance_group.add(count=1)
+    config.instance_group.add(
+        count=1, **({"kind": triton.ModelInstanceGroup.KIND_GPU, "gpus": [0]} if recipe.gpu else {})
+    )
     config.version_policy.specific.versions.append(version)
     values = {
         "max_num_seqs": str(recipe.max_num_seqs),

@@ -23,9 +23,12 @@ from export.outcome import Outcome, disk_errors_named
 from export.repository import Published, staging
 from export.source import Checkpoint
 from export.verify import verified
+from serving.backends.onnxruntime.sessions import providers_of
+from serving.backends.onnxruntime.settings import BadConfig
 from serving.generation.runner import Runner
 from shoal import corpus
 from shoal.errors import ExportError, RepositoryError
+from shoal.machine import gpus
 from shoal.manifest import Manifest
 from shoal.progress import Silent
 
@@ -48,6 +51,7 @@ def export(
     """
     progress = progress or Silent()
     with staging(repository) as work, disk_errors_named(repository):
+        _check_device(recipe)
         with progress.step(f"Find {recipe.source}"):
             checkpoint = find_decoder(recipe.source)
             settings = decoder_settings(checkpoint)
@@ -97,9 +101,14 @@ def build(
     recipe: GenerationRecipe, checkpoint: Checkpoint, work: Path, progress: Silent
 ) -> dict[str, Exported]:
     """One graph per precision, in the recipe's order."""
+    made: dict[str, Exported] = {}
+    if recipe.gpu:
+        for precision in recipe.precisions:
+            with progress.step(f"Build the graph in {precision} with ONNX Runtime GenAI"):
+                made[precision] = to_onnx(checkpoint.folder, work / f"{precision}.onnx", precision)
+        return made
     with progress.step("Build the graph with ONNX Runtime GenAI"):
         plain = to_onnx(checkpoint.folder, work / "fp32.onnx")
-    made: dict[str, Exported] = {}
     for precision in recipe.precisions:
         path = work / f"{precision}.onnx"
         if precision == "fp32":
@@ -109,6 +118,23 @@ def build(
         else:
             made[precision] = quantize_int4(plain, path, progress)
     return made
+
+
+def _check_device(recipe: GenerationRecipe) -> None:
+    """Nothing is published unmeasured, and a GPU's graph is measured on a GPU.
+
+    Raises:
+        ExportError: there is none, or this onnxruntime cannot use it.
+    """
+    if recipe.gpu and recipe.engine != "vllm":
+        try:
+            providers_of(0)
+        except BadConfig as error:
+            raise ExportError(f"{', '.join(recipe.precisions)}: {error}") from None
+        if not gpus():
+            raise ExportError(
+                f"{', '.join(recipe.precisions)} must be measured on an NVIDIA GPU; there is none"
+            )
 
 
 def _measure(

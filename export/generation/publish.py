@@ -91,7 +91,7 @@ def _move(staged: Path, model: Path) -> None:
 
 def _manifest(item: Verified, provenance: DecoderProvenance, version: int, folder: Path) -> Manifest:
     recipe = provenance.recipe
-    files = ("model.onnx", "model.onnx.data", "tokenizer.json", "model.py")
+    files = ("model.onnx", "model.onnx.data", "model.onnx.moves", "tokenizer.json", "model.py")
     return Manifest(
         model=recipe.name,
         network=recipe.name,

@@ -30,7 +30,8 @@ class GenerationRecipe:
         eval_data: a text file, for perplexity as part of the evidence.
     """
 
-    PRECISIONS: ClassVar[tuple[str, ...]] = ("fp32", "int8", "int4")
+    PRECISIONS: ClassVar[tuple[str, ...]] = ("fp32", "int8", "int4", "fp16", "int4-fp16")
+    ON_GPU: ClassVar[tuple[str, ...]] = ("fp16", "int4-fp16")
     TASK: ClassVar[str] = "text-generation"
 
     source: str = SOURCE
@@ -48,6 +49,11 @@ class GenerationRecipe:
             object.__setattr__(self, "name", name_of(self.source))
         check_name(self.name)
         check_precisions(self.precisions, self.PRECISIONS)
+        if len({precision in self.ON_GPU for precision in self.precisions}) > 1:
+            raise UsageError(
+                f"{', '.join(self.ON_GPU)} are for a GPU, the other precisions for a CPU",
+                hint="export them under two names: one model runs on one kind of device",
+            )
         if self.engine not in ENGINES:
             raise UsageError(f"unknown engine {self.engine}", hint=f"known: {', '.join(ENGINES)}")
         for key, value, least in (
@@ -58,6 +64,11 @@ class GenerationRecipe:
         ):
             if value is not None and value < least:
                 raise UsageError(f"{key} is {value}, it must be at least {least}")
+
+    @property
+    def gpu(self) -> bool:
+        """Whether the model is for a GPU."""
+        return self.precisions[0] in self.ON_GPU
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""

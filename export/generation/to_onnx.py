@@ -26,28 +26,33 @@ from onnx import helper
 
 from export.exported import Exported
 from export.graph import Graph
+from serving.generation.runner import mover_of
 from shoal.errors import ExportError
 
 INPUT_IDS, PAST_LENGTHS, TOTAL_LENGTH, LOGIT_ROWS = "input_ids", "past_lengths", "total_length", "logit_rows"
 LOGITS = "logits"
 # Protobuf ends at 2 GiB; what comes near it keeps its weights in a second file.
 MAX_SINGLE_FILE = 1 << 30
+# What the builder calls each precision that it makes itself, and the execution provider it is for.
+BUILDS = {"fp32": ("fp32", "cpu"), "fp16": ("fp16", "cuda"), "int4-fp16": ("int4", "cuda")}
 
 
-def to_onnx(checkpoint: Path, path: Path) -> Exported:
-    """Build the graph in fp32, which the other precisions are made from.
+def to_onnx(checkpoint: Path, path: Path, precision: str = "fp32") -> Exported:
+    """Build the graph: in fp32, which the CPU's other precisions are made from, or for a GPU.
 
     Args:
         checkpoint: a Hugging Face folder with safetensors.
-        path: the ONNX file to write.
+        path: the ONNX file to write; a GPU's graph gets a second one that moves its cache.
+        precision: one of `BUILDS`.
 
     Raises:
         ExportError: the builder does not know the architecture, or failed.
     """
     made = path.parent / f"{path.stem}-builder"
+    kind, provider = BUILDS[precision]
     command = [
-        *(sys.executable, str(_builder()), "-i", str(checkpoint), "-o", str(made), "-p", "fp32", "-e", "cpu"),
-        *("-c", str(made / "cache"), "--extra_options", "hf_token=false"),
+        *(sys.executable, str(_builder()), "-i", str(checkpoint), "-o", str(made), "-p", kind),
+        *("-e", provider, "-c", str(made / "cache"), "--extra_options", "hf_token=false"),
     ]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     # A process of its own: the builder imports its parts as top-level modules and prints as it goes.
@@ -62,7 +67,31 @@ def to_onnx(checkpoint: Path, path: Path) -> Exported:
     for_serving(model, settings["model"]["decoder"]["head_size"])
     shutil.rmtree(made)
     save(model, path)
+    if provider == "cuda":
+        save_mover(model, mover_of(path))
     return Exported.read(path)
+
+
+def save_mover(model: onnx.ModelProto, path: Path) -> None:
+    """A graph that copies as many [tokens, width] arrays as the decoder's cache has layers times heads.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    caches = [value for value in model.graph.input if value.name.startswith("past_key_values.")]
+    kind = caches[0].type.tensor_type
+    heads, width = kind.shape.dim[1].dim_value, kind.shape.dim[3].dim_value
+    numbers = range(len(caches) * heads)
+    values = {
+        side: [
+            helper.make_tensor_value_info(f"{side}_{n}", kind.elem_type, ["tokens", width]) for n in numbers
+        ]
+        for side in ("from", "to")
+    }
+    nodes = [helper.make_node("Identity", [f"from_{n}"], [f"to_{n}"]) for n in numbers]
+    graph = helper.make_graph(nodes, "moves", values["from"], values["to"])
+    opsets = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
 
 
 def _builder() -> Path:

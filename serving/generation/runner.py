@@ -1,4 +1,4 @@
-"""Runs the decoder graph over a KV cache that is allocated once. All machinery, no policy.
+"""Runs the decoder graph over a KV cache that is allocated once, on a CPU or a GPU. All machinery, no policy.
 
 A row of the cache is one sequence. `decode` adds one token to each of the first n rows, `prefill` adds
 many tokens to one row, or the first tokens to several rows at once. The graph writes keys and values in
@@ -16,6 +16,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from serving.backends.onnxruntime.sessions import providers_of
+from serving.generation.cache import Cache, DeviceCache, HostCache
 from shoal.machine import available_cpus
 
 INPUT_IDS, PAST_LENGTHS, TOTAL_LENGTH, LOGIT_ROWS, LOGITS = (
@@ -36,35 +38,47 @@ class Runner:
         rows: sequences the cache holds.
         max_length: tokens a row holds.
         threads: of one step; None: the CPUs this process may use.
+        gpu: number of the CUDA device; None: the CPU.
 
     Attributes:
         vocabulary: width of the logits.
-        cache: keys and values, [layers * 2, rows, heads, max_length, head size]. The operating system
-            hands out its memory as it is first written, so long rows that stay short cost nothing.
+
+    Raises:
+        BadConfig: a GPU is asked for, and this onnxruntime has no CUDA.
     """
 
-    def __init__(self, path: Path, *, rows: int, max_length: int, threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, rows: int, max_length: int, threads: int | None = None, gpu: int | None = None
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or available_cpus()
         options.log_severity_level = 3
         # Workers that spin after a step take the CPU from Triton and from sampling.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        providers = providers_of(gpu)
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         inputs = {value.name: value for value in self._session.get_inputs()}
         self._keys_and_values = [name for name in inputs if name.startswith("past_key_values.")]
         first = inputs[self._keys_and_values[0]]
         heads, width = first.shape[1], first.shape[3]
         self.rows, self.max_length = rows, max_length
-        self.vocabulary = int(next(v.shape[1] for v in self._session.get_outputs() if v.name == LOGITS))
+        logits = next(value for value in self._session.get_outputs() if value.name == LOGITS)
+        self.vocabulary, self._logits_type = int(logits.shape[1]), _ELEMENTS[logits.type]
         shape = (len(self._keys_and_values), rows, heads, max_length, width)
-        self.cache = np.zeros(shape, _ELEMENTS[first.type])
+        self._element = _ELEMENTS[first.type]
+        self._cache: Cache
+        if gpu is None:
+            self._cache = HostCache(shape, self._element)
+        else:
+            mover = onnxruntime.InferenceSession(str(mover_of(path)), options, providers=providers)
+            self._cache = DeviceCache(shape, self._element, mover, "cuda", gpu)
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
 
     @property
     def bytes_per_token(self) -> int:
         """What one token of one row takes in the cache."""
-        layers, _, heads, _, width = self.cache.shape
-        return layers * heads * width * self.cache.itemsize
+        layers, _, heads, _, width = self._cache.shape
+        return layers * heads * width * np.dtype(self._element).itemsize
 
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
         """Add one token to each of the first rows.
@@ -109,15 +123,15 @@ class Runner:
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of a row into another."""
-        self.cache[:, target, :, :length] = self.cache[:, source, :, :length]
+        self._cache.copy(source, target, length)
 
     def save(self, row: int, start: int, stop: int) -> NDArray:
         """Keys and values of tokens [start, stop) of a row, as a copy."""
-        return self.cache[:, row, :, start:stop].copy()
+        return self._cache.save(row, start, stop)
 
     def restore(self, row: int, start: int, saved: NDArray) -> None:
         """Write what `save` gave into a row, from token `start` on."""
-        self.cache[:, row, :, start : start + saved.shape[2]] = saved
+        self._cache.restore(row, start, saved)
 
     def _run(
         self, row: int, ids: NDArray[np.int64], past: NDArray[np.int32], wanted: NDArray[np.int64]
@@ -128,19 +142,23 @@ class Runner:
         binding.bind_cpu_input(PAST_LENGTHS, past)
         binding.bind_cpu_input(TOTAL_LENGTH, total)
         binding.bind_cpu_input(LOGIT_ROWS, wanted)
-        logits = np.empty((len(wanted), self.vocabulary), np.float32)
-        binding.bind_output(LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        logits = np.empty((len(wanted), self.vocabulary), self._logits_type)
+        binding.bind_output(LOGITS, "cpu", 0, self._logits_type, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
-        return logits
+        return logits.astype(np.float32, copy=False)
 
     def _binding(self, row: int, count: int) -> onnxruntime.IOBinding:
         """Rows [row, row + count) of the cache as inputs and outputs, bound once."""
         if (row, count) not in self._bindings:
             binding = self._session.io_binding()
-            for name, buffer in zip(self._keys_and_values, self.cache, strict=True):
-                view = buffer[row : row + count]
-                place = ("cpu", 0, view.dtype.type, view.shape, view.ctypes.data)
+            for layer, name in enumerate(self._keys_and_values):
+                place = self._cache.place(layer, row, count)
                 binding.bind_input(name, *place)
                 binding.bind_output(name.replace("past_key_values", "present"), *place)
             self._bindings[row, count] = binding
         return self._bindings[row, count]
+
+
+def mover_of(path: Path) -> Path:
+    """The graph beside a GPU's that moves parts of its cache."""
+    return path.with_name(f"{path.name}.moves")

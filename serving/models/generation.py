@@ -6,8 +6,9 @@ response, be it the end of the answer or an error.
 
 Parameters in config.pbtxt, in vLLM's names: `max_num_seqs`, `max_model_len`, `max_queue_size`,
 `prefix_cache_tokens`, `end_token_ids`, `begin_token`, and `chat_template` for clients to read; optional:
-`max_num_batched_tokens`, `intra_op_thread_count`, and `speculate` (1: guess ahead while a request runs alone;
-the step that checks guesses adds up attention in another order, which quantized graphs can tell).
+`max_num_batched_tokens`, `intra_op_thread_count`, and `speculate` (1 or 0: guess ahead while a request runs
+alone, or never). The step that checks guesses adds up attention in another order, which changes answers of
+quantized graphs; so without `speculate` only versions whose precision is fp32 guess.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from serving.generation.scheduler import Limits
 from serving.generation.sequence import Chunk, Failure, Request
 from serving.generation.structure import Structures
 from serving.models.metrics import Metrics
+from shoal.manifest import FILENAME, Manifest
 
 try:  # exists only inside a Triton Python stub
     import triton_python_backend_utils as pb_utils
@@ -55,7 +57,7 @@ class Settings:
     prefix_cache_tokens: int
     ends: tuple[int, ...]
     begin: str
-    speculate: bool
+    speculate: bool | None
     threads: int | None
 
     @classmethod
@@ -81,9 +83,15 @@ class Settings:
             numbers.get("prefix_cache_tokens", 0),
             ends,
             begin,
-            bool(numbers.get("speculate", 0)),
+            bool(numbers["speculate"]) if "speculate" in numbers else None,
             numbers.get("intra_op_thread_count"),
         )
+
+
+def is_exact(version: Path) -> bool:
+    """Whether a version's manifest says that its graph is fp32."""
+    manifest = version / FILENAME
+    return manifest.exists() and Manifest.load(manifest).precision == "fp32"
 
 
 class TritonPythonModel:
@@ -114,7 +122,7 @@ class TritonPythonModel:
             ends=settings.ends,
             decode=self._tokenizer.decode,
             prefix_cache_tokens=settings.prefix_cache_tokens,
-            speculate=settings.speculate,
+            speculate=is_exact(folder) if settings.speculate is None else settings.speculate,
         )
         self._metrics = Metrics(self._engine, {"model": args["model_name"], "version": args["model_version"]})
         self._stopping = threading.Event()

@@ -23,6 +23,8 @@ from clients import (
 )
 from loadtest import headless
 from serving.embedded import Server
+from serving.models.generation import is_exact
+from shoal.manifest import manifests
 from tests.conftest import ROOT
 
 Client = GrpcClient | HttpClient
@@ -262,3 +264,11 @@ def test_people_who_chat_are_a_load_test(decoder_server: Server, tmp_path: Path)
     assert summary["streams"]["tokens"] > 40
     assert set(summary["streams"]["parts"]) == {"first token", "between tokens"}
     assert (tmp_path / "report.html").read_text().count("<svg") == 6
+
+
+def test_only_what_guesses_leave_unchanged_is_guessed_for(decoder_repository: Path) -> None:
+    exact = {
+        manifest.precision: is_exact(decoder_repository / manifest.network / str(manifest.version))
+        for manifest in manifests(decoder_repository, "smollm2")
+    }
+    assert exact == {"fp32": True, "int8": False, "int4": False}

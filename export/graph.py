@@ -88,6 +88,10 @@ class Graph:
             if node is not None and node.op_type == "Add" and normalized:
                 node.op_type = "Sum"
 
+    def is_product(self, node: onnx.NodeProto | None) -> bool:
+        """Whether a node multiplies an activation with a constant matrix."""
+        return node is not None and node.op_type == "MatMul" and node.input[1] in self.constants
+
     def drop(self, node: onnx.NodeProto) -> None:
         """Leave a node out."""
         self._dropped.update(name for name in node.output if name)

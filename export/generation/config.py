@@ -50,9 +50,10 @@ def generation_config(
         config.output.append(triton.ModelOutput(name=name, data_type=kind, dims=[size]))
     config.model_transaction_policy.decoupled = True
     # One instance: it batches by itself, over one cache.
-    config.instance_group.add(
-        count=1, **({"kind": triton.ModelInstanceGroup.KIND_GPU, "gpus": [0]} if recipe.gpu else {})
-    )
+    group = config.instance_group.add(count=1)
+    if recipe.gpu:
+        group.kind = triton.ModelInstanceGroup.KIND_GPU
+        group.gpus.append(0)
     config.version_policy.specific.versions.append(version)
     values = {
         "max_num_seqs": str(recipe.max_num_seqs),

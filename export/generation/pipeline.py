@@ -49,8 +49,8 @@ def export(
     With `engine="vllm"` the layout of Triton's vLLM backend is written instead, without evidence.
     """
     progress = progress or Silent()
+    _check_device(recipe)
     with staging(repository) as work, disk_errors_named(repository):
-        _check_device(recipe)
         with progress.step(f"Find {recipe.source}"):
             checkpoint = find_decoder(recipe.source)
             settings = decoder_settings(checkpoint)
@@ -76,6 +76,7 @@ def verify_published(
         found: at least one manifest, all of one model, whose files have been checked.
     """
     recipe = GenerationRecipe.from_dict(found[-1].recipe)
+    _check_device(recipe)
     checkpoint = find_decoder(recipe.source)
     weights = checkpoint.describe()["sha256"]
     for manifest in found:
@@ -120,7 +121,7 @@ def build(
 
 
 def _check_device(recipe: GenerationRecipe) -> None:
-    """Nothing is published unmeasured, and a GPU's graph is measured on a GPU.
+    """A GPU's graph is measured on a GPU, and nothing is published unmeasured.
 
     Raises:
         ExportError: there is none, or this onnxruntime cannot use it.

@@ -187,7 +187,7 @@ def _products(graph: Graph) -> dict[str, list[onnx.NodeProto]]:
     """The products with a constant matrix, by the activation they read."""
     groups = defaultdict(list)
     for node in graph.model.graph.node:
-        if _is_product(graph, node):
+        if graph.is_product(node):
             groups[node.input[0]].append(node)
     return groups
 
@@ -277,24 +277,20 @@ def _linear_before(graph: Graph, activation: str) -> tuple[onnx.NodeProto, int, 
     if node.op_type == "Mul":
         for name in node.input:
             before = graph.producer.get(name)
-            if _is_product(graph, before) and len(graph.consumers[name]) == 1:
+            if graph.is_product(before) and len(graph.consumers[name]) == 1:
                 assert before is not None  # noqa: S101
                 return before, 0, 1, graph.constants[before.input[1]].shape[1]
     if node.op_type == "GroupQueryAttention":
         numbers = {attribute.name: attribute.i for attribute in node.attribute}
         heads, shared = numbers["num_heads"], numbers["kv_num_heads"]
         before = graph.producer.get(node.input[2] or node.input[0])
-        if _is_product(graph, before):
+        if graph.is_product(before):
             assert before is not None  # noqa: S101
             columns = graph.constants[before.input[1]].shape[1]
             # Queries, keys and values in one product, or values alone.
             head = columns // shared if node.input[2] else columns // (heads + 2 * shared)
             return before, columns - shared * head, heads // shared, head
     return None
-
-
-def _is_product(graph: Graph, node: onnx.NodeProto | None) -> bool:
-    return node is not None and node.op_type == "MatMul" and node.input[1] in graph.constants
 
 
 def _quantize_group(

@@ -36,7 +36,7 @@ def rotate(graph: Graph, tokens: str) -> bool:
         return False
     readers = {norm.input[-1]: _readers(graph, norm) for norm in norms}
     writers = [graph.producer.get(norm.input[1]) for norm in norms if len(norm.input) > 2]
-    if any(found is None for found in readers.values()) or not all(_is_product(graph, w) for w in writers):
+    if any(found is None for found in readers.values()) or not all(graph.is_product(w) for w in writers):
         return False
     embedding = graph.producer.get(gather.input[0])  # a tied table stands behind a Transpose
     table = graph.constants[gather.input[0] if embedding is None else embedding.input[0]]
@@ -82,14 +82,10 @@ def _readers(graph: Graph, norm: onnx.NodeProto) -> list[onnx.NodeProto] | None:
     pending = [norm.output[0]]
     while pending:
         for node in graph.consumers[pending.pop()]:
-            if _is_product(graph, node):
+            if graph.is_product(node):
                 products.append(node)
             elif node.op_type in ("Reshape", "Gather"):
                 pending.append(node.output[0])
             else:
                 return None
     return products
-
-
-def _is_product(graph: Graph, node: onnx.NodeProto | None) -> bool:
-    return node is not None and node.op_type == "MatMul" and node.input[1] in graph.constants

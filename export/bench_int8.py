@@ -18,7 +18,6 @@ from export import pipeline, verify
 from export.exported import Exported
 from export.recipe import Recipe
 from export.source import find_checkpoint
-from export.to_onnx import load_embedder
 from shoal import machine, show
 from shoal.progress import Bars
 
@@ -32,20 +31,16 @@ def main() -> None:
     recipe = Recipe(source=options.source)
     progress, out = Bars(Console(stderr=True)), Console()
     checkpoint = find_checkpoint(recipe.source)
-    settings = pipeline.settings_of(checkpoint, recipe)
-    embedder = load_embedder(checkpoint, settings)
-    encode = pipeline.encoder_of(checkpoint, settings, embedder)
+    source = pipeline.prepare(recipe, checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        graphs = pipeline.build(recipe, embedder, encode, work, progress)
+        graphs = pipeline.build(source, work, progress)
         with progress.step("Quantize plainly, for comparison"):
             quantize_dynamic(
                 work / "plain.onnx", work / "dynamic.onnx", weight_type=QuantType.QInt8, per_channel=True
             )
         graphs["dynamic"] = Exported.read(work / "dynamic.onnx")
-        evidence = verify.measure(
-            pipeline.as_model(embedder), graphs, encode, eval_data=options.eval_data, progress=progress
-        )
+        evidence = verify.measure(source.subject, graphs, eval_data=options.eval_data, progress=progress)
     rows = [entry.to_dict() for entry in evidence.values()]
     out.print(f"{machine.cpu_model()}, {machine.available_cpus()} CPUs", highlight=False)
     out.print(show.evidence_table(rows, "INT8 beside plain dynamic quantization"))

@@ -5,15 +5,22 @@ No config names an instance kind: Triton places the same file on a CPU or a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
-from export.exported import Exported, TensorSpec
+from export.exported import Exported
 from export.recipe import Recipe
+from export.source import Checkpoint, sentence_settings
+from export.tasks.images import ImageClassification, smallest_image
+from export.tasks.task import Task
+from export.tasks.text import SentenceSimilarity
+from export.tokenization import TextEncoder
+from serving.models.images import Processor
 
-TEXT = "text"
 # ONNX element types as Triton names them.
 _DTYPES = {
     "FLOAT": "TYPE_FP32",
@@ -26,35 +33,84 @@ _DTYPES = {
 }
 
 
-def tokenizer_config(
-    recipe: Recipe, exported: Exported, *, version: int, max_length: int, pad_id: int
-) -> triton.ModelConfig:
-    """Text [n, 1] to the inputs of the network."""
-    config = triton.ModelConfig(
-        name=f"{recipe.name}_tokenizer", backend="python", max_batch_size=recipe.max_batch_size
-    )
-    config.input.append(_text_input())
-    config.output.extend(_output(spec) for spec in exported.inputs)
-    config.dynamic_batching.SetInParent()
-    _serve_version(config, version)
-    buckets = [bucket for bucket in recipe.length_buckets if bucket < max_length] + [max_length]
+# What the tokenizer and the image processor give, as `serving.models` makes it.
+_FEATURES = {
+    "input_ids": ("TYPE_INT64", [-1]),
+    "attention_mask": ("TYPE_INT64", [-1]),
+    "token_type_ids": ("TYPE_INT64", [-1]),
+    "offsets": ("TYPE_INT32", [-1, 2]),
+    "word_offsets": ("TYPE_INT32", [-1, 2]),
+    "special_tokens_mask": ("TYPE_BOOL", [-1]),
+    "context_mask": ("TYPE_BOOL", [-1]),
+    "subword": ("TYPE_BOOL", [-1]),
+}
+# What users get that the network does not make itself, as `serving.models` makes it.
+_ANSWERS = {
+    "entities": {
+        "label": ("TYPE_STRING", [-1]),
+        "score": ("TYPE_FP32", [-1]),
+        "word": ("TYPE_STRING", [-1]),
+        "start": ("TYPE_INT32", [-1]),
+        "end": ("TYPE_INT32", [-1]),
+    },
+    "spans": {
+        "answer": ("TYPE_STRING", [1]),
+        "score": ("TYPE_FP32", [1]),
+        "start": ("TYPE_INT32", [1]),
+        "end": ("TYPE_INT32", [1]),
+        "no_answer_score": ("TYPE_FP32", [1]),
+    },
+}
+# Largest picture that is accepted, in bytes of its file and in pixels.
+MAX_IMAGE_BYTES = 16 << 20
+MAX_IMAGE_PIXELS = 50_000_000
+
+
+def tokenizer_config(recipe: Recipe, task: Task, encode: TextEncoder, version: int) -> triton.ModelConfig:
+    """Texts to the features that the network, and the model behind it, read."""
+    config = _python(f"{recipe.name}_tokenizer", recipe, task, version)
+    config.input.extend(_wire_inputs(task))
+    grouped = [-1] if encode.grouped else []
+    for name in encode.features:
+        kind, dims = _FEATURES[name]
+        config.output.append(_output(name, kind, grouped + dims))
+    buckets = [bucket for bucket in recipe.length_buckets if bucket < encode.max_length] + [encode.max_length]
     _set_parameters(
         config,
-        max_length=str(max_length),
+        layout=str(task.layout),
+        max_length=str(encode.max_length),
         length_buckets=",".join(map(str, buckets)),
         max_text_bytes=str(recipe.max_text_bytes),
-        pad_id=str(pad_id),
+        max_sequences=str(recipe.max_sequences),
+        pad_id=str(encode.pad_id),
+        **encode.options,
     )
     return config
 
 
-def encoder_config(recipe: Recipe, exported: Exported, *, version: int) -> triton.ModelConfig:
-    """Token ids [n, tokens] to embeddings [n, width]."""
-    config = triton.ModelConfig(
-        name=f"{recipe.name}_encoder", backend="onnxruntime", max_batch_size=recipe.max_batch_size
+def image_config(recipe: Recipe, task: Task, processor: Processor, version: int) -> triton.ModelConfig:
+    """Files of pictures to pixels."""
+    config = _python(f"{recipe.name}_preprocessor", recipe, task, version)
+    config.input.extend(_wire_inputs(task))
+    config.output.append(_output("pixel_values", "TYPE_FP32", [3, -1, -1]))
+    _set_parameters(
+        config,
+        processor=processor.to_json(),
+        max_image_bytes=str(MAX_IMAGE_BYTES),
+        max_image_pixels=str(MAX_IMAGE_PIXELS),
     )
-    config.input.extend(_input(spec) for spec in exported.inputs)
-    config.output.extend(_output(spec) for spec in exported.outputs)
+    return config
+
+
+def encoder_config(recipe: Recipe, task: Task, exported: Exported, version: int) -> triton.ModelConfig:
+    """Features [n, ...] to what the head makes of them."""
+    config = triton.ModelConfig(
+        name=f"{recipe.name}_encoder", backend="onnxruntime", max_batch_size=batch_size_of(recipe, task)
+    )
+    for spec in exported.inputs:
+        config.input.append(_input(spec.name, _DTYPES[spec.dtype], spec.dims[1:]))
+    for spec in exported.outputs:
+        config.output.append(_output(spec.name, _DTYPES[spec.dtype], spec.dims[1:]))
     # One instance with all CPUs (or the GPU): Triton's own default is two that share them. No kind.
     config.instance_group.add(count=1)
     # Requests that are waiting run together; none waits for others to come.
@@ -63,20 +119,80 @@ def encoder_config(recipe: Recipe, exported: Exported, *, version: int) -> trito
     return config
 
 
-def ensemble_config(recipe: Recipe, exported: Exported) -> triton.ModelConfig:
-    """Text [n, 1] to embeddings [n, width], through both."""
-    config = triton.ModelConfig(name=recipe.name, platform="ensemble", max_batch_size=recipe.max_batch_size)
-    config.input.append(_text_input())
-    config.output.extend(_output(spec) for spec in exported.outputs)
-    tokenize = config.ensemble_scheduling.step.add(model_name=f"{recipe.name}_tokenizer", model_version=-1)
-    tokenize.input_map[TEXT] = TEXT
-    encode = config.ensemble_scheduling.step.add(model_name=f"{recipe.name}_encoder", model_version=-1)
-    for spec in exported.inputs:
-        tokenize.output_map[spec.name] = spec.name
-        encode.input_map[spec.name] = spec.name
+def output_config(
+    recipe: Recipe, task: Task, exported: Exported, module: str, parameters: Mapping[str, str], version: int
+) -> triton.ModelConfig:
+    """The network's outputs and the tokenizer's features to answers."""
+    config = _python(f"{recipe.name}_output", recipe, task, version)
+    (text,) = (entry for entry in _wire_inputs(task) if entry.name in ("text", "context"))
+    config.input.append(text)
     for spec in exported.outputs:
-        encode.output_map[spec.name] = spec.name
+        config.input.append(_input(spec.name, _DTYPES[spec.dtype], spec.dims[1:]))
+    grouped = [-1] * (len(exported.inputs[0].dims) - 2)
+    for name in task.features:
+        kind, dims = _FEATURES[name]
+        config.input.append(_input(name, kind, grouped + dims))
+    for name in task.outputs:
+        config.output.append(_output(name, *_ANSWERS[module][name]))
+    _set_parameters(config, **parameters)
     return config
+
+
+def ensemble_config(
+    recipe: Recipe,
+    task: Task,
+    steps: Sequence[triton.ModelConfig],
+    facts: Mapping[str, str],
+    version: int,
+) -> triton.ModelConfig:
+    """What a person sends to what a person wants, through the steps; a tensor has one name everywhere.
+
+    Args:
+        steps: configs in the order in which requests pass them.
+        facts: what clients and health checks should know.
+    """
+    config = triton.ModelConfig(
+        name=recipe.name, platform="ensemble", max_batch_size=batch_size_of(recipe, task)
+    )
+    config.input.extend(_wire_inputs(task))
+    made = {entry.name: entry for step in steps for entry in step.output}
+    config.output.extend(made[name] for name in task.outputs)
+    for index, step in enumerate(steps):
+        read_later = {entry.name for later in steps[index + 1 :] for entry in later.input}
+        # What the last step makes is what users get, even where an earlier one has the same name.
+        made_later = {entry.name for later in steps[index + 1 :] for entry in later.output}
+        added = config.ensemble_scheduling.step.add(model_name=step.name, model_version=-1)
+        for entry in step.input:
+            added.input_map[entry.name] = entry.name
+        for entry in step.output:
+            wanted = entry.name in task.outputs and entry.name not in made_later
+            if wanted or entry.name in read_later:
+                added.output_map[entry.name] = entry.name
+    _set_parameters(config, **facts)
+    return config
+
+
+def facts_of(checkpoint: Checkpoint, task: Task) -> dict[str, str]:
+    """Parameters of the model that users call, for those who call it and for health checks.
+
+    `task`; `prompts`, JSON, of an embedding model whose texts begin with what they are for; `sample`, JSON, a
+    row that it takes, where not any text is one.
+    """
+    facts = {"task": task.name}
+    if isinstance(task, SentenceSimilarity):
+        if prompts := sentence_settings(checkpoint).prompts:
+            facts["prompts"] = json.dumps(prompts)
+    elif isinstance(task, ImageClassification):
+        picture = base64.b64encode(smallest_image()).decode()
+        facts["sample"] = json.dumps({"image": [picture], "encoding": "base64"})
+    else:
+        facts["sample"] = json.dumps(task.row("Fish swim in shoals.", 0, checkpoint))
+    return facts
+
+
+def batch_size_of(recipe: Recipe, task: Task) -> int:
+    """Most rows in one request."""
+    return recipe.max_batch_size or task.max_batch_size
 
 
 def to_text(config: triton.ModelConfig) -> str:
@@ -84,25 +200,24 @@ def to_text(config: triton.ModelConfig) -> str:
     return text_format.MessageToString(config, use_index_order=True)
 
 
-def _text_input() -> triton.ModelInput:
-    return triton.ModelInput(name=TEXT, data_type=triton.DataType.TYPE_STRING, dims=[1])
+def _python(name: str, recipe: Recipe, task: Task, version: int) -> triton.ModelConfig:
+    config = triton.ModelConfig(name=name, backend="python", max_batch_size=batch_size_of(recipe, task))
+    config.dynamic_batching.SetInParent()
+    _serve_version(config, version)
+    return config
 
 
-def _input(spec: TensorSpec) -> triton.ModelInput:
-    return triton.ModelInput(name=spec.name, data_type=_data_type(spec), dims=_row(spec))
+def _wire_inputs(task: Task) -> list[triton.ModelInput]:
+    return [_input(name, "TYPE_STRING", [count]) for name, count in task.inputs.items()]
 
 
-def _output(spec: TensorSpec) -> triton.ModelOutput:
-    return triton.ModelOutput(name=spec.name, data_type=_data_type(spec), dims=_row(spec))
+def _input(name: str, kind: str, dims: Iterable[int]) -> triton.ModelInput:
+    """Of one row: Triton adds the batch dimension itself."""
+    return triton.ModelInput(name=name, data_type=triton.DataType.Value(kind), dims=dims)
 
 
-def _data_type(spec: TensorSpec) -> int:
-    return int(triton.DataType.Value(_DTYPES[spec.dtype]))
-
-
-def _row(spec: TensorSpec) -> Iterable[int]:
-    """The dims of one row: Triton adds the batch dimension itself."""
-    return spec.dims[1:]
+def _output(name: str, kind: str, dims: Iterable[int]) -> triton.ModelOutput:
+    return triton.ModelOutput(name=name, data_type=triton.DataType.Value(kind), dims=dims)
 
 
 def _serve_version(config: triton.ModelConfig, version: int) -> None:

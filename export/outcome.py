@@ -26,16 +26,19 @@ class Outcome:
         evidence: one entry per precision (export) or version (verify), proven or not.
         published: the versions that were written, the served one last (export), or that the evidence is
             of, in its order (verify).
+        task: what the model is for.
     """
 
     evidence: tuple[Evidence | GenerationEvidence, ...]
     published: tuple[Published, ...] = ()
+    task: str = "text-generation"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
         return {
             "evidence": [evidence.to_dict() for evidence in self.evidence],
             "published": [vars(version) for version in self.published],
+            "task": self.task,
         }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
@@ -10,7 +12,7 @@ from typing import Any
 
 import torch
 
-from export import verify
+from export import config, verify
 from export.exported import Exported
 from export.generation import pipeline as generation
 from export.generation.recipe import GenerationRecipe
@@ -18,10 +20,15 @@ from export.optimize import fuse, fuse_around_matmuls
 from export.outcome import Outcome, disk_errors_named
 from export.quantize import quantize_int8
 from export.recipe import Recipe
-from export.repository import Provenance, Published, staging, write
-from export.source import Checkpoint, SentenceSettings, find_checkpoint, sentence_settings
-from export.to_onnx import SentenceEmbedder, load_embedder, to_onnx
-from export.tokenization import Encoder
+from export.repository import Part, Provenance, Published, Release, staging, write
+from export.source import Checkpoint, find_checkpoint, max_length_of
+from export.tasks import task_of
+from export.tasks.heads import Head
+from export.tasks.images import processor_of
+from export.tasks.task import Feed, Outputs, Task
+from export.to_onnx import finish, load_head, network_inputs, to_onnx
+from export.tokenization import ImageEncoder, TextEncoder
+from export.verify import Subject
 from shoal import corpus
 from shoal.errors import RepositoryError
 from shoal.machine import available_cpus
@@ -38,6 +45,60 @@ def export_any(recipe: Recipe | GenerationRecipe, repository: Path, **options: A
     if isinstance(recipe, Recipe):
         return export(recipe, repository, **options)
     return generation.export(recipe, repository, **options)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that is ready to be exported for a task.
+
+    Attributes:
+        head: the PyTorch original.
+        encode: rows to features, as they will be served.
+        inputs: which of the features the network reads.
+    """
+
+    recipe: Recipe
+    checkpoint: Checkpoint
+    task: Task
+    head: Head
+    encode: TextEncoder | ImageEncoder
+    inputs: tuple[str, ...]
+
+    @property
+    def subject(self) -> Subject:
+        """What is measured."""
+        return Subject(self.task, self.checkpoint, as_model(self.head, self.inputs), self.encode)
+
+    def feed(self, texts: Sequence[str]) -> dict[str, Any]:
+        """The network's inputs, of rows that are made from some texts."""
+        features = self.encode(self.subject.rows(texts))
+        return {name: features[name] for name in self.inputs}
+
+
+def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Source:
+    """Load a checkpoint for its task.
+
+    Raises:
+        UsageError, ExportError: there is no such task, or the checkpoint is not made for it.
+    """
+    task = task_of(checkpoint, recipe.task)
+    head = load_head(checkpoint, task)
+    inputs = network_inputs(head.backbone, task)
+    encode: TextEncoder | ImageEncoder
+    if task.layout is None:
+        encode = ImageEncoder(processor_of(checkpoint))
+    else:
+        stated = max_length_of(checkpoint)
+        length = min(recipe.max_length or stated, stated)
+        encode = TextEncoder(
+            checkpoint.folder / "tokenizer.json",
+            task.layout,
+            length,
+            int(head.config.pad_token_id or 0),
+            (*inputs, *task.features),
+            **task.layout_options(checkpoint, length),
+        )
+    return Source(recipe, checkpoint, task, head, encode, inputs)
 
 
 def export(
@@ -60,28 +121,19 @@ def export(
     """
     progress = progress or Silent()
     checkpoint = find_checkpoint(recipe.source)
-    settings = settings_of(checkpoint, recipe)
     with staging(repository) as work, disk_errors_named(repository):
         with progress.step(f"Load {checkpoint.id}"):
-            embedder = load_embedder(checkpoint, settings)
-            encode = encoder_of(checkpoint, settings, embedder)
-        candidates = build(recipe, embedder, encode, work, progress)
-        evidence = verify.measure(
-            as_model(embedder), candidates, encode, eval_data=recipe.eval_data, progress=progress
-        )
+            source = prepare(recipe, checkpoint)
+        candidates = build(source, work, progress)
+        evidence = verify.measure(source.subject, candidates, eval_data=recipe.eval_data, progress=progress)
         on_evidence(list(evidence.values()))
         proven = verify.verified(candidates, evidence)
-        provenance = Provenance(
-            recipe=recipe,
-            source=checkpoint.describe(),
-            tools={"python": python_version()} | {name: metadata.version(name) for name in _TOOLS},
-            tokenizer=checkpoint.folder / "tokenizer.json",
-            max_length=settings.max_length,
-            pad_id=_pad_id(embedder),
-        )
+        tools = {"python": python_version()} | {name: metadata.version(name) for name in _TOOLS}
+        provenance = Provenance(recipe.name, recipe.to_dict(), checkpoint.describe(), tools)
         with progress.step(f"Write versions to {repository}"):
-            published = write(proven, repository, work, provenance)
-    return Outcome(tuple(evidence.values()), tuple(published))
+            releases = [release(item, source) for item in proven]
+            published = write(releases, repository, work, provenance)
+    return Outcome(tuple(evidence.values()), tuple(published), source.task.name)
 
 
 def verify_published(
@@ -109,68 +161,83 @@ def verify_published(
         checkpoint = find_checkpoint(recipe.source)
         if checkpoint.describe()["sha256"] != manifest.source["sha256"]:
             raise RepositoryError(
-                f"{recipe.source} is not the checkpoint that {manifest.network}/{version} was made from",
+                f"{recipe.source} is not what {manifest.network}/{manifest.version} was made from",
                 hint=f"get revision {manifest.source['revision'] or '(unknown)'} of it, or export again",
             )
-        settings = settings_of(checkpoint, recipe)
         with progress.step(f"Load {checkpoint.id} for version {version}"):
-            embedder = load_embedder(checkpoint, settings)
-            encode = encoder_of(checkpoint, settings, embedder)
+            source = prepare(recipe, checkpoint)
         graph = Exported.read(repository / manifest.network / str(version) / "model.onnx")
         measured = verify.measure(
-            as_model(embedder), {manifest.precision: graph}, encode, eval_data=eval_data, progress=progress
+            source.subject, {manifest.precision: graph}, eval_data=eval_data, progress=progress
         )
         evidence.append(measured[manifest.precision])
     versions = [Published(m.network, m.version, m.precision, new=False) for m in found.values()]
-    return Outcome(tuple(evidence), tuple(versions))
+    return Outcome(tuple(evidence), tuple(versions), source.task.name)
 
 
-def settings_of(checkpoint: Checkpoint, recipe: Recipe) -> SentenceSettings:
-    """The checkpoint's own settings, the recipe's shorter length where it asks for one."""
-    settings = sentence_settings(checkpoint)
-    length = min(recipe.max_length or settings.max_length, settings.max_length)
-    return SentenceSettings(settings.pooling, length, settings.normalize)
-
-
-def encoder_of(checkpoint: Checkpoint, settings: SentenceSettings, embedder: SentenceEmbedder) -> Encoder:
-    """The tokenizer that will be served, for calibration and verification."""
-    return Encoder(checkpoint.folder / "tokenizer.json", settings.max_length, _pad_id(embedder))
-
-
-def _pad_id(embedder: SentenceEmbedder) -> int:
-    pad_id = embedder.config.pad_token_id
-    return int(pad_id) if pad_id is not None else 0
-
-
-def build(
-    recipe: Recipe, embedder: SentenceEmbedder, encode: Encoder, work: Path, progress: Silent
-) -> dict[str, Exported]:
+def build(source: Source, work: Path, progress: Silent) -> dict[str, Exported]:
     """One graph per precision, in the recipe's order."""
+    recipe, head = source.recipe, source.head
     with progress.step("Export to ONNX through optimum"):
-        plain = to_onnx(embedder, work / "plain.onnx")
+        plain = to_onnx(head, work / "plain.onnx", source.feed(corpus.passages()[:2]))
     made: dict[str, Exported] = {}
     for precision in recipe.precisions:
+        path = work / f"{precision}-bare.onnx"
         if precision == "fp32":
             with progress.step("Fuse attention and layer norms"):
-                made[precision] = fuse(plain, work / "fp32.onnx", embedder.config)
+                graph = fuse(plain, path, head.config)
         else:
-            base = fuse_around_matmuls(plain, work / "fused.onnx", embedder.config)
-            texts = corpus.passages()[:CALIBRATION_TEXTS]
-            feeds = [
-                encode(texts[start : start + CALIBRATION_BATCH])
-                for start in range(0, CALIBRATION_TEXTS, CALIBRATION_BATCH)
-            ]
-            made[precision] = quantize_int8(base, work / "int8.onnx", feeds, progress)
+            base = fuse_around_matmuls(plain, work / "fused.onnx", head.config)
+            graph = quantize_int8(base, path, calibration(source), progress)
+        made[precision] = finish(graph, work / f"{precision}.onnx", head, source.task, source.checkpoint)
     return made
 
 
-def as_model(embedder: SentenceEmbedder) -> verify.Model:
-    """The PyTorch original as a function of the graph's inputs, on the CPUs this process may use."""
+def calibration(source: Source) -> list[Mapping[str, Any]]:
+    """Inputs of the network made from sample text, to quantize on."""
+    texts = corpus.passages()[:CALIBRATION_TEXTS]
+    starts = range(0, CALIBRATION_TEXTS, CALIBRATION_BATCH)
+    return [source.feed(texts[start : start + CALIBRATION_BATCH]) for start in starts]
+
+
+def release(verified: verify.Verified, source: Source) -> Release:
+    """A proven graph and the models around it, as they will stand in the repository."""
+    recipe, task, name = source.recipe, source.task, source.recipe.name
+    exported = verified.exported
+    parts = []
+    if isinstance(source.encode, TextEncoder):
+        files: dict[str, Path | str] = {
+            "tokenizer.json": source.checkpoint.folder / "tokenizer.json",
+            "model.py": _model_py("tokenizer"),
+        }
+        make = partial(config.tokenizer_config, recipe, task, source.encode)
+        parts.append(Part(f"{name}_tokenizer", files, make))
+    else:
+        make = partial(config.image_config, recipe, task, source.encode.processor)
+        parts.append(Part(f"{name}_preprocessor", {"model.py": _model_py("images")}, make))
+    network = f"{name}_encoder"
+    make = partial(config.encoder_config, recipe, task, exported)
+    parts.append(Part(network, {"model.onnx": exported.path}, make))
+    if (output := task.output_model(source.checkpoint)) is not None:
+        module, parameters = output
+        make = partial(config.output_config, recipe, task, exported, module, parameters)
+        parts.append(Part(f"{name}_output", {"model.py": _model_py(module)}, make))
+    steps = [part.config(1) for part in parts]
+    make = partial(config.ensemble_config, recipe, task, steps, config.facts_of(source.checkpoint, task))
+    return Release(verified, (*parts, Part(name, {}, make)), network)
+
+
+def _model_py(module: str) -> str:
+    return f"from serving.models.{module} import TritonPythonModel  # noqa: F401\n"
+
+
+def as_model(head: Head, inputs: Sequence[str]) -> verify.Model:
+    """The PyTorch original as a function of features, on the CPUs this process may use."""
     torch.set_num_threads(available_cpus())
 
-    def model(feed: verify.Feed) -> Any:
+    def model(feed: Feed) -> Outputs:
         with torch.inference_mode():
-            tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
-            return embedder(**tensors)["embedding"].numpy()
+            results = head(**{name: torch.from_numpy(feed[name]) for name in inputs})
+        return {name: value.numpy() for name, value in results.items()}
 
     return model

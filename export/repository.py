@@ -1,10 +1,12 @@
 """Publish proven versions in a Triton model repository.
 
-A version is its content: exporting the same bytes again keeps the version's number and renews its
-evidence; other bytes get the next number. Everything is written to a staging folder on the repository's
-file system and renamed into place: first the version folders, which nobody serves yet, then the three
-configs, one rename each. Killed between two of those, an export leaves a pair that
-`Manifest.check_partners` refuses to start.
+What users call is one model or several: tokenizer, network, output, and the ensemble that joins them. Each
+is a `Part` with the files of a version and the config that serves it. A version is its content: exporting
+the same bytes again keeps the version's number and renews its evidence; other bytes get the next number.
+
+Everything is written to a staging folder on the repository's file system and renamed into place: first the
+version folders, which nobody serves yet, then the configs, one rename each. Killed between two of those, an
+export leaves a pair that `Manifest.check_partners` refuses to start.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -21,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from tritonclient.grpc import model_config_pb2 as triton
 
 from export import config
-from export.recipe import Recipe
 from export.verify import Verified
 from shoal import machine
 from shoal.errors import RepositoryError
@@ -31,19 +33,45 @@ from shoal.manifest import FILENAME, Manifest, sha256
 from shoal.paths import write_json
 
 STAGING = ".shoal-staging-"
-MODEL_PY = "from serving.models.tokenizer import TritonPythonModel  # noqa: F401\n"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One model of the repository, as a version of what users call needs it.
+
+    Attributes:
+        name: of the model, e.g. `minilm_tokenizer`.
+        files: what lies in its version's folder, by name: a file, or text to write. An ensemble has none.
+        config: its config for a version number.
+    """
+
+    name: str
+    files: Mapping[str, Path | str]
+    config: Callable[[int], triton.ModelConfig]
 
 
 @dataclass(frozen=True)
 class Provenance:
     """Where versions come from: what the manifest records beside the evidence."""
 
-    recipe: Recipe
+    model: str
+    recipe: dict[str, Any]
     source: dict[str, Any]
     tools: dict[str, str]
-    tokenizer: Path
-    max_length: int
-    pad_id: int
+
+
+@dataclass(frozen=True)
+class Release:
+    """A proven version and the models that serve it.
+
+    Attributes:
+        parts: in the order in which requests pass them, the ensemble last.
+        network: which of them holds the weights.
+    """
+
+    verified: Verified
+    parts: Sequence[Part]
+    network: str
 
 
 @dataclass(frozen=True)
@@ -114,79 +142,83 @@ def _staging_parent(repository: Path) -> Path:
 
 
 def write(
-    verified: Sequence[Verified], repository: Path, work: Path, provenance: Provenance
+    releases: Sequence[Release], repository: Path, work: Path, provenance: Provenance
 ) -> list[Published]:
-    """Publish proven graphs as versions of one encoder, the last of them served.
+    """Publish proven versions; the last of them is served.
 
     Args:
-        verified: at least one, in order of preference, the best last.
+        releases: at least one, in order of preference, the best last; all of one network.
         repository: the Triton model repository.
         work: a folder from `staging(repository)`.
 
     Raises:
         OSError: the disk is full or the repository cannot be written; what was served still is.
     """
-    recipe = provenance.recipe
-    served = verified[-1].exported
-    tokenizer = f"{recipe.name}_tokenizer"
-    encoder = f"{recipe.name}_encoder"
     staged = work / "publish"
-
-    tokenizer_version = same_version(repository / tokenizer, "tokenizer.json", sha256(provenance.tokenizer))
-    if tokenizer_version is None:
-        tokenizer_version = next_version(repository / tokenizer)
-        folder = staged / tokenizer / str(tokenizer_version)
-        folder.mkdir(parents=True)
-        shutil.copyfile(provenance.tokenizer, folder / "tokenizer.json")
-        (folder / "model.py").write_text(MODEL_PY)
-
     published: list[Published] = []
     renewed: list[Manifest] = []
-    version = next_version(repository / encoder)
-    for item in verified:
-        content = sha256(item.exported.path)
-        known = same_version(repository / encoder, "model.onnx", content)
-        number = known or version
-        manifest = _manifest(item, provenance, encoder, number, content, tokenizer_version)
-        if known is None:
-            folder = staged / encoder / str(number)
-            folder.mkdir(parents=True)
-            item.exported.path.replace(folder / "model.onnx")
-            write_json(folder / FILENAME, manifest.to_dict())
-            version += 1
+    for release in releases:
+        numbers: dict[str, int] = {}
+        hashes: dict[str, str] = {}
+        fresh = False
+        for part in release.parts:
+            content = {name: _hash(value) for name, value in part.files.items()}
+            numbers[part.name], new = _number(part.name, content, repository, staged)
+            if new:
+                _stage(part, staged / part.name / str(numbers[part.name]), work)
+            fresh |= new and part.name == release.network
+            hashes |= {f"{part.name}/{numbers[part.name]}/{name}": value for name, value in content.items()}
+        configs = {part.name: config.to_text(part.config(numbers[part.name])) for part in release.parts}
+        number = numbers[release.network]
+        manifest = _manifest(release, provenance, number, hashes, configs)
+        if fresh:
+            write_json(staged / release.network / str(number) / FILENAME, manifest.to_dict())
         else:
             renewed.append(manifest)
-        published.append(Published(encoder, number, item.evidence.precision, new=known is None))
-
-    # Triton wants a version folder of an ensemble too, even though it holds nothing.
-    if not (repository / recipe.name / "1").is_dir():
-        (staged / recipe.name / "1").mkdir(parents=True)
-        (staged / recipe.name / "1" / ".gitkeep").touch()
-
-    configs = {
-        tokenizer: config.tokenizer_config(
-            recipe,
-            served,
-            version=tokenizer_version,
-            max_length=provenance.max_length,
-            pad_id=provenance.pad_id,
-        ),
-        encoder: config.encoder_config(recipe, served, version=published[-1].version),
-        recipe.name: config.ensemble_config(recipe, served),
-    }
-    for model, made in configs.items():
-        folder = staged / model
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.pbtxt").write_text(config.to_text(made))
-        sync(folder)
+        published.append(Published(release.network, number, manifest.precision, new=fresh))
+    for model, text in configs.items():  # of the last release: the one that is served
+        (staged / model).mkdir(parents=True, exist_ok=True)
+        (staged / model / "config.pbtxt").write_text(text)
+        sync(staged / model)
     for manifest in renewed:
-        write_json(repository / encoder / str(manifest.version) / FILENAME, manifest.to_dict())
+        write_json(repository / manifest.network / str(manifest.version) / FILENAME, manifest.to_dict())
     for model in configs:
         move_versions(staged / model, repository / model)
     for model in configs:
         if (staged / model).exists():
             (staged / model / "config.pbtxt").replace(repository / model / "config.pbtxt")
     return published
+
+
+def _number(model: str, content: Mapping[str, str], repository: Path, staged: Path) -> tuple[int, bool]:
+    """The version of a model that holds this content, or the next number; and whether it is new."""
+    found = [
+        folder / str(number) for folder in (repository / model, staged / model) for number in versions(folder)
+    ]
+    for version in found:
+        files = {path.name: path for path in version.iterdir()}
+        # What else lies there is the manifest, and bytecode that Triton's stub writes.
+        if all(name in files and sha256(files[name]) == value for name, value in content.items()):
+            return int(version.name), False
+    return max((int(version.name) for version in found), default=0) + 1, True
+
+
+def _stage(part: Part, folder: Path, work: Path) -> None:
+    folder.mkdir(parents=True)
+    for name, value in part.files.items():
+        if isinstance(value, str):
+            (folder / name).write_text(value)
+        elif value.is_relative_to(work):  # made for this, and too large to be copied
+            value.replace(folder / name)
+        else:
+            shutil.copyfile(value, folder / name)
+    if not part.files:
+        # Triton wants a version folder of an ensemble too, even though it holds nothing.
+        (folder / ".gitkeep").touch()
+
+
+def _hash(value: Path | str) -> str:
+    return sha256(value) if isinstance(value, Path) else hashlib.sha256(value.encode()).hexdigest()
 
 
 def move_versions(staged: Path, model: Path) -> None:
@@ -200,52 +232,28 @@ def move_versions(staged: Path, model: Path) -> None:
 
 
 def _manifest(
-    item: Verified,
-    provenance: Provenance,
-    encoder: str,
-    version: int,
-    content: str,
-    tokenizer_version: int,
+    release: Release, provenance: Provenance, version: int, files: dict[str, str], configs: dict[str, str]
 ) -> Manifest:
-    recipe = provenance.recipe
     return Manifest(
-        model=recipe.name,
-        network=encoder,
+        model=provenance.model,
+        network=release.network,
         version=version,
-        precision=item.evidence.precision,
+        precision=release.verified.evidence.precision,
         source=provenance.source,
-        recipe=recipe.to_dict(),
-        files={
-            f"{encoder}/{version}/model.onnx": content,
-            f"{recipe.name}_tokenizer/{tokenizer_version}/tokenizer.json": sha256(provenance.tokenizer),
-            f"{recipe.name}_tokenizer/{tokenizer_version}/model.py": hashlib.sha256(
-                MODEL_PY.encode()
-            ).hexdigest(),
-        },
-        onnx=item.exported.describe(),
+        recipe=provenance.recipe,
+        files=files,
+        configs=configs,
+        onnx=release.verified.exported.describe(),
         tools=provenance.tools,
         machine=machine.describe(),
-        evidence=item.evidence.to_dict(),
+        evidence=release.verified.evidence.to_dict(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 
 
-def _versions(model: Path) -> list[int]:
+def versions(model: Path) -> list[int]:
     """Numbers in use. In a fresh clone the encoder has none: its weights are not committed."""
     return sorted(int(p.name) for p in model.glob("[0-9]*") if p.name.isdigit() and any(p.iterdir()))
-
-
-def next_version(model: Path) -> int:
-    return max(_versions(model), default=0) + 1
-
-
-def same_version(model: Path, filename: str, content: str) -> int | None:
-    """The version that holds these very bytes, if there is one."""
-    for version in _versions(model):
-        path = model / str(version) / filename
-        if path.is_file() and sha256(path) == content:
-            return version
-    return None
 
 
 def sync(folder: Path) -> None:

@@ -25,7 +25,7 @@ class Checkpoint:
     """A Hugging Face folder on this disk.
 
     Attributes:
-        folder: holds `config.json`, `tokenizer.json` and `*.safetensors`.
+        folder: holds `config.json`, `*.safetensors`, and `tokenizer.json` or `preprocessor_config.json`.
         id: what the user asked for.
         kind: `package`, `folder` or `hub`.
         revision: the package's version, the hub's commit, or "" for a folder.
@@ -43,7 +43,7 @@ class Checkpoint:
         Raises:
             ExportError: it cannot be read.
         """
-        return dict(_read(self.folder / "config.json"))
+        return dict(read_json(self.folder / "config.json"))
 
     def describe(self) -> dict[str, Any]:
         """For the manifest: identity and the hash of the weights."""
@@ -60,14 +60,14 @@ class SentenceSettings:
     """How a checkpoint turns token vectors into one vector a text.
 
     Attributes:
-        pooling: `mean` (over real tokens) or `cls` (the first token).
-        max_length: longest input in tokens.
+        pooling: `mean` (over real tokens), `cls` (the first token) or `lasttoken` (the last real one).
         normalize: whether the vector is scaled to length one.
+        prompts: what is put before a text, by the name of its use, e.g. `query`.
     """
 
     pooling: str
-    max_length: int
     normalize: bool
+    prompts: dict[str, str]
 
 
 def find_checkpoint(source: str) -> Checkpoint:
@@ -108,17 +108,29 @@ def _from_hub(source: str) -> Checkpoint:
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
     folder = checkpoint.folder
-    for name in ("config.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise ExportError(
-                f"{folder} has no {name}", hint="a Hugging Face folder with a fast tokenizer is needed"
-            )
+    prepares = ("tokenizer.json", "preprocessor_config.json")  # text, images
+    if not (folder / "config.json").is_file() or not any((folder / name).is_file() for name in prepares):
+        missing = "tokenizer.json" if (folder / "config.json").is_file() else "config.json"
+        hint = "a Hugging Face folder with a fast tokenizer is needed, or one of an image model"
+        raise ExportError(f"{folder} has no {missing}", hint=hint)
     if not any(folder.glob("*.safetensors")):
         raise ExportError(
             f"{folder} has no *.safetensors",
             hint="pickled weights are not read; save with safe_serialization",
         )
     return checkpoint
+
+
+def max_length_of(checkpoint: Checkpoint) -> int:
+    """Longest input in tokens, as the checkpoint's files state it."""
+    config = checkpoint.config
+    limit = int(config.get("max_position_embeddings") or 512)
+    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        limit -= 2  # these models keep the first two positions for padding
+    transformer = read_json(checkpoint.folder / "sentence_bert_config.json", {})
+    tokenizer = read_json(checkpoint.folder / "tokenizer_config.json", {})
+    stated = transformer.get("max_seq_length") or tokenizer.get("model_max_length")
+    return min(int(stated), limit) if stated else limit
 
 
 def sentence_settings(checkpoint: Checkpoint) -> SentenceSettings:
@@ -128,43 +140,47 @@ def sentence_settings(checkpoint: Checkpoint) -> SentenceSettings:
         ExportError: the checkpoint asks for a module or a pooling that is not supported, by name.
     """
     folder = checkpoint.folder
-    config = _read(folder / "config.json")
-    limit = int(config.get("max_position_embeddings", 512))
-    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        limit -= 2  # these models keep the first two positions for padding
     pooling = "mean"
-    modules = _read(folder / "modules.json", [])
+    modules = read_json(folder / "modules.json", [])
     for module in modules:
         kind = module["type"].rpartition(".")[2]
         if kind == "Pooling":
-            pooling = _pooling(_read(folder / module["path"] / "config.json"))
+            pooling = _pooling(read_json(folder / module["path"] / "config.json"))
         elif kind not in ("Transformer", "Normalize"):
             raise ExportError(f"{checkpoint.id} uses the module {module['type']}, which is not supported")
-    transformer = _read(folder / "sentence_bert_config.json", {})
-    if transformer.get("do_lower_case"):
+    if read_json(folder / "sentence_bert_config.json", {}).get("do_lower_case"):
         raise ExportError(f"{checkpoint.id} lower-cases text before its tokenizer, which is not supported")
-    tokenizer = _read(folder / "tokenizer_config.json", {})
-    stated = transformer.get("max_seq_length") or tokenizer.get("model_max_length")
     normalize = not modules or any(module["type"].endswith(".Normalize") for module in modules)
-    return SentenceSettings(pooling, min(int(stated), limit) if stated else limit, normalize)
+    stated = read_json(folder / "config_sentence_transformers.json", {})
+    prompts = {name: text for name, text in (stated.get("prompts") or {}).items() if text}
+    return SentenceSettings(pooling, normalize, prompts)
 
 
 def _pooling(config: dict[str, Any]) -> str:
     if isinstance(config.get("pooling_mode"), str):  # as sentence-transformers 5 writes it
-        config = {f"pooling_mode_{config['pooling_mode']}": True}
+        config |= {f"pooling_mode_{config['pooling_mode']}": True}
+    if config.get("include_prompt") is False:
+        raise ExportError("pooling that leaves a prompt out is not supported", hint="include_prompt: true")
     names = {
         "pooling_mode_mean": "mean",
         "pooling_mode_cls": "cls",
+        "pooling_mode_lasttoken": "lasttoken",
         "pooling_mode_mean_tokens": "mean",
         "pooling_mode_cls_token": "cls",
     }
     asked = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
     if len(asked) != 1 or asked[0] not in names:
-        raise ExportError(f"pooling {' + '.join(asked) or '(none)'} is not supported", hint="mean or cls")
+        hint = "mean, cls or lasttoken"
+        raise ExportError(f"pooling {' + '.join(asked) or '(none)'} is not supported", hint=hint)
     return names[asked[0]]
 
 
-def _read(path: Path, default: Any = None) -> Any:
+def read_json(path: Path, default: Any = None) -> Any:
+    """A JSON file of a checkpoint, or the default where there is one and no file.
+
+    Raises:
+        ExportError: it cannot be read.
+    """
     if default is not None and not path.exists():
         return default
     try:

@@ -1,112 +1,162 @@
-"""A sentence-embedding checkpoint to one ONNX graph: token ids in, a unit vector a text out.
+"""A checkpoint with the head of its task to one ONNX graph, through optimum.
 
-Pooling and normalization are part of the graph: 384 floats a text cross the wire, not 384 a token.
+What a task needs is part of the graph: pooling, normalization, probabilities, the names of labels. 384
+floats a text cross the wire, not 384 a token.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import torch
+import transformers
+from numpy.typing import NDArray
 from optimum.exporters.onnx import export as optimum_export
 from optimum.exporters.tasks import TasksManager
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from export.exported import Exported
-from export.source import Checkpoint, SentenceSettings
+from export.source import Checkpoint
+from export.tasks.heads import Head
+from export.tasks.task import Task
 from shoal.errors import ExportError
 
 OPSET = 17
-INPUTS = ("input_ids", "attention_mask")
-OUTPUT = "embedding"
+# Sizes of two samples: what differs between their outputs is free, and its size tells which dimension it is.
+_SAMPLES = ({"rows": 2, "sequences": 3, "tokens": 12}, {"rows": 5, "sequences": 4, "tokens": 15})
+Feed = Mapping[str, NDArray]
 
 
-class SentenceEmbedder(torch.nn.Module):
-    """A transformer, then pooling and L2 normalization as sentence-transformers does them.
-
-    Args:
-        backbone: gives `last_hidden_state` of shape [batch, tokens, hidden].
-        settings: pooling and whether to normalize.
-    """
-
-    def __init__(self, backbone: PreTrainedModel, settings: SentenceSettings) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.config = backbone.config
-        self.settings = settings
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """int64 [batch, tokens] twice -> float32 [batch, hidden]."""
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        if self.settings.pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-            pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
-        if self.settings.normalize:
-            pooled = torch.nn.functional.normalize(pooled, p=2.0, dim=1)
-        return {OUTPUT: pooled}
-
-
-def load_embedder(checkpoint: Checkpoint, settings: SentenceSettings) -> SentenceEmbedder:
+def load_head(checkpoint: Checkpoint, task: Task) -> Head:
     """The PyTorch original in fp32, in evaluation mode: what every version is compared with.
 
     Raises:
-        ExportError: transformers cannot load it.
+        ExportError: transformers cannot load it, or it lacks what the task needs.
     """
     transformers_logging.set_verbosity_error()
     try:
-        backbone = AutoModel.from_pretrained(
-            checkpoint.folder, use_safetensors=True, trust_remote_code=False, torch_dtype=torch.float32
+        backbone, loaded = getattr(transformers, task.auto).from_pretrained(
+            checkpoint.folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     except Exception as error:  # transformers and safetensors raise what they like
         reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"transformers cannot load {checkpoint.id}: {reason}") from error
-    return SentenceEmbedder(backbone, settings).eval()
+        raise ExportError(f"transformers cannot load {checkpoint.id} for {task.name}: {reason}") from error
+    # A head that the checkpoint lacks would be made up at random, and "proven" against itself.
+    missing = [name for name in loaded["missing_keys"] if "pooler" not in name]
+    if missing:
+        raise ExportError(
+            f"{checkpoint.id} has no weights for {task.name}: {missing[0]} is missing",
+            hint="choose another --task, or a checkpoint that was trained for this one",
+        )
+    return task.head(backbone, checkpoint).eval()
 
 
-def to_onnx(embedder: SentenceEmbedder, path: Path) -> Exported:
-    """Export through optimum, with the input and output names and free dimensions of the model's own config.
+def network_inputs(backbone: PreTrainedModel, task: Task) -> tuple[str, ...]:
+    """Names of what the network reads of the features."""
+    if task.layout is None:
+        return ("pixel_values",)
+    known = inspect.signature(backbone.forward).parameters
+    types = int(getattr(backbone.config, "type_vocab_size", 0) or 0)
+    told_apart = task.pairs and "token_type_ids" in known and types > 1
+    return ("input_ids", "attention_mask", *(("token_type_ids",) if told_apart else ()))
+
+
+def to_onnx(head: Head, path: Path, feed: Feed) -> Exported:
+    """Export through optimum, which patches what the tracer cannot follow in an architecture.
+
+    Args:
+        feed: inputs by name, of at least one row; all dimensions but those of a picture become free.
 
     Raises:
         ExportError: optimum has no exporter for this architecture.
     """
-    config = embedder.config
+    config = head.config
     try:
         make_config = TasksManager.get_exporter_config_constructor(
-            "onnx", model=embedder.backbone, task="feature-extraction", library_name="transformers"
+            "onnx", model=head.backbone, task="feature-extraction", library_name="transformers"
         )
     except (KeyError, ValueError) as error:
         raise ExportError(f"optimum has no ONNX exporter for the architecture {config.model_type}") from error
+    first, second = (
+        {name: torch.from_numpy(_sized(array, sizes)) for name, array in feed.items()} for sizes in _SAMPLES
+    )
+    inputs = {name: _free(first[name], second[name]) for name in first}
+    with torch.inference_mode():
+        results = [head(**sample) for sample in (first, second)]
+    outputs = {name: _free(*(result[name] for result in results)) for name in head.outputs}
     base = type(make_config(config))
 
-    class EmbedderConfig(base):  # type: ignore[misc, valid-type]
-        """The architecture's own config, for a text alone: no segment ids, one pooled output."""
+    class HeadConfig(base):  # type: ignore[misc, valid-type]
+        """The architecture's own config, with the head's inputs and outputs."""
 
         @property
         def inputs(self) -> dict[str, dict[int, str]]:
-            return {name: axes for name, axes in super().inputs.items() if name in INPUTS}
+            return inputs
 
         @property
         def outputs(self) -> dict[str, dict[int, str]]:
-            return {OUTPUT: {0: "batch_size"}}
+            return outputs
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's remarks on transformers' own code
-        logging.getLogger("optimum").setLevel(logging.ERROR)
-        optimum_export(embedder, EmbedderConfig(config, task="feature-extraction"), path, opset=OPSET)
-    _state_width(path, config.hidden_size)
+        def generate_dummy_inputs(self, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
+            return dict(first)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer's remarks on transformers' own code
+            logging.getLogger("optimum").setLevel(logging.ERROR)
+            optimum_export(head, HeadConfig(config, task="feature-extraction"), path, opset=OPSET)
+    except Exception as error:  # the tracer and optimum raise what they like
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(f"the architecture {config.model_type} cannot be exported: {reason}") from error
+    _state_sizes(path, {name: result for name, result in results[0].items()}, outputs)
     return Exported.read(path)
 
 
-def _state_width(path: Path, width: int) -> None:
-    """Write the embedding's width into the graph: the tracer leaves it free after a reduction."""
+def _sized(array: NDArray, sizes: Mapping[str, int]) -> NDArray:
+    """An input of [rows, tokens], [rows, sequences, tokens] or [rows, 3, height, width] with other sizes."""
+    axes = {2: ("rows", "tokens"), 3: ("rows", "sequences", "tokens"), 4: ("rows",)}[array.ndim]
+    for axis, name in enumerate(axes):
+        array = np.take(array, np.arange(sizes[name]) % array.shape[axis], axis=axis)
+    return array
+
+
+def _free(first: torch.Tensor, second: torch.Tensor) -> dict[int, str]:
+    """Names of the dimensions in which two samples differ; no two of them have one size."""
+    names = {size: name for name, size in _SAMPLES[0].items()}
+    pairs = enumerate(zip(first.shape, second.shape, strict=True))
+    return {axis: names[size] for axis, (size, other) in pairs if size != other}
+
+
+def _state_sizes(path: Path, outputs: Mapping[str, torch.Tensor], free: Mapping[str, dict[int, str]]) -> None:
+    """Write the fixed sizes of outputs into the graph: the tracer leaves them free after a reduction."""
     model = onnx.load(path)
-    axis = model.graph.output[0].type.tensor_type.shape.dim[1]
-    axis.ClearField("dim_param")
-    axis.dim_value = width
+    for value in model.graph.output:
+        axes = value.type.tensor_type.shape
+        del axes.dim[:]
+        for axis, size in enumerate(outputs[value.name].shape):
+            dim = axes.dim.add()
+            if axis in free[value.name]:
+                dim.dim_param = free[value.name][axis]
+            else:
+                dim.dim_value = size
     onnx.save(model, path)
+
+
+def finish(exported: Exported, path: Path, head: Head, task: Task, checkpoint: Checkpoint) -> Exported:
+    """Add what PyTorch cannot express to a graph, after its precision was chosen: labels."""
+    model = onnx.load(exported.path)
+    task.finish(model, head, checkpoint)
+    onnx.save(model, path)
+    return Exported.read(path)

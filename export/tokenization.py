@@ -1,43 +1,95 @@
-"""Text to the inputs of an embedding graph, as the served tokenizer does it."""
+"""Rows as people have them to the inputs of a graph, by the very code that is served."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
-from serving.models.tokenizer import Batch, load_tokenizer
+from export.tasks.task import Row
+from serving.models.images import Processor, decode
+from serving.models.layouts import LAYOUTS, Layout
+
+# Evidence is taken on pictures of ours.
+_NO_LIMIT = 1 << 40
 
 
-class Encoder:
-    """Tokenizes batches for calibration and verification.
+class Encoder(Protocol):
+    """Makes the inputs of a graph from rows."""
+
+    @property
+    def max_length(self) -> int:
+        """Longest input in tokens; 0: it has no length."""
+
+    def __call__(
+        self, rows: Sequence[Row], *, max_length: int | None = None, pad_to: int | None = None
+    ) -> dict[str, NDArray]:
+        """The features of some rows.
+
+        Args:
+            rows: at least one, all of one shape.
+            max_length: truncate to this many tokens instead of the encoder's own limit.
+            pad_to: pad to this length; None: to the longest sequence.
+        """
+
+
+class TextEncoder:
+    """Tokenizes.
 
     Args:
         tokenizer: path of `tokenizer.json`.
+        layout: see `serving.models.layouts`.
         max_length: longest input in tokens.
-        pad_id: the token that fills a row up.
+        pad_id: the token that fills a sequence up.
+        features: what is wanted of it.
+        options: of the layout.
     """
 
-    def __init__(self, tokenizer: Path, max_length: int, pad_id: int) -> None:
-        self._path = tokenizer
-        self._pad_id = pad_id
+    def __init__(
+        self,
+        tokenizer: Path,
+        layout: str,
+        max_length: int,
+        pad_id: int,
+        features: Sequence[str],
+        **options: str,
+    ) -> None:
+        self._path, self._layout, self.options = tokenizer, LAYOUTS[layout], options
+        self.pad_id, self.features = pad_id, tuple(features)
         self.max_length = max_length
-        self._by_length: dict[int, Tokenizer] = {}
+        self._by_length: dict[int, Layout] = {}
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a row makes several sequences."""
+        return self._layout.GROUPS
 
     def __call__(
-        self, texts: Sequence[str], *, max_length: int | None = None, pad_to: int | None = None
-    ) -> dict[str, NDArray[np.int64]]:
-        """`input_ids` and `attention_mask`, int64 [texts, tokens].
-
-        Args:
-            max_length: truncate to this many tokens instead of the encoder's own limit.
-            pad_to: pad to this length; None: to the longest text.
-        """
+        self, rows: Sequence[Row], *, max_length: int | None = None, pad_to: int | None = None
+    ) -> dict[str, NDArray]:
+        """See `Encoder`."""
         limit = min(max_length or self.max_length, self.max_length)
         if limit not in self._by_length:
-            self._by_length[limit] = load_tokenizer(self._path, limit)
-        batch = Batch(self._by_length[limit].encode_batch_fast(list(texts)))
-        return batch.arrays(pad_to or batch.longest, self._pad_id)
+            self._by_length[limit] = self._layout(self._path, limit, **self.options)
+        batch = self._by_length[limit].encode({name: [row[name] for row in rows] for name in rows[0]})
+        return batch.arrays(pad_to or batch.longest, self.pad_id, self.features)
+
+
+class ImageEncoder:
+    """Decodes and resizes pictures."""
+
+    max_length = 0
+    features = ("pixel_values",)
+
+    def __init__(self, processor: Processor) -> None:
+        self.processor = processor
+
+    def __call__(
+        self, rows: Sequence[Row], *, max_length: int | None = None, pad_to: int | None = None
+    ) -> dict[str, NDArray]:
+        """See `Encoder`; pictures have no length."""
+        images = [decode(row["image"][0], "image", max_bytes=_NO_LIMIT, max_pixels=_NO_LIMIT) for row in rows]
+        return {"pixel_values": np.stack([self.processor.pixels(image) for image in images])}

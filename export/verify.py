@@ -1,4 +1,4 @@
-"""Evidence: an exported graph against the PyTorch original, on real text, before anybody may serve it.
+"""Evidence: an exported graph against the PyTorch original, on real input, before anybody may serve it.
 
 `verify` is the only way to a `Verified`, and `repository.write` takes nothing else: a model without
 evidence, or with evidence that misses its tolerance, cannot be published.
@@ -6,7 +6,6 @@ evidence, or with evidence that misses its tolerance, cannot be published.
 
 from __future__ import annotations
 
-import csv
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,40 +18,56 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from export.exported import Exported
+from export.source import Checkpoint
+from export.tasks.task import Feed, Outputs, Row, Task
+from export.tasks.text import SentenceSimilarity
 from export.tokenization import Encoder
 from shoal import corpus
-from shoal.errors import NotProven, UsageError
+from shoal.errors import NotProven
 from shoal.machine import available_cpus
 from shoal.progress import Silent
 
-Feed = Mapping[str, NDArray[np.int64]]
-Model = Callable[[Feed], NDArray[np.float32]]
+Model = Callable[[Feed], Outputs]
 
 BATCH_SIZES = (1, 5, 32)
-LENGTHS = (8, 16, 64, 128, 256)
-INVARIANCE_TEXTS = 32
+INVARIANCE_ROWS = 32
 SPEED_TOKENS = 16
 SPEED_BATCH = 32
 SPEED_ROUNDS = 7
-MAX_SPEARMAN_LOSS = 0.5
+TIE = 1e-3  # two classes whose probabilities are closer than this are equally right
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a precision must reach: cosine and largest absolute difference against the original."""
+    """What a precision must reach against the original, in the vectors that a task compares.
+
+    Attributes:
+        min_cosine: of any vector.
+        max_abs_diff: of any component, relative to the largest where that is above 1.
+        min_invariance: see `Evidence.batch_invariance`.
+        min_agreement: see `Evidence.agreement`.
+        max_loss: of the metric on labelled data, x100.
+    """
 
     min_cosine: float
     max_abs_diff: float
     min_invariance: float = 0.9999
+    min_agreement: float = 1.0
+    max_loss: float = 0.5
 
 
-# Embeddings have length one, so the differences are absolute and relative at once.
-TOLERANCES = {
-    "fp32": Tolerance(min_cosine=0.9999, max_abs_diff=1e-4),
-    "int8": Tolerance(min_cosine=0.985, max_abs_diff=0.1),
-    # Not a precision one can ask for: what `make bench-int8` compares ours with, held to the same.
-    "dynamic": Tolerance(min_cosine=0.985, max_abs_diff=0.1),
-}
+_EXACT = Tolerance(min_cosine=0.9999, max_abs_diff=1e-4)
+# Embeddings have length one, so that differences are absolute and relative at once.
+_CLOSE = Tolerance(min_cosine=0.985, max_abs_diff=0.1)
+# One probability near a half may move far while no answer changes: there the answers count.
+_AGREEING = Tolerance(min_cosine=0.0, max_abs_diff=1.0, min_invariance=0.99, min_agreement=0.97, max_loss=1.0)
+
+
+def tolerance_of(task: str, precision: str) -> Tolerance:
+    """What a version must reach."""
+    if precision == "fp32":
+        return _EXACT
+    return _CLOSE if task == SentenceSimilarity.name else _AGREEING
 
 
 @dataclass(frozen=True)
@@ -60,35 +75,45 @@ class Evidence:
     """The measured figures of one version.
 
     Attributes:
+        task: what it is for.
         precision: which tolerance applies.
         size_bytes: of the ONNX file.
-        max_abs_diff: largest absolute difference of a component, against the original.
-        min_cosine, mean_cosine: of an embedding against the original's, over `cases`.
-        batch_invariance: least cosine between a text's embedding alone and inside a batch.
-        latency_ms: median of one text of 16 tokens, milliseconds, in process.
-        throughput: texts per second at 32 texts of 16 tokens, in process.
-        spearman, reference_spearman: x100, on the user's labelled pairs; None without them.
-        cases: [batch size, tokens] pairs that were compared.
+        max_abs_diff: largest difference of a component against the original, relative to the original's
+            largest where that is above 1.
+        min_cosine, mean_cosine: of a vector (embedding, probabilities) against the original's, over `cases`.
+        agreement: share of vectors whose largest component is the original's; None where that means nothing.
+        batch_invariance: how equal a row is alone and inside a batch: of embeddings the least cosine, of
+            other vectors 1 less the largest difference.
+        latency_ms: median of one row (of 16 tokens where it has tokens), milliseconds, in process.
+        throughput: rows per second in a full batch of such rows, in process.
+        metric, score, reference_score: name of the figure, and it x100 for the version and the original, on
+            the user's labelled data; None without them.
+        cases: [batch size, tokens] pairs that were compared; 0 tokens: it has none.
+        notes: what the precision had to decide, e.g. which nodes were left out.
         cpus: threads the speed was measured with.
     """
 
+    task: str
     precision: str
     size_bytes: int
     max_abs_diff: float
     min_cosine: float
     mean_cosine: float
+    agreement: float | None
     batch_invariance: float
     latency_ms: float
     throughput: float
-    spearman: float | None = None
-    reference_spearman: float | None = None
+    metric: str | None = None
+    score: float | None = None
+    reference_score: float | None = None
     cases: tuple[tuple[int, int], ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
     cpus: int = field(default_factory=available_cpus)
 
     @property
     def failures(self) -> list[str]:
         """What misses the tolerance, as figures; empty: proven. A NaN misses."""
-        tolerance = TOLERANCES[self.precision]
+        tolerance = tolerance_of(self.task, self.precision)
         checks = [
             (
                 self.min_cosine >= tolerance.min_cosine,
@@ -103,9 +128,14 @@ class Evidence:
                 f"batch invariance {self.batch_invariance:.5f} < {tolerance.min_invariance}",
             ),
         ]
-        if self.spearman is not None and self.reference_spearman is not None:
-            loss = self.reference_spearman - self.spearman
-            checks.append((loss <= MAX_SPEARMAN_LOSS, f"Spearman loses {loss:.2f} > {MAX_SPEARMAN_LOSS}"))
+        if self.agreement is not None:
+            text = f"agreement {self.agreement:.1%} < {tolerance.min_agreement:.0%}"
+            checks.append((self.agreement >= tolerance.min_agreement, text))
+        if self.score is not None and self.reference_score is not None:
+            loss = self.reference_score - self.score
+            checks.append(
+                (loss <= tolerance.max_loss, f"{self.metric} loses {loss:.2f} > {tolerance.max_loss}")
+            )
         return [text for passed, text in checks if not passed]
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,102 +186,196 @@ def verified(candidates: Mapping[str, Exported], evidence: Mapping[str, Provable
 
 
 def open_session(path: Path) -> Model:
-    """An ONNX graph as a function of its inputs, on the CPUs this process may use."""
+    """An ONNX graph as a function of its inputs, on the CPUs this process may use.
+
+    Inputs that the graph does not have are left out: features are for the models around it, too.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cpus()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda feed: session.run(None, dict(feed))[0]
+    inputs = [value.name for value in session.get_inputs()]
+    outputs = [value.name for value in session.get_outputs()]
+
+    def run(feed: Feed) -> Outputs:
+        results = session.run(outputs, {name: feed[name] for name in inputs})
+        return dict(zip(outputs, results, strict=True))
+
+    return run
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a task of a checkpoint, and how its rows become inputs.
+
+    Attributes:
+        reference: the original framework's model.
+        encode: the tokenizer, or the image processor, that will be served.
+    """
+
+    task: Task
+    checkpoint: Checkpoint
+    reference: Model
+    encode: Encoder
+
+    def rows(self, passages: Sequence[str]) -> list[Row]:
+        """Sample rows made from paragraphs."""
+        return [self.task.row(text, index, self.checkpoint) for index, text in enumerate(passages)]
+
+    def feed(self, rows: Sequence[Row], **options: int | None) -> dict[str, NDArray]:
+        """Features of some rows, and those of their inputs that the network reads itself."""
+        texts = {name: np.array([row[name] for row in rows], object) for name in self.task.network_inputs}
+        return self.encode(rows, **options) | texts
 
 
 def measure(
-    reference: Model,
+    subject: Subject,
     candidates: Mapping[str, Exported],
-    encode: Encoder,
     *,
     eval_data: Path | None = None,
+    notes: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Silent | None = None,
 ) -> dict[str, Evidence]:
     """Measure every candidate against the reference; speeds are taken in turn, so that they compare.
 
     Args:
-        reference: the original framework's model.
         candidates: precision -> exported graph.
-        encode: the tokenizer that will be served.
-        eval_data: CSV of `sentence1,sentence2,score` without a header line.
+        eval_data: labelled data, see the task.
+        notes: of a precision, for its evidence.
 
     Raises:
         UsageError: `eval_data` cannot be read.
     """
     progress = progress or Silent()
-    pairs = _read_pairs(eval_data) if eval_data is not None else []
+    task, reference = subject.task, subject.reference
     models = {precision: open_session(exported.path) for precision, exported in candidates.items()}
-    cases = _cases(encode)
-    parity: dict[str, list[tuple[float, NDArray[np.float32]]]] = {precision: [] for precision in models}
+    cases = _cases(subject)
+    parity = {precision: _Parity() for precision in models}
     with progress.step("Compare with the PyTorch original", total=len(cases)) as advance:
         for feed in cases.values():
-            expected = reference(feed)
+            expected = task.compared(reference(feed), feed)
             for precision, model in models.items():
-                got = model(feed)
-                parity[precision].append((float(np.abs(got - expected).max()), _cosine(got, expected)))
+                parity[precision].add(task.compared(model(feed), feed), expected)
             advance()
-    with progress.step("Compare each text alone and in a batch", total=len(models)) as advance:
+    with progress.step("Compare each row alone and in a batch", total=len(models)) as advance:
         invariance = {}
         for precision, model in models.items():
-            invariance[precision] = batch_invariance(model, encode)
+            invariance[precision] = batch_invariance(model, subject)
             advance()
-    speeds = _speeds(models, encode, progress)
-    spearman: dict[str, float] = {}
-    if pairs:
-        with progress.step("Score the labelled pairs", total=len(models) + 1) as advance:
+    speeds = _speeds(models, subject, progress)
+    scores: dict[str, float] = {}
+    if eval_data is not None:
+        with progress.step("Score the labelled data", total=len(models) + 1) as advance:
             for name, model in {"reference": reference, **models}.items():
-                spearman[name] = _spearman(model, encode, pairs)
+                answer = _answering(model, subject)
+                scores[name] = task.score(answer, eval_data, subject.checkpoint)
                 advance()
     return {
         precision: Evidence(
+            task=task.name,
             precision=precision,
             size_bytes=exported.path.stat().st_size,
-            max_abs_diff=max(difference for difference, _ in parity[precision]),
-            min_cosine=float(min(cosine.min() for _, cosine in parity[precision])),
-            mean_cosine=float(np.concatenate([cosine for _, cosine in parity[precision]]).mean()),
+            **parity[precision].figures(ranks=not _is_embedding(task)),
             batch_invariance=invariance[precision],
             latency_ms=speeds[precision][0],
             throughput=speeds[precision][1],
-            spearman=spearman.get(precision),
-            reference_spearman=spearman.get("reference"),
+            metric=task.metric if scores else None,
+            score=scores.get(precision),
+            reference_score=scores.get("reference"),
             cases=tuple(cases),
+            notes=(notes or {}).get(precision, {}),
         )
         for precision, exported in candidates.items()
     }
 
 
-def _cases(encode: Encoder) -> dict[tuple[int, int], Feed]:
+class _Parity:
+    """Differences between vectors and those they should be, gathered over several inputs."""
+
+    def __init__(self) -> None:
+        self._difference = 0.0
+        self._cosines: list[NDArray[np.float32]] = []
+        self._agree: list[NDArray[np.bool_]] = []
+
+    def add(self, got: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+        """Compare [vectors, width] with the original's."""
+        self._difference = max(self._difference, _difference(got, expected))
+        self._cosines.append(_cosine(got, expected))
+        if expected.shape[1] > 1:
+            chosen = np.take_along_axis(expected, got.argmax(1)[:, None], axis=1)[:, 0]
+            self._agree.append(chosen >= expected.max(axis=1) - TIE)
+
+    def figures(self, *, ranks: bool) -> dict[str, Any]:
+        """The figures of `Evidence`. `ranks`: whether the largest component is an answer."""
+        cosines = np.concatenate(self._cosines)
+        return {
+            "max_abs_diff": self._difference,
+            "min_cosine": float(cosines.min()),
+            "mean_cosine": float(cosines.mean()),
+            "agreement": float(np.concatenate(self._agree).mean()) if ranks and self._agree else None,
+        }
+
+
+def _is_embedding(task: Task) -> bool:
+    return task.name == SentenceSimilarity.name
+
+
+def _answering(model: Model, subject: Subject) -> Callable[[Sequence[Row]], tuple[Outputs, Feed]]:
+    def answer(rows: Sequence[Row]) -> tuple[Outputs, Feed]:
+        feed = subject.feed(rows)
+        return model(feed), feed
+
+    return answer
+
+
+def _cases(subject: Subject) -> dict[tuple[int, int], Feed]:
     """Real text at every batch size and length; inside a batch lengths differ, so padding is covered."""
     passages = sorted(corpus.passages(), key=len, reverse=True)  # long ones first, to fill the lengths
-    lengths = sorted({min(length, encode.max_length) for length in LENGTHS})
+    if not subject.encode.max_length:
+        return {(batch, 0): subject.feed(subject.rows(passages[:batch])) for batch in BATCH_SIZES}
+    batches = sorted({min(batch, subject.task.max_batch_size) for batch in BATCH_SIZES})
+    lengths = sorted({min(length, subject.encode.max_length) for length in subject.task.lengths})
     cases: dict[tuple[int, int], Feed] = {}
     for length in lengths:
-        for batch in BATCH_SIZES:
+        for batch in batches:
             texts = passages[length : length + batch]
             # Every other text is short: a batch of one length only would never see a mask.
             texts = [text[: length * 2] if row % 2 else text for row, text in enumerate(texts)]
-            cases[batch, length] = encode(texts, max_length=length, pad_to=length)
+            if "stride" in subject.task.layout_options(subject.checkpoint, length):
+                texts = [text[: length * 6] for text in texts]  # a few windows each
+            cases[batch, length] = subject.feed(subject.rows(texts), max_length=length, pad_to=length)
     return cases
 
 
-def batch_invariance(model: Model, encode: Encoder) -> float:
-    """Least cosine between a text's embedding alone, unpadded, and in a batch with other, longer texts."""
-    texts = corpus.texts(INVARIANCE_TEXTS, seed=1)
-    together = model(encode(texts))
-    alone = np.concatenate([model(encode([text])) for text in texts])
-    return float(_cosine(alone, together).min())
+def batch_invariance(model: Model, subject: Subject) -> float:
+    """How equal a row is alone, unpadded, and in a batch with other, longer rows; see `Evidence`."""
+    rows = subject.rows(corpus.texts(min(INVARIANCE_ROWS, subject.task.max_batch_size), seed=1))
+    embeds = _is_embedding(subject.task)
+    worst = 1.0
+    feed = subject.feed(rows)
+    together = model(feed)
+    for index, row in enumerate(rows):
+        one = subject.feed([row])
+        alone = subject.task.compared(model(one), one)
+        shared = {name: array[index : index + 1] for name, array in feed.items()}
+        beside = subject.task.compared({k: v[index : index + 1] for k, v in together.items()}, shared)
+        size = tuple(min(a, b) for a, b in zip(alone.shape, beside.shape, strict=True))
+        alone, beside = alone[: size[0], : size[1]], beside[: size[0], : size[1]]  # padding cut off
+        equal = float(_cosine(alone, beside).min()) if embeds else 1.0 - _difference(beside, alone)
+        worst = min(worst, equal)
+    return worst
 
 
-def _speeds(models: Mapping[str, Model], encode: Encoder, progress: Silent) -> dict[str, tuple[float, float]]:
-    """Median latency of one text in ms, and texts per second at a full batch, models taken in turn."""
-    passages = list(corpus.passages()[: 8 * SPEED_BATCH])
-    full = [text for text in passages if encode([text])["input_ids"].shape[1] >= SPEED_TOKENS][:SPEED_BATCH]
-    one, many = (encode(texts, max_length=SPEED_TOKENS) for texts in (full[:1], full))
+def _speeds(
+    models: Mapping[str, Model], subject: Subject, progress: Silent
+) -> dict[str, tuple[float, float]]:
+    """Median latency of one row in ms, and rows per second at a full batch, models taken in turn."""
+    batch = min(SPEED_BATCH, subject.task.max_batch_size)
+    tokens = max(SPEED_TOKENS, subject.task.lengths[0]) if subject.encode.max_length else None
+    passages = [text for text in corpus.passages()[: 8 * SPEED_BATCH] if len(text) >= 8 * (tokens or 0)]
+    # Cut to what fits: a long context would be read in many windows.
+    rows = subject.rows([text[: 8 * tokens] if tokens else text for text in passages[:batch]])
+    one, many = (subject.feed(part, max_length=tokens, pad_to=tokens) for part in (rows[:1], rows))
     seconds: dict[str, tuple[list[float], list[float]]] = {precision: ([], []) for precision in models}
     with progress.step("Measure speed", total=SPEED_ROUNDS) as advance:
         for feed in (one, many):
@@ -266,38 +390,17 @@ def _speeds(models: Mapping[str, Model], encode: Encoder, progress: Silent) -> d
                         samples.append(time.perf_counter() - start)
             advance()
     return {
-        precision: (1e3 * statistics.median(alone), len(full) / statistics.median(batched))
+        precision: (1e3 * statistics.median(alone), len(rows) / statistics.median(batched))
         for precision, (alone, batched) in seconds.items()
     }
 
 
-def _read_pairs(path: Path) -> list[tuple[str, str, float]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            pairs = [(first, second, float(score)) for first, second, score in csv.reader(file)]
-    except (OSError, ValueError) as error:
-        hint = "three columns without a header: sentence1,sentence2,score"
-        raise UsageError(f"evaluation data {path} cannot be read: {error}", hint=hint) from error
-    if len(pairs) < 10:
-        raise UsageError(f"evaluation data {path} has {len(pairs)} pairs, at least 10 are needed")
-    return pairs
-
-
-def _spearman(model: Model, encode: Encoder, pairs: Sequence[tuple[str, str, float]]) -> float:
-    """Spearman's rank correlation x100 between cosine similarity and the labels."""
-    from scipy.stats import spearmanr  # noqa: PLC0415 - slow to import, rarely needed
-
-    texts = [text for first, second, _ in pairs for text in (first, second)]
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    vectors: dict[int, NDArray[np.float32]] = {}
-    for start in range(0, len(order), SPEED_BATCH):
-        rows = order[start : start + SPEED_BATCH]
-        vectors.update(zip(rows, model(encode([texts[row] for row in rows])), strict=True))
-    similarity = [float(vectors[2 * i] @ vectors[2 * i + 1]) for i in range(len(pairs))]
-    return float(spearmanr(similarity, [score for *_, score in pairs]).statistic) * 100
+def _difference(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Largest absolute difference, relative to the largest expected value where that is above 1."""
+    return float(np.abs(got - expected).max() / max(1.0, float(np.abs(expected).max())))
 
 
 def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Row by row; rows have length one in theory and are normalized here all the same."""
+    """Row by row."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return (a * b).sum(axis=1) / norms
+    return (a * b).sum(axis=1) / np.maximum(norms, np.finfo(np.float32).tiny)

@@ -11,7 +11,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ import numpy as np
 from rich.console import Console
 
 from clients import GrpcClient
-from export.tokenization import Encoder
+from export.tasks.task import Row
+from export.tokenization import TextEncoder
 from serving.backends.onnxruntime.sessions import open_session
 from serving.backends.onnxruntime.settings import Settings
 from serving.embedded import running
@@ -45,15 +46,15 @@ AIMS = {
 }
 
 
-def text_of(tokens: int, encode: Encoder, count: int) -> list[str]:
+def text_of(tokens: int, encode: TextEncoder, count: int) -> list[str]:
     """Texts of exactly `tokens` tokens: long passages, cut word by word."""
     found: list[str] = []
     for passage in corpus.passages():
         words = passage.split()
-        if len(encode([passage])["input_ids"][0]) < tokens:
+        if _length(passage, encode) < tokens:
             continue
         for end in range(tokens // 3, len(words) + 1):
-            length = len(encode([" ".join(words[:end])])["input_ids"][0])
+            length = _length(" ".join(words[:end]), encode)
             if length == tokens:
                 found.append(" ".join(words[:end]))
             if length >= tokens:
@@ -61,6 +62,14 @@ def text_of(tokens: int, encode: Encoder, count: int) -> list[str]:
         if len(found) == count:
             return found
     raise ValueError(f"the corpus has no {count} passages of {tokens} tokens")
+
+
+def _rows(texts: Sequence[str]) -> list[Row]:
+    return [{"text": [text]} for text in texts]
+
+
+def _length(text: str, encode: TextEncoder) -> int:
+    return int(encode(_rows([text]))["input_ids"].shape[1])
 
 
 def measure(repository: Path, model: str) -> dict[str, Any]:
@@ -75,7 +84,7 @@ def measure(repository: Path, model: str) -> dict[str, Any]:
     if f"versions: {served.version}\n" not in config:
         raise RepositoryError(f"{served.network} does not serve its int8 version", hint="shoal export")
     tokenizer = next(repository / name for name in served.files if name.endswith("tokenizer.json"))
-    encode = Encoder(tokenizer, 256, pad_id=0)
+    encode = TextEncoder(tokenizer, "text", 256, 0, ("input_ids", "attention_mask"))
     texts = {tokens: text_of(tokens, encode, 32) for tokens in LENGTHS}
     settings = Settings.from_config({"instance_group": [{"count": 1}]})
     sessions = {
@@ -89,13 +98,13 @@ def measure(repository: Path, model: str) -> dict[str, Any]:
     with running(repository) as server, GrpcClient(server.grpc) as client:
         for batch, tokens in SHAPES:
             part = texts[tokens][:batch]
-            feed = encode(part)
+            feed = encode(_rows(part))
             assert feed["input_ids"].shape == (batch, tokens)  # noqa: S101 - what the table claims
             ways: dict[str, Callable[[], Any]] = {
                 "fp32": partial(sessions["fp32"].run, None, feed),
                 "int8": partial(sessions["int8"].run, None, feed),
                 "triton": partial(client.embed, part, model=model),
-                "tokenize": partial(encode, part),
+                "tokenize": partial(encode, _rows(part)),
             }
             with progress.step(f"Measure {batch} x {tokens} tokens"):
                 _take_turns(ways, seconds, f"{batch}x{tokens}")

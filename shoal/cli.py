@@ -34,6 +34,7 @@ from shoal.options import (
     Repository,
     Source,
     StartTimeout,
+    Task,
 )
 from shoal.progress import Bars
 from shoal.steps import (
@@ -93,6 +94,7 @@ def doctor(as_json: Json = False) -> None:
 def export(
     source: Source = None,
     name: Name = None,
+    task: Task = None,
     precision: Precision = None,
     max_length: MaxLength = None,
     eval_data: EvalData = None,
@@ -110,7 +112,7 @@ def export(
 
     Example: shoal export sentence-transformers/all-MiniLM-L6-v2 --name minilm --precision int8
     """
-    settings = recipe_from(recipe, source, name, precision, max_length, eval_data, engine)
+    settings = recipe_from(recipe, source, name, precision, max_length, eval_data, engine, task)
     outcome = run_export(settings, repository, as_json)
     if as_json:
         print_json(outcome)
@@ -259,6 +261,7 @@ app.command()(loadtest)
 def up(
     source: Source = None,
     name: Name = None,
+    task: Task = None,
     precision: Precision = None,
     max_length: MaxLength = None,
     eval_data: EvalData = None,
@@ -276,7 +279,7 @@ def up(
 
     Example: shoal up --detach
     """
-    settings = recipe_from(recipe, source, name, precision, max_length, eval_data)
+    settings = recipe_from(recipe, source, name, precision, max_length, eval_data, task=task)
     outcome = run_export(settings, repository, as_json)
     server = start_server(repository, (http_port, grpc_port, metrics_port), host, detach, timeout, ())
     try:

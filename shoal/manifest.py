@@ -18,7 +18,7 @@ from typing import Any
 from shoal.errors import RepositoryError
 
 FILENAME = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,11 @@ class Manifest:
         model: the name users call, e.g. `minilm`.
         network: the model that holds the weights, e.g. `minilm_encoder`.
         version: its number.
-        precision: `fp32` or `int8`.
+        precision: e.g. `fp32` or `int8`.
         source: `id`, `kind` (package, folder, hub), `revision` and `sha256` of the weights.
         recipe: the export's settings, to make it again.
         files: path in the repository -> SHA-256, of every file the evidence depends on.
+        configs: model -> the `config.pbtxt` that serves this version, of the network and of those around it.
         onnx: opset, IR version, inputs and outputs, as read from the graph.
         tools: versions of the packages that made and measured it.
         machine: where it was measured.
@@ -47,6 +48,7 @@ class Manifest:
     source: dict[str, Any]
     recipe: dict[str, Any]
     files: dict[str, str]
+    configs: dict[str, str]
     onnx: dict[str, Any]
     tools: dict[str, str]
     machine: dict[str, Any]
@@ -80,7 +82,8 @@ class Manifest:
             )
         files = manifest.files if isinstance(manifest.files, dict) else {}
         inside = all(not Path(name).is_absolute() and ".." not in Path(name).parts for name in files)
-        if f"{place[0]}/{place[1]}/model.onnx" not in files or not inside:
+        own = any(name.startswith(f"{place[0]}/{place[1]}/") for name in files)
+        if not own or not inside:
             raise RepositoryError(f"{path} does not list the files of its version", hint=hint)
         return manifest
 

@@ -11,7 +11,7 @@ Repository = Annotated[
     Path, typer.Option("--repository", "-r", envvar="SHOAL_REPOSITORY", help="The Triton model repository.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for machines.")]
-Name = Annotated[str | None, typer.Option(help="What users call the model. Default: minilm.")]
+Name = Annotated[str | None, typer.Option(help="What users call the model. Default: from the source.")]
 Source = Annotated[
     str | None,
     typer.Argument(
@@ -19,6 +19,13 @@ Source = Annotated[
     ),
 ]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of these settings; flags win.")]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="What the model is for, as Hugging Face names it, e.g. text-classification. Default: what its"
+        " own files say."
+    ),
+]
 Precision = Annotated[
     list[str] | None,
     typer.Option(
@@ -36,8 +43,9 @@ MaxLength = Annotated[
 EvalData = Annotated[
     Path | None,
     typer.Option(
-        help="CSV of sentence1,sentence2,score, for Spearman's correlation; text generation: a text file, for"
-        " perplexity."
+        help="Labelled data, for the task's metric beside the evidence: a CSV file of text,label for"
+        " text-classification, sentence1,sentence2,score without that line for sentence-similarity,"
+        " question,context,answer for question-answering; text for text-generation."
     ),
 ]
 Engine = Annotated[

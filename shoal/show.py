@@ -31,14 +31,19 @@ def table(title: str, columns: Sequence[str], *, wraps: Collection[str] = ()) ->
 
 
 def evidence_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """Rows of `Evidence.to_dict` or of `GenerationEvidence.to_dict`, with a `version` where published."""
+    """Rows of `Evidence.to_dict` or of `GenerationEvidence.to_dict`, with a `version` where published.
+
+    The metric's column is headed by the original's figure.
+    """
     if "perplexity" in rows[0]:
         return _generation_table(rows, title)
-    scored = any(row.get("spearman") is not None for row in rows)
-    columns = ["precision", "#MB", "#max |Δ|", "#min cos", "#batch inv.", "#ms ×1", "#texts/s ×32"]
+    scored = any(row["score"] is not None for row in rows)
+    ranks = any(row["agreement"] is not None for row in rows)
+    metric = f"{rows[0]['metric']} ({rows[0]['reference_score']:.2f})" if scored else ""
+    columns = ["precision", "#MB", "#max |Δ|", "#agree" if ranks else "#min cos", "#batch inv."]
     made = table(
         title,
-        [*columns, *(["#Spearman"] if scored else []), "verdict"],
+        [*columns, "#ms ×1", "#rows/s ×32", *([f"#{metric}"] if scored else []), "verdict"],
         wraps=["verdict"] if any(row["failures"] for row in rows) else [],
     )
     for row in rows:
@@ -46,11 +51,11 @@ def evidence_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
             row["precision"],
             f"{row['size_bytes'] / 1e6:.1f}",
             f"{row['max_abs_diff']:.1e}",
-            f"{row['min_cosine']:.5f}",
+            f"{row['agreement']:.1%}" if ranks else f"{row['min_cosine']:.5f}",
             f"{row['batch_invariance']:.5f}",
             f"{row['latency_ms']:.2f}",
             f"{row['throughput']:.0f}",
-            *([f"{row['spearman']:.2f}"] if scored else []),
+            *([f"{row['score']:.2f}"] if scored else []),
             _verdict(row),
         )
     return made

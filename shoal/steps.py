@@ -27,6 +27,7 @@ def recipe_from(
     max_length: int | None,
     eval_data: Path | None,
     engine: str | None = None,
+    task: str | None = None,
 ) -> Any:
     """A recipe file, then the flags that were given; for the task that the source is made for.
 
@@ -45,6 +46,7 @@ def recipe_from(
         "max_length": max_length,
         "eval_data": str(eval_data) if eval_data else None,
         "engine": engine,
+        "task": task,
     }
     values |= {key: value for key, value in flags.items() if value is not None}
     source = values.get("source")
@@ -76,6 +78,7 @@ def run_export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]
         if result["evidence"]:
             out.print(show.evidence_table(result["evidence"], f"{settings.name} against PyTorch"))
         served = result["published"][-1]
+        out.print(f"task: {result['task']}", highlight=False)
         out.print(
             f"{repository}: {served['network']} serves version {served['version']} ({served['precision']})",
             highlight=False,

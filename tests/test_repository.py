@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -17,9 +18,11 @@ import pytest
 
 from export import pipeline
 from export.exported import Exported
-from export.pipeline import Outcome, export
+from export.pipeline import Outcome, Source, export, prepare, release
 from export.recipe import Recipe
 from export.repository import STAGING, Provenance, write
+from export.source import find_checkpoint
+from export.tasks.text import SentenceSimilarity
 from export.verify import Verified
 from shoal.errors import NotProven, RepositoryError
 from shoal.manifest import Manifest, manifests
@@ -29,7 +32,7 @@ from tests.conftest import ROOT
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Less evidence, for tests of what is done with it."""
-    monkeypatch.setattr(pipeline.verify, "LENGTHS", (16,))
+    monkeypatch.setattr(SentenceSimilarity, "lengths", (16,))
     monkeypatch.setattr(pipeline.verify, "SPEED_ROUNDS", 1)
 
 
@@ -80,6 +83,7 @@ def test_manifest_tells_the_whole_story(exported: tuple[Path, Outcome]) -> None:
         assert manifest.onnx["outputs"] == [{"name": "embedding", "dtype": "FLOAT", "dims": [-1, 384]}]
         assert {"torch", "transformers", "onnxruntime", "python"} <= set(manifest.tools)
         assert Recipe.from_dict(manifest.recipe) == Recipe()
+        assert set(manifest.configs) == {"minilm", "minilm_encoder", "minilm_tokenizer"}
     assert not _leftovers(repository)
 
 
@@ -99,8 +103,7 @@ def test_same_bytes_keep_their_version_and_others_get_the_next(own_repository: P
 
 @pytest.mark.usefixtures("brief")
 def test_a_version_that_is_not_proven_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    strict = {**pipeline.verify.TOLERANCES, "int8": pipeline.verify.Tolerance(0.9999, 1e-4)}
-    monkeypatch.setattr(pipeline.verify, "TOLERANCES", strict)
+    monkeypatch.setattr(pipeline.verify, "_CLOSE", pipeline.verify.Tolerance(0.9999, 1e-4))
     shown: list[pipeline.verify.Evidence] = []
     repository = tmp_path / "repository"
     with pytest.raises(NotProven, match="nothing is published.*int8: cosine"):
@@ -144,13 +147,22 @@ def test_a_second_export_into_the_same_repository_is_refused(tmp_path: Path) -> 
         export(Recipe(), tmp_path)
 
 
+@pytest.fixture(scope="module")
+def source_of_minilm() -> Source:
+    return prepare(Recipe(), find_checkpoint(Recipe().source))
+
+
 class Killed(BaseException):
     """Stands for the process ending right here: nothing of ours catches it."""
 
 
 @pytest.mark.parametrize("before", ["nothing", "another model"])
 def test_killed_while_publishing_never_serves_a_mixed_pair(
-    exported: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
+    exported: tuple[Path, Outcome],
+    source_of_minilm: Source,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str,
 ) -> None:
     """Stop at every rename of a publication: what is there then is the old model, the new one, or refused."""
     source, outcome = exported
@@ -160,8 +172,15 @@ def test_killed_while_publishing_never_serves_a_mixed_pair(
         with pipeline.staging(repository) as work:
             graph = Path(shutil.copy(source / "minilm_encoder" / str(number) / "model.onnx", work))
             item = Verified(Exported.read(graph), outcome.evidence[number - 1])
-            provenance = Provenance(Recipe(), {"id": "test"}, {}, tokenizer, 256, 0)
-            write([item], repository, work, provenance)
+            provenance = Provenance("minilm", Recipe().to_dict(), {"id": "test"}, {})
+            made = release(item, source_of_minilm)
+            parts = [
+                dataclasses.replace(part, files={**part.files, "tokenizer.json": tokenizer})
+                if part.name == "minilm_tokenizer"
+                else part
+                for part in made.parts
+            ]
+            write([dataclasses.replace(made, parts=parts)], repository, work, provenance)
 
     tokenizer = source / "minilm_tokenizer" / "1" / "tokenizer.json"
     other = tmp_path / "other.json"

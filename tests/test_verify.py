@@ -12,7 +12,21 @@ from export.pipeline import Outcome
 from export.verify import Evidence, Verified
 from shoal.errors import NotProven
 
-GOOD = Evidence("int8", 1, 0.01, 0.99, 0.999, 1.0, 1.0, 1.0, spearman=86.5, reference_spearman=86.7)
+GOOD = Evidence(
+    "sentence-similarity",
+    "int8",
+    size_bytes=1,
+    max_abs_diff=0.01,
+    min_cosine=0.99,
+    mean_cosine=0.999,
+    agreement=None,
+    batch_invariance=1.0,
+    latency_ms=1.0,
+    throughput=1.0,
+    metric="spearman",
+    score=86.5,
+    reference_score=86.7,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +36,8 @@ GOOD = Evidence("int8", 1, 0.01, 0.99, 0.999, 1.0, 1.0, 1.0, spearman=86.5, refe
         ({"min_cosine": float("nan")}, "cosine nan"),
         ({"max_abs_diff": 0.2}, "difference 0.2 > 0.1"),
         ({"batch_invariance": 0.99}, "batch invariance 0.99000 < 0.9999"),
-        ({"spearman": 86.1}, "Spearman loses 0.60 > 0.5"),
+        ({"score": 86.1}, "spearman loses 0.60 > 0.5"),
+        ({"task": "text-classification", "agreement": 0.95}, "agreement 95.0% < 97%"),
         ({"precision": "fp32"}, "cosine 0.99000 < 0.9999; difference 0.01 > 0.0001"),
     ],
 )

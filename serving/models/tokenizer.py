@@ -1,11 +1,14 @@
 """Text in, token ids out: the first step of every text ensemble.
 
-Needs `tokenizers` and numpy, not transformers. Each request is padded to the smallest of a few bucket
-lengths that holds its longest text, so that requests of different lengths meet in one batch of the
-network behind. Text longer than `max_length` tokens is truncated; an empty text, text that is not
-UTF-8, or text of more than `max_text_bytes` bytes is an error of that request alone.
+Needs `tokenizers` and numpy, not transformers. What a request holds and how it is encoded is the layout's
+business (`serving.models.layouts`). Each request is padded to the smallest of a few bucket lengths that
+holds its longest sequence, so that requests of different lengths meet in one batch of the network behind.
+Text longer than `max_length` tokens is truncated; an empty text, text that is not UTF-8, or text of more
+than `max_text_bytes` bytes is an error of that request alone.
 
-Parameters in config.pbtxt: `max_length` and `length_buckets` in tokens, `max_text_bytes`, and `pad_id`.
+Parameters in config.pbtxt: `layout`, `max_length` and `length_buckets` in tokens, `max_text_bytes`,
+`max_sequences` of one request, `pad_id`, and what the layout needs. Its outputs are the features that the
+config lists.
 """
 
 from __future__ import annotations
@@ -18,10 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
-
+from serving.models.layouts import LAYOUTS, BadText
+from serving.models.responses import answers
 from shoal.machine import available_cpus
 
 try:  # exists only inside a Triton Python stub
@@ -29,21 +30,20 @@ try:  # exists only inside a Triton Python stub
 except ModuleNotFoundError:
     pb_utils = None
 
-TEXT = "text"
-
-
-class BadText(ValueError):
-    """A text that cannot be tokenized; the message names its row and the way out."""
+_PARAMETERS = ("layout", "max_length", "length_buckets", "max_text_bytes", "max_sequences", "pad_id")
 
 
 @dataclass(frozen=True)
 class Settings:
     """The tokenizer's parameters, all lengths in tokens but `max_text_bytes`."""
 
+    layout: str
     max_length: int
     length_buckets: tuple[int, ...]
     max_text_bytes: int
+    max_sequences: int
     pad_id: int
+    options: dict[str, str]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Settings:
@@ -53,7 +53,10 @@ class Settings:
             ValueError: a parameter is missing, unknown or not a number.
         """
         given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-        expected = ("max_length", "length_buckets", "max_text_bytes", "pad_id")
+        layout = LAYOUTS.get(given.get("layout", ""))
+        if layout is None:
+            raise ValueError(f"unknown layout {given.get('layout')}; known: {', '.join(LAYOUTS)}")
+        expected = (*_PARAMETERS, *layout.OPTIONS)
         wrong = sorted(set(given) ^ set(expected))
         if wrong:
             raise ValueError(
@@ -63,70 +66,50 @@ class Settings:
         buckets = tuple(int(bucket) for bucket in given["length_buckets"].split(","))
         if list(buckets) != sorted(set(buckets)) or buckets[-1] != max_length:
             raise ValueError(f"length_buckets must rise and end at max_length {max_length}, not {buckets}")
-        return cls(max_length, buckets, int(given["max_text_bytes"]), int(given["pad_id"]))
+        return cls(
+            given["layout"],
+            max_length,
+            buckets,
+            int(given["max_text_bytes"]),
+            int(given["max_sequences"]),
+            int(given["pad_id"]),
+            {name: given[name] for name in layout.OPTIONS},
+        )
 
     def bucket(self, tokens: int) -> int:
         """The smallest bucket that holds `tokens`."""
         return self.length_buckets[bisect_left(self.length_buckets, tokens)]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Encoded texts of one request, not padded yet."""
+def decode(rows: Sequence[Sequence[bytes]], settings: Settings, what: str = "text") -> list[list[str]]:
+    """Bytes of one input of a request, by row, to text.
 
-    encodings: Sequence[Encoding]
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest text."""
-        return max(len(encoding) for encoding in self.encodings)
-
-    def arrays(self, length: int, pad_id: int) -> dict[str, NDArray[np.int64]]:
-        """`input_ids` and `attention_mask`, int64 [texts, length]; padding is `pad_id` with mask 0."""
-        ids = np.full((len(self.encodings), length), pad_id, np.int64)
-        mask = np.zeros_like(ids)
-        for row, encoding in enumerate(self.encodings):
-            tokens = len(encoding)
-            ids[row, :tokens] = encoding.ids
-            mask[row, :tokens] = 1
-        return {"input_ids": ids, "attention_mask": mask}
-
-
-def load_tokenizer(path: Path, max_length: int) -> Tokenizer:
-    """A tokenizer that truncates at `max_length` tokens, special tokens included, and does not pad."""
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.enable_truncation(max_length)
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def decode(rows: Sequence[bytes], settings: Settings) -> list[str]:
-    """Bytes of one request to text.
+    Args:
+        what: the name of the input.
 
     Raises:
-        BadText: a row is empty, too long or not UTF-8.
+        BadText: a text is empty, too long or not UTF-8.
     """
-    texts = []
-    for index, row in enumerate(rows):
-        if len(row) > settings.max_text_bytes:
-            raise BadText(
-                f"text {index} has {len(row)} bytes, at most {settings.max_text_bytes} are accepted;"
-                f" the model reads the first {settings.max_length} tokens, so send less"
-            )
-        try:
-            text = row.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise BadText(
-                f"text {index} is not UTF-8: byte {error.start} is 0x{row[error.start]:02x}"
-            ) from None
-        if not text.strip():
-            raise BadText(f"text {index} is empty; leave it out of the request")
-        texts.append(text)
-    return texts
+    return [[_text(text, f"{what} {index}", settings) for text in row] for index, row in enumerate(rows)]
+
+
+def _text(given: bytes, what: str, settings: Settings) -> str:
+    if len(given) > settings.max_text_bytes:
+        raise BadText(
+            f"{what} has {len(given)} bytes, at most {settings.max_text_bytes} are accepted;"
+            f" the model reads the first {settings.max_length} tokens, so send less"
+        )
+    try:
+        text = given.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadText(f"{what} is not UTF-8: byte {error.start} is 0x{given[error.start]:02x}") from None
+    if not text.strip():
+        raise BadText(f"{what} is empty; leave it out of the request")
+    return text
 
 
 class TritonPythonModel:
-    """Triton's interface: `text` BYTES [n, 1] -> `input_ids` and `attention_mask` INT64 [n, bucket]."""
+    """Triton's interface: BYTES inputs [n, texts] to the features that the config lists."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load `tokenizer.json` from the version's folder."""
@@ -134,29 +117,26 @@ class TritonPythonModel:
         # tokens take 1.2 ms on two threads and 2.5 ms on one.
         os.environ["TOKENIZERS_PARALLELISM"] = "true"
         os.environ["RAYON_NUM_THREADS"] = str(available_cpus())
-        self._settings = Settings.from_config(json.loads(args["model_config"]))
-        folder = Path(args["model_repository"]) / args["model_version"]
-        self._tokenizer = load_tokenizer(folder / "tokenizer.json", self._settings.max_length)
+        config = json.loads(args["model_config"])
+        self._settings = settings = Settings.from_config(config)
+        self._features = [output["name"] for output in config["output"]]
+        path = Path(args["model_repository"]) / args["model_version"] / "tokenizer.json"
+        self._layout = LAYOUTS[settings.layout](path, settings.max_length, **settings.options)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order; a bad text fails its own request only."""
-        return [self._answer(request) for request in requests]
+        return answers(requests, self._encode)
 
-    def _answer(self, request: Any) -> Any:
-        try:
-            return self._encode(request)
-        except BadText as error:
-            return _failed(error, pb_utils.TritonError.INVALID_ARG)
-        except Exception as error:  # noqa: BLE001 - the requests beside this one must not fail with it
-            return _failed(error, pb_utils.TritonError.INTERNAL)
-
-    def _encode(self, request: Any) -> Any:
-        rows = pb_utils.get_input_tensor_by_name(request, TEXT).as_numpy().reshape(-1)
-        texts = decode(rows, self._settings)
-        batch = Batch(self._tokenizer.encode_batch_fast(texts))
-        arrays = batch.arrays(self._settings.bucket(batch.longest), self._settings.pad_id)
-        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in arrays.items()])
-
-
-def _failed(error: Exception, code: Any) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+    def _encode(self, request: Any) -> dict[str, Any]:
+        settings = self._settings
+        texts = {
+            name: decode(pb_utils.get_input_tensor_by_name(request, name).as_numpy(), settings, name)
+            for name in self._layout.INPUTS
+        }
+        batch = self._layout.encode(texts)
+        if len(batch.encodings) > settings.max_sequences:
+            raise BadText(
+                f"the request makes {len(batch.encodings)} sequences of tokens, at most"
+                f" {settings.max_sequences} are accepted; send fewer rows, labels or shorter texts"
+            )
+        return batch.arrays(settings.bucket(batch.longest), settings.pad_id, self._features)

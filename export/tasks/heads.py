@@ -1,0 +1,185 @@
+"""What each task puts behind a transformer, as PyTorch modules: these are exported, and compared with.
+
+A head ends in what the task needs and no more: a vector instead of all hidden states, probabilities instead
+of logits, the scores of one masked token instead of those of all. Where a row has several sequences
+([rows, sequences, tokens], see `serving.models.layouts`), the head folds them into the batch and back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+class Head(torch.nn.Module):
+    """A transformer and what a task does with its output.
+
+    Args:
+        backbone: the transformer, with the checkpoint's own head where it has one.
+    """
+
+    outputs: tuple[str, ...] = ("probabilities",)
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config = backbone.config
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """int64 [rows, (sequences,) tokens] or float32 [rows, 3, height, width], to `outputs`."""
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "pixel_values": pixel_values,
+        }
+        inputs = {name: value for name, value in given.items() if value is not None}
+        return dict(zip(self.outputs, self.run(inputs), strict=True))
+
+    def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """The values of `outputs`."""
+        raise NotImplementedError
+
+
+class Embedding(Head):
+    """Pooling and L2 normalization as sentence-transformers does them.
+
+    Args:
+        pooling: `mean` (over real tokens), `cls` (the first token) or `lasttoken` (the last real one).
+        normalize: whether the vector is scaled to length one.
+    """
+
+    outputs = ("embedding",)
+
+    def __init__(self, backbone: PreTrainedModel, pooling: str, normalize: bool) -> None:
+        super().__init__(backbone)
+        self.pooling, self.normalize = pooling, normalize
+
+    def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """float32 [rows, width]."""
+        hidden = self.backbone(**inputs).last_hidden_state
+        mask = inputs["attention_mask"]
+        if self.pooling == "cls":
+            pooled = hidden[:, 0]
+        elif self.pooling == "lasttoken":
+            last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+            pooled = hidden[torch.arange(hidden.shape[0], device=mask.device), last]
+        else:
+            weights = mask.unsqueeze(-1).to(hidden.dtype)
+            pooled = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+        if self.normalize:
+            pooled = torch.nn.functional.normalize(pooled, p=2.0, dim=1)
+        return (pooled,)
+
+
+class Classification(Head):
+    """Logits to scores: `softmax` (one label), `sigmoid` (each label by itself) or `none` (a regression)."""
+
+    def __init__(self, backbone: PreTrainedModel, activation: str) -> None:
+        super().__init__(backbone)
+        self.activation = activation
+
+    def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """float32 [rows, classes]."""
+        return (_activated(self.backbone(**inputs).logits, self.activation),)
+
+
+class Score(Classification):
+    """One number a row: how well a text answers a query."""
+
+    outputs = ("score",)
+
+
+class TokenClassification(Head):
+    """Probabilities of each token's classes."""
+
+    def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """float32 [rows, tokens, classes]."""
+        return (self.backbone(**inputs).logits.softmax(-1),)
+
+
+class FillMask(Head):
+    """Probabilities of every token of the vocabulary where the mask is."""
+
+    def __init__(self, backbone: PreTrainedModel, mask_id: int) -> None:
+        super().__init__(backbone)
+        self.mask_id = mask_id
+        self._position: Any = None
+        # The product with the vocabulary is the larger half of a small model: one token of it is wanted.
+        backbone.get_output_embeddings().register_forward_pre_hook(self._masked_only)
+
+    def _masked_only(self, module: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, *others = arguments
+        if self._position is None:
+            return arguments
+        chosen = hidden[torch.arange(hidden.shape[0], device=hidden.device), self._position]
+        return (chosen.unsqueeze(1), *others)
+
+    def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """float32 [rows, vocabulary]."""
+        self._position = (inputs["input_ids"] == self.mask_id).to(torch.int64).argmax(1)
+        try:
+            return (self.backbone(**inputs).logits[:, 0].softmax(-1),)
+        finally:
+            self._position = None
+
+
+class Grouped(Head):
+    """Rows of several sequences, folded into the batch and back."""
+
+    def folded(self, inputs: dict[str, Tensor]) -> tuple[Any, list[int]]:
+        """The transformer's output over [rows * sequences, tokens], and [rows, sequences]."""
+        shape = inputs["input_ids"].shape
+        flat = {name: value.reshape(-1, shape[2]) for name, value in inputs.items()}
+        return self.backbone(**flat), [shape[0], shape[1]]
+
+
+class QuestionAnswering(Grouped):
+    """Logits of where an answer starts and ends, in each window."""
+
+    outputs = ("start_logits", "end_logits")
+
+    def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """float32 [rows, windows, tokens] twice."""
+        output, shape = self.folded(inputs)
+        return tuple(
+            logits.reshape(*shape, inputs["input_ids"].shape[2])
+            for logits in (output.start_logits, output.end_logits)
+        )
+
+
+class ZeroShot(Grouped):
+    """Entailment of each candidate label's sentence by the text.
+
+    Args:
+        entailment, contradiction: indices of the checkpoint's classes.
+    """
+
+    outputs = ("probabilities", "independent")
+
+    def __init__(self, backbone: PreTrainedModel, entailment: int, contradiction: int) -> None:
+        super().__init__(backbone)
+        self.entailment, self.contradiction = entailment, contradiction
+
+    def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """float32 [rows, labels] twice: of one label among all, and of each by itself."""
+        output, shape = self.folded(inputs)
+        logits = output.logits.reshape(*shape, output.logits.shape[-1])
+        among = logits[:, :, self.entailment].softmax(-1)
+        alone = logits[:, :, [self.contradiction, self.entailment]].softmax(-1)[:, :, 1]
+        return among, alone
+
+
+def _activated(logits: Tensor, activation: str) -> Tensor:
+    if activation == "softmax":
+        return logits.softmax(-1)
+    return logits.sigmoid() if activation == "sigmoid" else logits

@@ -1,0 +1,198 @@
+"""Tasks over the tokens of a text: entities, answers in a context, the word behind a mask."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections import Counter
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+
+from export.source import Checkpoint
+from export.tasks import heads, labels
+from export.tasks.task import Feed, Outputs, Row, Task, labels_of
+from export.tasks.text import TOP, accuracy, in_order, read_csv
+from serving.models.entities import entities
+from serving.models.spans import best_span
+from shoal.errors import ExportError, UsageError
+
+MAX_ANSWER_LENGTH = 15  # tokens, as in transformers' pipeline
+STRIDE = 128  # tokens that two windows share, at most
+
+
+class TokenClassification(Task):
+    """A text to entities with their places. `--eval-data`: JSON lines with `text` and `entities`, each with
+    `start`, `end` (characters) and `label`; F1 of whole entities."""
+
+    name = "token-classification"
+    auto = "AutoModelForTokenClassification"
+    layout = "located"
+    inputs: ClassVar = {"text": 1}
+    outputs = ("label", "score", "word", "start", "end")
+    features = ("offsets", "special_tokens_mask", "subword")
+    metric = "f1"
+
+    def head(self, backbone: PreTrainedModel, checkpoint: Checkpoint) -> heads.Head:
+        return heads.TokenClassification(backbone)
+
+    def output_model(self, checkpoint: Checkpoint) -> tuple[str, dict[str, str]]:
+        return "entities", {
+            "labels": json.dumps(labels_of(checkpoint)),
+            "aggregation_strategy": "simple",
+        }
+
+    def row(self, passage: str, index: int, checkpoint: Checkpoint) -> Row:
+        return {"text": [passage]}
+
+    def compared(self, outputs: Outputs, feed: Feed) -> NDArray[np.float32]:
+        return outputs["probabilities"][feed["attention_mask"].astype(bool)]
+
+    def score(self, answers: Any, eval_data: Path, checkpoint: Checkpoint) -> float:
+        names = labels_of(checkpoint)
+        right = found = wanted = 0
+        for entry in _read_entities(eval_data):
+            outputs, feed = answers([{"text": [entry["text"]]}])
+            told = (feed["offsets"][0], feed["special_tokens_mask"][0], feed["subword"][0])
+            got = {(e.start, e.end, e.label) for e in entities(outputs["probabilities"][0], *told, names)}
+            asked = {(e["start"], e["end"], e["label"]) for e in entry["entities"]}
+            right, found, wanted = right + len(got & asked), found + len(got), wanted + len(asked)
+        return 200 * right / max(1, found + wanted)
+
+
+class QuestionAnswering(Task):
+    """A question and a context to an answer with its place. `--eval-data`: CSV of question,context,answer;
+    SQuAD's F1 of words."""
+
+    name = "question-answering"
+    auto = "AutoModelForQuestionAnswering"
+    layout = "windows"
+    inputs: ClassVar = {"question": 1, "context": 1}
+    outputs = ("answer", "score", "start", "end", "no_answer_score")
+    features = ("context_mask", "word_offsets")
+    pairs = True
+    lengths = (64, 128, 256)
+    max_batch_size = 8
+    metric = "f1"
+
+    def head(self, backbone: PreTrainedModel, checkpoint: Checkpoint) -> heads.Head:
+        return heads.QuestionAnswering(backbone)
+
+    def layout_options(self, checkpoint: Checkpoint, max_length: int) -> dict[str, str]:
+        return {"stride": str(STRIDE)}
+
+    def output_model(self, checkpoint: Checkpoint) -> tuple[str, dict[str, str]]:
+        null = str(_begins_with_special(checkpoint)).lower()
+        return "spans", {"max_answer_length": str(MAX_ANSWER_LENGTH), "null_token": null}
+
+    def row(self, passage: str, index: int, checkpoint: Checkpoint) -> Row:
+        return {"question": [f"What is {passage.split(maxsplit=1)[0][:12]}?"], "context": [passage]}
+
+    def compared(self, outputs: Outputs, feed: Feed) -> NDArray[np.float32]:
+        real = feed["attention_mask"].astype(bool)
+        rows = []
+        for name in ("start_logits", "end_logits"):
+            logits = np.where(real, outputs[name], -np.inf)
+            powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+            rows.append((powers / powers.sum(axis=-1, keepdims=True)).reshape(-1, logits.shape[-1]))
+        return np.concatenate(rows)
+
+    def score(self, answers: Any, eval_data: Path, checkpoint: Checkpoint) -> float:
+        null = _begins_with_special(checkpoint)
+        scores = []
+        for question, context, wanted in read_csv(eval_data, ("question", "context", "answer")):
+            outputs, feed = answers([{"question": [question], "context": [context]}])
+            told = (feed["context_mask"][0], feed["word_offsets"][0])
+            span = best_span(outputs["start_logits"][0], outputs["end_logits"][0], *told, null_token=null)
+            scores.append(_word_f1(context[span.start : span.end], wanted))
+        return 100 * float(np.mean(scores))
+
+
+class FillMask(Task):
+    """A text with one mask to the tokens that may stand there. `--eval-data`: CSV of text,token."""
+
+    name = "fill-mask"
+    auto = "AutoModelForMaskedLM"
+    layout = "masked"
+    inputs: ClassVar = {"text": 1}
+    outputs = ("label", "score")
+
+    def head(self, backbone: PreTrainedModel, checkpoint: Checkpoint) -> heads.Head:
+        tokenizer = _tokenizer(checkpoint)
+        return heads.FillMask(backbone, int(tokenizer.token_to_id(_mask_token(checkpoint))))
+
+    def finish(self, model: onnx.ModelProto, head: heads.Head, checkpoint: Checkpoint) -> None:
+        labels.name_classes(model, self._words(checkpoint, int(head.config.vocab_size)), top=TOP)
+
+    def _words(self, checkpoint: Checkpoint, size: int) -> list[str]:
+        tokenizer = _tokenizer(checkpoint)
+        return [tokenizer.decode([index], skip_special_tokens=False) for index in range(size)]
+
+    def layout_options(self, checkpoint: Checkpoint, max_length: int) -> dict[str, str]:
+        return {"mask_token": _mask_token(checkpoint)}
+
+    def row(self, passage: str, index: int, checkpoint: Checkpoint) -> Row:
+        return {"text": [f"{_mask_token(checkpoint)} {passage}"]}
+
+    def score(self, answers: Any, eval_data: Path, checkpoint: Checkpoint) -> float:
+        rows = read_csv(eval_data, ("text", "token"))
+        asked: list[Row] = [{"text": [text]} for text, _ in rows]
+        best = in_order(answers, asked, lambda out, _: out["probabilities"].argmax(1))
+        tokenizer = _tokenizer(checkpoint)
+        return accuracy([tokenizer.decode([int(i)]).strip() for i in best], [token for _, token in rows])
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    return Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+
+
+def _mask_token(checkpoint: Checkpoint) -> str:
+    """What stands for a masked word.
+
+    Raises:
+        ExportError: the tokenizer has no such token.
+    """
+    tokenizer = _tokenizer(checkpoint)
+    for token in ("[MASK]", "<mask>"):
+        if tokenizer.token_to_id(token) is not None:
+            return token
+    raise ExportError(f"{checkpoint.id} has no mask token")
+
+
+def _begins_with_special(checkpoint: Checkpoint) -> bool:
+    """Whether sequences begin with a token (CLS) that can stand for "no answer"."""
+    return bool(_tokenizer(checkpoint).encode("a", "b").special_tokens_mask[0])
+
+
+def _read_entities(path: Path) -> list[dict[str, Any]]:
+    hint = 'JSON lines: {"text": "...", "entities": [{"start": 0, "end": 3, "label": "PER"}]}'
+    try:
+        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        for entry in entries:
+            entry["text"].strip(), [(e["start"], e["end"], e["label"]) for e in entry["entities"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"evaluation data {path} cannot be read: {error}", hint=hint) from error
+    if len(entries) < 10:
+        raise UsageError(f"evaluation data {path} has {len(entries)} texts, at least 10 are needed")
+    return entries
+
+
+def _word_f1(found: str, wanted: str) -> float:
+    """As SQuAD's evaluation: words without case, punctuation and articles (Rajpurkar et al. 2016)."""
+    a, b = (
+        [
+            word
+            for word in "".join(c for c in text.lower() if c not in string.punctuation).split()
+            if word not in ("a", "an", "the")
+        ]
+        for text in (found, wanted)
+    )
+    if not a or not b:
+        return float(a == b)
+    common = sum((Counter(a) & Counter(b)).values())
+    return 2 * common / (len(a) + len(b))

@@ -1,0 +1,301 @@
+"""How the texts of one request become sequences of tokens: alone, in pairs, by hypothesis, in windows.
+
+A layout names the inputs that a request has, and encodes them. Where one row of a request makes several
+sequences (a text with each of its candidate labels, a long context in windows) the arrays have one more
+dimension, [rows, sequences, tokens]: so rows stay rows for Triton's batching, and the network, which reads
+[rows * sequences, tokens], folds and unfolds them itself.
+
+Needs `tokenizers` and numpy, and knows nothing of Triton.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+# Of one request, by input: for each row its texts.
+Texts = Mapping[str, Sequence[Sequence[str]]]
+
+CONTINUED_PIECE = "##"  # how WordPiece marks a token that goes on a word
+
+
+class BadText(ValueError):
+    """A text that cannot be tokenized; the message names its row and the way out."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Encoded sequences of one request, not padded yet.
+
+    Attributes:
+        encodings: one a sequence; a row's sequences follow one another.
+        texts: what each sequence's own offsets point into, where somebody asks for `subword`.
+        sequences: how many a row has; None: one, and no dimension of its own.
+        real: which sequences were asked for; the others fill rows up that have fewer. None: all.
+    """
+
+    encodings: Sequence[Encoding]
+    texts: Sequence[str] = ()
+    sequences: int | None = None
+    real: Sequence[bool] | None = None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(len(encoding) for encoding in self.encodings)
+
+    def arrays(
+        self, length: int, pad_id: int, names: Sequence[str] = ("input_ids", "attention_mask")
+    ) -> dict[str, NDArray]:
+        """The features that are asked for, [rows, (sequences,) length], `offsets` with one dimension more.
+
+        Args:
+            length: tokens to which every sequence is padded.
+            pad_id: fills `input_ids`.
+            names: of `input_ids`, `attention_mask`, `token_type_ids` (int64), `offsets` and `word_offsets`
+                (int32, begin and end in characters, of the token or of its word), `special_tokens_mask`,
+                `context_mask` (the second text), `subword` (goes on a word) (bool).
+        """
+        made = {name: self._feature(name, length, pad_id) for name in names}
+        if self.sequences is None:
+            return made
+        return {name: array.reshape(-1, self.sequences, *array.shape[1:]) for name, array in made.items()}
+
+    def _feature(self, name: str, length: int, pad_id: int) -> NDArray:
+        shape, dtype, fill = _FEATURES[name](len(self.encodings), length, pad_id)
+        array = np.full(shape, fill, dtype)
+        for row, encoding in enumerate(self.encodings):
+            tokens = len(encoding)
+            if name == "input_ids":
+                array[row, :tokens] = encoding.ids
+            elif name == "attention_mask":
+                array[row, :tokens] = 1
+            elif name == "token_type_ids":
+                array[row, :tokens] = encoding.type_ids
+            elif name == "offsets":
+                array[row, :tokens] = encoding.offsets
+            elif name == "word_offsets":
+                array[row, :tokens] = _word_offsets(encoding)
+            elif name == "special_tokens_mask":
+                array[row, :tokens] = encoding.special_tokens_mask
+            elif name == "context_mask":
+                if self.real is None or self.real[row]:
+                    array[row, :tokens] = [sequence == 1 for sequence in encoding.sequence_ids]
+            else:
+                array[row, :tokens] = _subwords(encoding, self.texts[row])
+        return array
+
+
+_FEATURES = {
+    "input_ids": lambda rows, length, pad_id: ((rows, length), np.int64, pad_id),
+    "attention_mask": lambda rows, length, _: ((rows, length), np.int64, 0),
+    "token_type_ids": lambda rows, length, _: ((rows, length), np.int64, 0),
+    "offsets": lambda rows, length, _: ((rows, length, 2), np.int32, 0),
+    "word_offsets": lambda rows, length, _: ((rows, length, 2), np.int32, 0),
+    "special_tokens_mask": lambda rows, length, _: ((rows, length), np.bool_, True),
+    "context_mask": lambda rows, length, _: ((rows, length), np.bool_, False),
+    "subword": lambda rows, length, _: ((rows, length), np.bool_, False),
+}
+FEATURES = tuple(_FEATURES)
+
+
+def _word_offsets(encoding: Encoding) -> list[tuple[int, int]]:
+    """The place of each token's whole word; of a token that belongs to none, its own."""
+    sequences, words = encoding.sequence_ids, encoding.word_ids
+    return [
+        own if word is None else encoding.word_to_chars(word, sequence) or own
+        for own, word, sequence in zip(encoding.offsets, words, sequences, strict=True)
+    ]
+
+
+def _subwords(encoding: Encoding, text: str) -> list[bool]:
+    """Which tokens go on a word, told as transformers' token-classification pipeline tells it."""
+    pieces = any(token.startswith(CONTINUED_PIECE) for token in encoding.tokens)
+    marks = []
+    for token, (start, end), special in zip(
+        encoding.tokens, encoding.offsets, encoding.special_tokens_mask, strict=True
+    ):
+        if special:
+            marks.append(False)
+        elif pieces:
+            marks.append(len(token) != end - start)
+        else:
+            marks.append(start > 0 and " " not in text[start - 1 : start + 1])
+    return marks
+
+
+def load_tokenizer(
+    path: Path, max_length: int, *, stride: int = 0, strategy: str = "longest_first"
+) -> Tokenizer:
+    """A tokenizer that truncates at `max_length` tokens, special tokens included, and does not pad."""
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(max_length, stride=stride, strategy=strategy)
+    tokenizer.no_padding()
+    return tokenizer
+
+
+class Layout(ABC):
+    """Encodes requests of one kind.
+
+    Args:
+        path: of `tokenizer.json`.
+        max_length: longest sequence in tokens, special tokens included.
+        options: what this layout needs besides; see `OPTIONS`.
+    """
+
+    INPUTS: ClassVar[tuple[str, ...]]
+    OPTIONS: ClassVar[tuple[str, ...]] = ()
+    STRATEGY: ClassVar[str] = "longest_first"
+    GROUPS: ClassVar[bool] = False  # a row makes several sequences
+
+    def __init__(self, path: Path, max_length: int, **options: str) -> None:
+        self.max_length = max_length
+        self.options = options
+        self.tokenizer = load_tokenizer(path, max_length, stride=self.stride, strategy=self.STRATEGY)
+
+    @property
+    def stride(self) -> int:
+        """Tokens that neighbouring windows share."""
+        return 0
+
+    @abstractmethod
+    def encode(self, texts: Texts) -> Batch:
+        """Encode the rows of one request.
+
+        Raises:
+            BadText: a row cannot be encoded.
+        """
+
+
+class OneText(Layout):
+    """`text` [n, 1], or [n, 2] for a pair of texts in each row."""
+
+    INPUTS = ("text",)
+
+    def encode(self, texts: Texts) -> Batch:
+        rows = texts["text"]
+        if len(rows[0]) > 2:
+            raise BadText(f"a row is one text or a pair of texts, this one has {len(rows[0])}")
+        # Alone a text is given as such: a tuple of one is not a sequence for the tokenizer.
+        given = [row[0] if len(row) == 1 else tuple(row) for row in rows]
+        return Batch(self.tokenizer.encode_batch_fast(given))
+
+
+class Located(Layout):
+    """`text` [n, 1], with the place of each token in it."""
+
+    INPUTS = ("text",)
+
+    def encode(self, texts: Texts) -> Batch:
+        rows = [text for (text,) in texts["text"]]
+        return Batch(self.tokenizer.encode_batch(rows), rows)
+
+
+class Masked(Layout):
+    """`text` [n, 1], each with one mask token."""
+
+    INPUTS = ("text",)
+    OPTIONS = ("mask_token",)
+
+    def encode(self, texts: Texts) -> Batch:
+        mask = self.options["mask_token"]
+        number = self.tokenizer.token_to_id(mask)
+        encodings = self.tokenizer.encode_batch_fast([text for (text,) in texts["text"]])
+        for index, encoding in enumerate(encodings):
+            if (count := encoding.ids.count(number)) != 1:
+                raise BadText(
+                    f"text {index} has {count} times {mask} in its first {self.max_length} tokens, it must"
+                    " have it once"
+                )
+        return Batch(encodings)
+
+
+class QueryAndText(Layout):
+    """`query` [n, 1] and `text` [n, 1]: a pair in each row."""
+
+    INPUTS = ("query", "text")
+
+    def encode(self, texts: Texts) -> Batch:
+        pairs = [(query, text) for (query,), (text,) in zip(texts["query"], texts["text"], strict=True)]
+        return Batch(self.tokenizer.encode_batch_fast(pairs))
+
+
+class Truncating(Layout):
+    """Pairs of which one text is cut to fit, and the other must fit as it is."""
+
+    def __init__(self, path: Path, max_length: int, **options: str) -> None:
+        super().__init__(path, max_length, **options)
+        self._counter = Tokenizer.from_file(str(path))
+        self._counter.no_truncation()
+        self._room = max_length - self._counter.num_special_tokens_to_add(is_pair=True) - self.stride
+
+    def check_room(self, texts: Sequence[str], what: str) -> None:
+        """Refuse a text that leaves no token for its partner: the tokenizer would end the process.
+
+        Raises:
+            BadText: there is one.
+        """
+        for index, encoding in enumerate(self._counter.encode_batch_fast(texts, add_special_tokens=False)):
+            if len(encoding) >= self._room:
+                raise BadText(
+                    f"{what} {index} has {len(encoding)} tokens, at most {self._room - 1} leave room for"
+                    " its text"
+                )
+
+
+class Hypotheses(Truncating):
+    """`text` [n, 1] and `candidate_labels` [n, labels]: each text with a sentence on each of its labels."""
+
+    INPUTS = ("text", "candidate_labels")
+    OPTIONS = ("hypothesis_template",)
+    STRATEGY = "only_first"
+    GROUPS = True
+
+    def encode(self, texts: Texts) -> Batch:
+        template = self.options["hypothesis_template"]
+        rows = [[template.format(label) for label in row] for row in texts["candidate_labels"]]
+        self.check_room([sentence for row in rows for sentence in row], "the sentence on label")
+        pairs = [(text, s) for (text,), row in zip(texts["text"], rows, strict=True) for s in row]
+        return Batch(self.tokenizer.encode_batch_fast(pairs), sequences=len(rows[0]))
+
+
+class Windows(Truncating):
+    """`question` [n, 1] and `context` [n, 1]: the question with each window of a long context."""
+
+    INPUTS = ("question", "context")
+    OPTIONS = ("stride",)
+    STRATEGY = "only_second"
+    GROUPS = True
+
+    @property
+    def stride(self) -> int:
+        return min(int(self.options["stride"]), self.max_length // 4)
+
+    def encode(self, texts: Texts) -> Batch:
+        self.check_room([question for (question,) in texts["question"]], "question")
+        pairs = [(q, c) for (q,), (c,) in zip(texts["question"], texts["context"], strict=True)]
+        rows = [[encoding, *encoding.overflowing] for encoding in self.tokenizer.encode_batch(pairs)]
+        most = max(map(len, rows))
+        # A row with fewer windows repeats its first, in which no answer is looked for.
+        return Batch(
+            [window for row in rows for window in (row + [row[0]] * (most - len(row)))],
+            sequences=most,
+            real=[index < len(row) for row in rows for index in range(most)],
+        )
+
+
+LAYOUTS: dict[str, type[Layout]] = {
+    "text": OneText,
+    "located": Located,
+    "masked": Masked,
+    "query": QueryAndText,
+    "hypotheses": Hypotheses,
+    "windows": Windows,
+}

@@ -1,0 +1,36 @@
+"""Requests to responses, for every Python model that maps arrays to arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+try:  # exists only inside a Triton Python stub
+    import triton_python_backend_utils as pb_utils
+except ModuleNotFoundError:
+    pb_utils = None
+
+
+def answers(requests: Sequence[Any], answer: Callable[[Any], Mapping[str, NDArray]]) -> list[Any]:
+    """One response a request, in order. An error is that request's own.
+
+    Args:
+        answer: output arrays by name, of one request; a ValueError is the caller's fault, anything else ours.
+    """
+    return [_response(request, answer) for request in requests]
+
+
+def _response(request: Any, answer: Callable[[Any], Mapping[str, NDArray]]) -> Any:
+    try:
+        arrays = answer(request)
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in arrays.items()])
+    except ValueError as error:
+        return _failed(error, pb_utils.TritonError.INVALID_ARG)
+    except Exception as error:  # noqa: BLE001 - the requests beside this one must not fail with it
+        return _failed(error, pb_utils.TritonError.INTERNAL)
+
+
+def _failed(error: Exception, code: Any) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))

@@ -1,0 +1,116 @@
+"""Start and end logits to an answer with its place: the last step of question answering.
+
+Follows transformers' `QuestionAnsweringPipeline`: probabilities over the tokens of the context and the first
+token, which stands for "no answer"; the likeliest span of at most `max_answer_length` tokens over all
+windows, widened to whole words.
+
+Parameters in config.pbtxt: `max_answer_length` in tokens, and `null_token`: whether sequences begin with a
+token that stands for "no answer".
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.models.responses import answers
+
+try:  # exists only inside a Triton Python stub
+    import triton_python_backend_utils as pb_utils
+except ModuleNotFoundError:
+    pb_utils = None
+
+
+@dataclass(frozen=True)
+class Span:
+    """An answer, `start` and `end` in characters of the context.
+
+    Attributes:
+        score: probability of the span in its window.
+        no_answer: probability that there is none, the least over the windows; 0 where the model has no token
+            for it.
+    """
+
+    start: int
+    end: int
+    score: float
+    no_answer: float
+
+
+def best_span(
+    starts: NDArray[np.float32],
+    ends: NDArray[np.float32],
+    context: NDArray[np.bool_],
+    offsets: NDArray[np.int32],
+    *,
+    max_answer_length: int = 15,
+    null_token: bool = True,
+) -> Span:
+    """The answer in one context.
+
+    Args:
+        starts, ends: logits [windows, tokens].
+        context: which tokens are the context's, [windows, tokens].
+        offsets: of each token's word, [windows, tokens, 2], characters of the context.
+        max_answer_length: longest answer in tokens.
+        null_token: the first token stands for "no answer".
+    """
+    best = Span(0, 0, 0.0, 1.0 if null_token else 0.0)
+    for start, end, allowed, places in zip(starts, ends, context, offsets, strict=True):
+        if not allowed.any():
+            continue
+        counted = allowed.copy()
+        counted[0] |= null_token
+        begin, finish = _softmax(start, counted), _softmax(end, counted)
+        no_answer = min(best.no_answer, float(begin[0] * finish[0])) if null_token else 0.0
+        begin, finish = np.where(allowed, begin, 0), np.where(allowed, finish, 0)
+        scores = np.triu(np.outer(begin, finish))
+        scores = np.tril(scores, max_answer_length - 1)
+        first, last = np.unravel_index(scores.argmax(), scores.shape)
+        score = float(scores[first, last])
+        if score > best.score:
+            best = Span(int(places[first, 0]), int(places[last, 1]), score, no_answer)
+        else:
+            best = Span(best.start, best.end, best.score, no_answer)
+    return best
+
+
+def _softmax(logits: NDArray[np.float32], counted: NDArray[np.bool_]) -> NDArray[np.float32]:
+    masked = np.where(counted, logits, -np.inf)
+    powers = np.exp(masked - masked.max())
+    return np.asarray(powers / powers.sum(), np.float32)
+
+
+class TritonPythonModel:
+    """Triton's interface: logits and what the tokenizer said of each token, to `answer` and its place."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the parameters."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        self._max_answer_length = int(parameters["max_answer_length"]["string_value"])
+        self._null_token = parameters["null_token"]["string_value"] == "true"
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response a request, in order."""
+        return answers(requests, self._answer)
+
+    def _answer(self, request: Any) -> dict[str, NDArray]:
+        names = ("context", "start_logits", "end_logits", "context_mask", "word_offsets")
+        contexts, *features = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names)
+        texts = [text.decode() for text in contexts.reshape(-1)]
+        spans = [
+            best_span(*row, max_answer_length=self._max_answer_length, null_token=self._null_token)
+            for row in zip(*features, strict=True)
+        ]
+        words = [text[span.start : span.end].encode() for text, span in zip(texts, spans, strict=True)]
+        return {
+            "answer": np.array(words, object).reshape(-1, 1),
+            "score": np.array([[span.score] for span in spans], np.float32),
+            "start": np.array([[span.start] for span in spans], np.int32),
+            "end": np.array([[span.end] for span in spans], np.int32),
+            "no_answer_score": np.array([[span.no_answer] for span in spans], np.float32),
+        }

@@ -1,0 +1,136 @@
+"""Tiny random checkpoints of many architectures, each a normal Hugging Face folder with its own tokenizer."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from shoal import corpus
+
+VOCABULARY = 800
+SPREAD = 12.0
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 160,
+}
+
+
+@cache
+def wordpiece() -> str:
+    """BERT's kind of tokenizer, trained on sample text, as JSON."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special)
+    tokenizer.train_from_iterator(corpus.passages()[:800], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return str(tokenizer.to_str())
+
+
+@cache
+def byte_level() -> str:
+    """RoBERTa's kind."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(corpus.passages()[:800], trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        sep=("</s>", 2), cls=("<s>", 0), add_prefix_space=False
+    )
+    return str(tokenizer.to_str())
+
+
+WORDPIECE = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+BYTE_LEVEL = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+    "cls_token": "<s>",
+    "sep_token": "</s>",
+    "mask_token": "<mask>",
+}
+
+
+def make(folder: Path, architecture: str, *, seed: int = 0, **config: Any) -> Path:
+    """Write a random model, its tokenizer and its config to a folder.
+
+    Args:
+        architecture: transformers' class, e.g. `BertForTokenClassification`.
+        config: beside, or instead of, `SIZES`.
+    """
+    kind = getattr(transformers, architecture)
+    family = kind.config_class.model_type
+    bytes_ = family in ("roberta", "xlm-roberta", "modernbert", "gte")
+    # Two positions stand before the first token in these.
+    extra = (
+        {"max_position_embeddings": 162, "type_vocab_size": 1} if family in ("roberta", "xlm-roberta") else {}
+    )
+    tokens = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
+    values = SIZES | ({**extra, **tokens} if bytes_ else {"pad_token_id": 0}) | config
+    torch.manual_seed(seed)
+    model = kind(kind.config_class(**values)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # random models are nearly constant: spread their answers
+            if parameter.dim() == 2:
+                parameter.mul_(SPREAD)
+    model.save_pretrained(folder, safe_serialization=True)
+    raw = byte_level() if bytes_ else wordpiece()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(raw),
+        model_max_length=160,
+        # What the pipelines of transformers hand to the original.
+        model_input_names=["input_ids", "attention_mask"]
+        + (["token_type_ids"] if family in ("bert", "electra", "albert") else []),
+        **(BYTE_LEVEL if bytes_ else WORDPIECE),
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_vit(folder: Path, **config: Any) -> Path:
+    """A random vision transformer with an image processor that resizes, crops and normalizes."""
+    torch.manual_seed(0)
+    sizes = {
+        key: value for key, value in SIZES.items() if key not in ("vocab_size", "max_position_embeddings")
+    }
+    made = transformers.ViTForImageClassification(
+        transformers.ViTConfig(**sizes, image_size=32, patch_size=8, **config)
+    ).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(SPREAD)
+    made.save_pretrained(folder, safe_serialization=True)
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor.to_dict()))
+    return folder

@@ -4,12 +4,14 @@
 
     with GrpcClient("127.0.0.1:8001", timeout=2.0) as client:
         vectors = client.embed(["a text", "another"])  # float32 [2, 384]
+        labels = client.classify(["a text"], model="sentiment")
         for part in client.generate("Fish swim in", max_tokens=20, temperature=0):
             print(part.text, end="")
 
 `AsyncGrpcClient` is its asyncio twin, `HttpClient` speaks HTTP; all raise the errors of `clients.errors`.
 """
 
+from clients.answers import Entity, Found, Label, ZeroShotLabel
 from clients.errors import BadInput, ClientError, Overloaded, ServerFault, Timeout, Unavailable, UnknownModel
 from clients.generation import Answer, Part
 from clients.grpc_client import AsyncGrpcClient, GrpcClient
@@ -21,8 +23,11 @@ __all__ = [
     "AsyncGrpcClient",
     "BadInput",
     "ClientError",
+    "Entity",
+    "Found",
     "GrpcClient",
     "HttpClient",
+    "Label",
     "Overloaded",
     "Part",
     "ServerFault",
@@ -30,4 +35,5 @@ __all__ = [
     "Tls",
     "Unavailable",
     "UnknownModel",
+    "ZeroShotLabel",
 ]

@@ -10,11 +10,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from clients import answers
+from clients.answers import Call, Entity, Found, Label, ZeroShotLabel
 from clients.chat import ChatTemplate, Message
 from clients.generation import Answer, Part, flags_of, joined, request_arrays
-from clients.vocabulary import BATCH_SIZE, Arrays, batches, embedding_of, text_array
+from clients.vocabulary import BATCH_SIZE, Arrays, batches, embedding_of, prompted, text_array
 
 Client = TypeVar("Client", bound="BlockingClient")
+T = TypeVar("T")
 
 
 class BlockingClient(ABC):
@@ -108,20 +111,110 @@ class BlockingClient(ABC):
         model: str = "minilm",
         timeout: float | None = None,
         batch_size: int = BATCH_SIZE,
+        prompt: str | None = None,
     ) -> NDArray[np.float32]:
         """Text to vectors, float32 [texts, width], any number of texts, `batch_size` a request.
 
         Args:
             timeout: deadline in seconds of each request, instead of the client's.
+            prompt: what the texts are for, e.g. `query`, of a model that tells its texts apart by how they
+                begin; sentence-transformers' `prompt_name`.
 
         Raises:
             ClientError: see `clients.errors`.
         """
+        if prompt is not None:
+            texts = prompted(texts, prompt, self.config(model), model)
         parts = [
             embedding_of(self.infer(model, text_array(batch), timeout=timeout), model)
             for batch in batches(texts, batch_size)
         ]
         return np.concatenate(parts)
+
+    def classify(
+        self,
+        texts: Sequence[str | tuple[str, str]],
+        *,
+        model: str,
+        timeout: float | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[list[Label]]:
+        """Labels of each text, or of each pair of texts, the likeliest first.
+
+        Args:
+            timeout: deadline in seconds of each request, instead of the client's.
+            batch_size: rows a request.
+
+        Raises:
+            ClientError: see `clients.errors`.
+        """
+        return self._ask(model, answers.classify(texts, batch_size), timeout)
+
+    def classify_images(
+        self,
+        files: Sequence[bytes],
+        *,
+        model: str,
+        timeout: float | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[list[Label]]:
+        """Labels of each picture, given as the content of its PNG or JPEG file; see `classify`."""
+        return self._ask(model, answers.images(files, batch_size), timeout)
+
+    def fill_mask(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str,
+        timeout: float | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[list[Label]]:
+        """The tokens that may stand for the one mask of each text; see `classify`."""
+        return self._ask(model, answers.classify(texts, batch_size), timeout)
+
+    def entities(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str,
+        timeout: float | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[list[Entity]]:
+        """The entities of each text, with their places; see `classify`."""
+        return self._ask(model, answers.entities(texts, batch_size), timeout)
+
+    def answer(self, question: str, context: str, *, model: str, timeout: float | None = None) -> Found:
+        """What answers a question in a context, with its place."""
+        return self._ask(model, [answers.answer(question, context)], timeout)[0]
+
+    def zero_shot(
+        self,
+        texts: Sequence[str],
+        candidates: Sequence[str],
+        *,
+        model: str,
+        timeout: float | None = None,
+        batch_size: int = 8,
+    ) -> list[list[ZeroShotLabel]]:
+        """Candidate labels of each text, the likeliest first; see `classify`."""
+        return self._ask(model, answers.zero_shot(texts, candidates, batch_size), timeout)
+
+    def rank(
+        self,
+        query: str,
+        texts: Sequence[str],
+        *,
+        model: str,
+        timeout: float | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[float]:
+        """How well each text answers a query, in their order; see `classify`."""
+        return self._ask(model, answers.rank(query, texts, batch_size), timeout)
+
+    def _ask(self, model: str, calls: Sequence[Call[T]], timeout: float | None) -> list[T]:
+        """Send each request, and join what they give."""
+        results = ((call, self.infer(model, call.inputs, timeout=timeout)) for call in calls)
+        return [value for call, arrays in results for value in call.read(arrays)]
 
     def __enter__(self: Client) -> Client:
         return self

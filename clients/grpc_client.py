@@ -7,13 +7,15 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
 
+from clients import answers
+from clients.answers import Call, Entity, Found, Label, ZeroShotLabel
 from clients.blocking import BlockingClient
 from clients.errors import ClientError, translated
 from clients.generation import (
@@ -32,12 +34,14 @@ from clients.vocabulary import (
     batches,
     embedding_of,
     host_and_port,
+    prompted,
     text_array,
     to_arrays,
     to_inputs,
 )
 
 DEFAULT_URL = "127.0.0.1:8001"
+T = TypeVar("T")
 # Errors in a stream with the status of the error, and not as a text alone.
 STREAM_HEADERS = {"triton_grpc_error": "true"}
 CONCURRENT_BATCHES = 8
@@ -239,17 +243,100 @@ class AsyncGrpcClient:
         model: str = "minilm",
         timeout: float | None = None,
         batch_size: int = BATCH_SIZE,
+        prompt: str | None = None,
     ) -> NDArray[np.float32]:
         """See `GrpcClient.embed`; up to 8 requests are under way at once."""
+        if prompt is not None:
+            texts = prompted(texts, prompt, await self.config(model), model)
+        calls = [
+            Call(text_array(batch), lambda arrays: list(embedding_of(arrays, model)))
+            for batch in batches(texts, batch_size)
+        ]
+        return np.stack(await self._ask(model, calls, timeout))
+
+    async def classify(
+        self,
+        texts: Sequence[str | tuple[str, str]],
+        *,
+        model: str,
+        timeout: float | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[list[Label]]:
+        """See `BlockingClient.classify`."""
+        return await self._ask(model, answers.classify(texts, batch_size), timeout)
+
+    async def classify_images(
+        self,
+        files: Sequence[bytes],
+        *,
+        model: str,
+        timeout: float | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[list[Label]]:
+        """See `BlockingClient.classify_images`."""
+        return await self._ask(model, answers.images(files, batch_size), timeout)
+
+    async def fill_mask(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str,
+        timeout: float | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[list[Label]]:
+        """See `BlockingClient.fill_mask`."""
+        return await self._ask(model, answers.classify(texts, batch_size), timeout)
+
+    async def entities(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str,
+        timeout: float | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[list[Entity]]:
+        """See `BlockingClient.entities`."""
+        return await self._ask(model, answers.entities(texts, batch_size), timeout)
+
+    async def answer(self, question: str, context: str, *, model: str, timeout: float | None = None) -> Found:
+        """See `BlockingClient.answer`."""
+        return (await self._ask(model, [answers.answer(question, context)], timeout))[0]
+
+    async def zero_shot(
+        self,
+        texts: Sequence[str],
+        candidates: Sequence[str],
+        *,
+        model: str,
+        timeout: float | None = None,
+        batch_size: int = 8,
+    ) -> list[list[ZeroShotLabel]]:
+        """See `BlockingClient.zero_shot`."""
+        return await self._ask(model, answers.zero_shot(texts, candidates, batch_size), timeout)
+
+    async def rank(
+        self,
+        query: str,
+        texts: Sequence[str],
+        *,
+        model: str,
+        timeout: float | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[float]:
+        """See `BlockingClient.rank`."""
+        return await self._ask(model, answers.rank(query, texts, batch_size), timeout)
+
+    async def _ask(self, model: str, calls: Sequence[Call[T]], timeout: float | None) -> list[T]:
+        """Send the requests, up to 8 at once, and join what they give, in order."""
         limit = asyncio.Semaphore(CONCURRENT_BATCHES)
 
-        async def part(batch: Sequence[str]) -> NDArray[np.float32]:
+        async def part(call: Call[T]) -> list[T]:
             async with limit:
-                return embedding_of(await self.infer(model, text_array(batch), timeout=timeout), model)
+                return call.read(await self.infer(model, call.inputs, timeout=timeout))
 
-        tasks = [asyncio.create_task(part(batch)) for batch in batches(texts, batch_size)]
+        tasks = [asyncio.create_task(part(call)) for call in calls]
         try:
-            return np.concatenate(await asyncio.gather(*tasks))
+            return [value for values in await asyncio.gather(*tasks) for value in values]
         finally:
             for task in tasks:  # after a failure or a cancellation the others are not wanted any more
                 task.cancel()
@@ -271,6 +358,12 @@ class AsyncGrpcClient:
             return dict(
                 await self._client.get_model_metadata(model, as_json=True, client_timeout=self.timeout)
             )
+
+    async def config(self, model: str) -> dict[str, Any]:
+        """See `BlockingClient.config`."""
+        with translated(self.url):
+            answer = await self._client.get_model_config(model, as_json=True, client_timeout=self.timeout)
+            return dict(answer["config"])
 
     async def close(self) -> None:
         """Close the connection."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,6 +99,20 @@ def text_array(texts: Sequence[str]) -> dict[str, NDArray]:
         except UnicodeEncodeError as error:
             raise BadInput(f"text {index} cannot be encoded as UTF-8: {error.reason}") from error
     return {TEXT: np.array(rows, dtype=object)}
+
+
+def prompted(texts: Sequence[str], prompt: str, config: Mapping[str, Any], model: str) -> list[str]:
+    """Texts that begin with what they are for, e.g. `query`, as the model's config words it.
+
+    Raises:
+        BadInput: the model knows no such use.
+    """
+    stated = config.get("parameters", {}).get("prompts", {}).get("string_value", "{}")
+    prompts = json.loads(stated)
+    if prompt not in prompts:
+        raise BadInput(f"{model} has no prompt {prompt}, it has {', '.join(prompts) or 'none'}")
+    text_array(texts)
+    return [prompts[prompt] + text for text in texts]
 
 
 def batches(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:

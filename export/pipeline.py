@@ -89,7 +89,7 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Source:
         encode = ImageEncoder(processor_of(checkpoint))
     else:
         stated = max_length_of(checkpoint)
-        length = min(recipe.max_length or stated, stated)
+        length = min(recipe.max_length or task.longest, stated)
         encode = TextEncoder(
             checkpoint.folder / "tokenizer.json",
             task.layout,

@@ -42,6 +42,7 @@ def load_head(checkpoint: Checkpoint, task: Task) -> Head:
         ExportError: transformers cannot load it, or it lacks what the task needs.
     """
     transformers_logging.set_verbosity_error()
+    _check_architecture(checkpoint, task)
     try:
         backbone, loaded = getattr(transformers, task.auto).from_pretrained(
             checkpoint.folder,
@@ -61,6 +62,18 @@ def load_head(checkpoint: Checkpoint, task: Task) -> Head:
             hint="choose another --task, or a checkpoint that was trained for this one",
         )
     return task.head(backbone, checkpoint).eval()
+
+
+def _check_architecture(checkpoint: Checkpoint, task: Task) -> None:
+    """Refuse another task's head: its weights may have the names and the shapes of the one that is wanted."""
+    architecture = str((checkpoint.config.get("architectures") or [""])[0])
+    wanted = task.auto.removeprefix("AutoModel")
+    other = "For" in architecture and not architecture.endswith("ForPreTraining")
+    if wanted and other and not architecture.endswith(wanted):
+        raise ExportError(
+            f"{checkpoint.id} is a {architecture}, which has no head for {task.name}",
+            hint="choose another --task, or a checkpoint that was trained for this one",
+        )
 
 
 def network_inputs(backbone: PreTrainedModel, task: Task) -> tuple[str, ...]:

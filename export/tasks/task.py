@@ -33,6 +33,7 @@ class Task(ABC):
         features: what the tokenizer must tell the output model besides the network's inputs.
         network_inputs: of the ensemble's inputs, those that the network reads itself.
         pairs: whether sequences hold two texts, which some networks must be able to tell apart.
+        longest: tokens of a sequence at most, whatever the checkpoint can.
         lengths: tokens at which evidence is taken.
         max_batch_size: most rows in one request.
         metric: name of the figure that labelled data give.
@@ -46,6 +47,7 @@ class Task(ABC):
     features: ClassVar[tuple[str, ...]] = ()
     network_inputs: ClassVar[tuple[str, ...]] = ()
     pairs: ClassVar[bool] = False
+    longest: ClassVar[int] = 1 << 20
     lengths: ClassVar[tuple[int, ...]] = (8, 16, 64, 128, 256)
     max_batch_size: ClassVar[int] = 64
     metric: ClassVar[str] = "accuracy"

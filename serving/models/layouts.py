@@ -276,7 +276,7 @@ class Windows(Truncating):
 
     @property
     def stride(self) -> int:
-        return min(int(self.options["stride"]), self.max_length // 4)
+        return min(int(self.options["stride"]), self.max_length // 2)
 
     def encode(self, texts: Texts) -> Batch:
         self.check_room([question for (question,) in texts["question"]], "question")

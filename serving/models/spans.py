@@ -11,7 +11,7 @@ token that stands for "no answer".
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,15 @@ except ModuleNotFoundError:
     pb_utils = None
 
 
+CANDIDATES = 12  # spans of a window that are looked at, as in transformers for one answer
+
+
 @dataclass(frozen=True)
 class Span:
     """An answer, `start` and `end` in characters of the context.
 
     Attributes:
-        score: probability of the span in its window.
+        score: probability of these words, summed over the spans that read so.
         no_answer: probability that there is none, the least over the windows; 0 where the model has no token
             for it.
     """
@@ -44,39 +47,42 @@ class Span:
 def best_span(
     starts: NDArray[np.float32],
     ends: NDArray[np.float32],
-    context: NDArray[np.bool_],
+    allowed: NDArray[np.bool_],
     offsets: NDArray[np.int32],
+    context: str,
     *,
     max_answer_length: int = 15,
     null_token: bool = True,
 ) -> Span:
-    """The answer in one context.
+    """The answer in one context. Spans that are the same words, in whatever case, are one answer.
 
     Args:
         starts, ends: logits [windows, tokens].
-        context: which tokens are the context's, [windows, tokens].
+        allowed: which tokens are the context's, [windows, tokens].
         offsets: of each token's word, [windows, tokens, 2], characters of the context.
+        context: the text.
         max_answer_length: longest answer in tokens.
         null_token: the first token stands for "no answer".
     """
-    best = Span(0, 0, 0.0, 1.0 if null_token else 0.0)
-    for start, end, allowed, places in zip(starts, ends, context, offsets, strict=True):
-        if not allowed.any():
-            continue
-        counted = allowed.copy()
+    no_answer = 1.0 if null_token else 0.0
+    found: dict[str, Span] = {}
+    for window in np.flatnonzero(allowed.any(axis=1)):
+        counted = allowed[window].copy()
         counted[0] |= null_token
-        begin, finish = _softmax(start, counted), _softmax(end, counted)
-        no_answer = min(best.no_answer, float(begin[0] * finish[0])) if null_token else 0.0
-        begin, finish = np.where(allowed, begin, 0), np.where(allowed, finish, 0)
-        scores = np.triu(np.outer(begin, finish))
-        scores = np.tril(scores, max_answer_length - 1)
-        first, last = np.unravel_index(scores.argmax(), scores.shape)
-        score = float(scores[first, last])
-        if score > best.score:
-            best = Span(int(places[first, 0]), int(places[last, 1]), score, no_answer)
-        else:
-            best = Span(best.start, best.end, best.score, no_answer)
-    return best
+        begin, finish = _softmax(starts[window], counted), _softmax(ends[window], counted)
+        if null_token:
+            no_answer = min(no_answer, float(begin[0] * finish[0]))
+        begin, finish = (np.where(allowed[window], chance, 0) for chance in (begin, finish))
+        scores = np.tril(np.triu(np.outer(begin, finish)), max_answer_length - 1)
+        for place in np.argsort(-scores, axis=None, kind="stable")[:CANDIDATES]:
+            first, last = np.unravel_index(place, scores.shape)
+            if score := float(scores[first, last]):
+                start, end = int(offsets[window, first, 0]), int(offsets[window, last, 1])
+                words = context[start:end].lower()
+                before = found.get(words, Span(start, end, 0.0, 0.0))
+                found[words] = replace(before, score=before.score + score)
+    best = max(found.values(), key=lambda span: span.score, default=Span(0, 0, 0.0, 0.0))
+    return replace(best, no_answer=no_answer)
 
 
 def _softmax(logits: NDArray[np.float32], counted: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -104,7 +110,7 @@ class TritonPythonModel:
         texts = [text.decode() for text in contexts.reshape(-1)]
         spans = [
             best_span(*row, max_answer_length=self._max_answer_length, null_token=self._null_token)
-            for row in zip(*features, strict=True)
+            for row in zip(*features, texts, strict=True)
         ]
         words = [text[span.start : span.end].encode() for text, span in zip(texts, spans, strict=True)]
         return {

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
@@ -25,6 +26,7 @@ _TRITON_TYPES = {
     "tensor(int64)": "TYPE_INT64",
     "tensor(uint8)": "TYPE_UINT8",
     "tensor(bool)": "TYPE_BOOL",
+    "tensor(string)": "TYPE_STRING",
 }
 
 
@@ -71,26 +73,44 @@ class TritonPythonModel:
         All requests run as one batch. Where that fails they run one by one, so that the request at
         fault fails alone.
         """
+        # What nobody asks for is not computed, nor carried to another process.
+        asked = {name for request in requests for name in request.requested_output_names()}
+        outputs = [name for name in self._outputs if name in asked]
         try:
             feeds = [self._feed(request) for request in requests]
-            results = run_together(self._session, self._outputs, feeds)
+            results = run_together(self._session, outputs, feeds)
         except Exception:  # noqa: BLE001 - onnxruntime's errors and numpy's share no base but this
-            return [self._answer_alone(request) for request in requests]
-        return [self._response(result) for result in results]
+            return [self._answer_alone(request, outputs) for request in requests]
+        return [self._response(outputs, result) for result in results]
 
-    def _answer_alone(self, request: Any) -> Any:
+    def _answer_alone(self, request: Any, outputs: list[str]) -> Any:
         try:
-            return self._response(run_together(self._session, self._outputs, [self._feed(request)])[0])
+            return self._response(outputs, run_together(self._session, outputs, [self._feed(request)])[0])
         except Exception as error:  # noqa: BLE001
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(_reason(error), _code(error)))
 
     def _feed(self, request: Any) -> Arrays:
-        return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
+        tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs}
+        return {name: _text(tensor.as_numpy()) for name, tensor in tensors.items()}
 
-    def _response(self, result: list[Any]) -> Any:
+    def _response(self, outputs: list[str], result: list[Any]) -> Any:
         return pb_utils.InferenceResponse(
-            [pb_utils.Tensor(name, array) for name, array in zip(self._outputs, result, strict=True)]
+            [pb_utils.Tensor(name, _bytes(array)) for name, array in zip(outputs, result, strict=True)]
         )
+
+
+def _text(array: Any) -> Any:
+    """Triton gives text as bytes, ONNX Runtime takes it as such."""
+    if array.dtype != object:
+        return array
+    return np.array([text.decode() for text in array.reshape(-1)], object).reshape(array.shape)
+
+
+def _bytes(array: Any) -> Any:
+    """The way back."""
+    if array.dtype != object:
+        return array
+    return np.array([text.encode() for text in array.reshape(-1)], object).reshape(array.shape)
 
 
 def _reason(error: Exception) -> str:

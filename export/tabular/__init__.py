@@ -1,0 +1,1 @@
+"""Export of estimators over tables: scikit-learn pipelines, XGBoost and LightGBM."""

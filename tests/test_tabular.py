@@ -266,16 +266,19 @@ def test_missing_numbers(model: Any, trained_with: bool, tmp_path: Path) -> None
     np.testing.assert_allclose(score[:, 0], model.predict_proba(holes).max(axis=1), atol=1e-4)
 
 
-def test_an_even_vote_goes_to_the_first_class(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("classes", "trees"), [(["no", "yes"], 100), (["no", "perhaps", "yes"], 20)], ids=["two", "three"]
+)
+def test_an_even_vote_goes_to_the_first_class(classes: list[str], trees: int, tmp_path: Path) -> None:
     chance = np.random.default_rng(0)
-    features, target = chance.normal(size=(300, 5)), chance.choice(["no", "perhaps", "yes"], 300)
-    model = RandomForestClassifier(n_estimators=6, random_state=0).fit(features, target)
-    probabilities = np.sort(model.predict_proba(features + 0.3), axis=1)
-    even = probabilities[:, -1] == probabilities[:, -2]
-    assert even.sum() > 10
+    features, target = chance.normal(size=(300, 5)), chance.choice(classes, 300)
+    model = RandomForestClassifier(n_estimators=trees, random_state=0).fit(features, target)
+    unseen = chance.normal(size=(2000, 5))
+    probabilities = np.sort(model.predict_proba(unseen), axis=1)
+    assert (probabilities[:, -1] == probabilities[:, -2]).sum() > 20
     exported = to_onnx(saved(model, tmp_path), tmp_path / "model.onnx")
-    label, _ = answers(exported, {"features": (features + 0.3).astype(np.float32)})
-    assert label[:, 0].tolist() == model.predict(features + 0.3).tolist()
+    label, _ = answers(exported, {"features": unseen.astype(np.float32)})
+    assert label[:, 0].tolist() == model.predict(unseen).tolist()
 
 
 def test_a_large_mean_costs_no_digits(tmp_path: Path) -> None:

@@ -14,7 +14,16 @@ from clients import answers
 from clients.answers import Call, Entity, Found, Label, ZeroShotLabel
 from clients.chat import ChatTemplate, Message
 from clients.generation import Answer, Part, flags_of, joined, request_arrays
-from clients.vocabulary import BATCH_SIZE, Arrays, batches, embedding_of, prompted, text_array
+from clients.vocabulary import (
+    BATCH_SIZE,
+    TABLE_BATCH_SIZE,
+    Arrays,
+    Table,
+    batches,
+    embedding_of,
+    prompted,
+    text_array,
+)
 
 Client = TypeVar("Client", bound="BlockingClient")
 T = TypeVar("T")
@@ -210,6 +219,34 @@ class BlockingClient(ABC):
     ) -> list[float]:
         """How well each text answers a query, in their order; see `classify`."""
         return self._ask(model, answers.rank(query, texts, batch_size), timeout)
+
+    def classify_rows(
+        self,
+        table: Table,
+        *,
+        model: str,
+        timeout: float | None = None,
+        batch_size: int = TABLE_BATCH_SIZE,
+    ) -> list[list[Label]]:
+        """Labels of each row of a table, the likeliest first; see `classify`.
+
+        Args:
+            table: columns by name, of numbers or of text, None where a value is missing; or a matrix
+                [rows, features] for a model whose features have no names.
+        """
+        return self._ask(model, answers.classify_rows(table, batch_size), timeout)
+
+    def predict(
+        self,
+        table: Table,
+        *,
+        model: str,
+        timeout: float | None = None,
+        batch_size: int = TABLE_BATCH_SIZE,
+    ) -> NDArray[np.float32]:
+        """What a regression says of each row of a table, float32 [rows, outputs]; see `classify_rows`."""
+        rows = self._ask(model, answers.predict(table, batch_size), timeout)
+        return np.stack(rows)
 
     def _ask(self, model: str, calls: Sequence[Call[T]], timeout: float | None) -> list[T]:
         """Send each request, and join what they give."""

@@ -29,7 +29,9 @@ from clients.generation import (
 )
 from clients.vocabulary import (
     BATCH_SIZE,
+    TABLE_BATCH_SIZE,
     Arrays,
+    Table,
     Tls,
     batches,
     embedding_of,
@@ -325,6 +327,29 @@ class AsyncGrpcClient:
     ) -> list[float]:
         """See `BlockingClient.rank`."""
         return await self._ask(model, answers.rank(query, texts, batch_size), timeout)
+
+    async def classify_rows(
+        self,
+        table: Table,
+        *,
+        model: str,
+        timeout: float | None = None,
+        batch_size: int = TABLE_BATCH_SIZE,
+    ) -> list[list[Label]]:
+        """See `BlockingClient.classify_rows`."""
+        return await self._ask(model, answers.classify_rows(table, batch_size), timeout)
+
+    async def predict(
+        self,
+        table: Table,
+        *,
+        model: str,
+        timeout: float | None = None,
+        batch_size: int = TABLE_BATCH_SIZE,
+    ) -> NDArray[np.float32]:
+        """See `BlockingClient.predict`."""
+        rows = await self._ask(model, answers.predict(table, batch_size), timeout)
+        return np.stack(rows)
 
     async def _ask(self, model: str, calls: Sequence[Call[T]], timeout: float | None) -> list[T]:
         """Send the requests, up to 8 at once, and join what they give, in order."""

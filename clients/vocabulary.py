@@ -19,8 +19,11 @@ from clients.errors import BadInput
 TEXT = "text"
 EMBEDDING = "embedding"
 BATCH_SIZE = 32
+TABLE_BATCH_SIZE = 256
 Tensor = TypeVar("Tensor")
 Arrays = Mapping[str, NDArray]
+# Columns by name, or a matrix [rows, features].
+Table = Mapping[str, Sequence[Any]] | NDArray
 
 
 @dataclass(frozen=True)

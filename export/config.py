@@ -104,9 +104,12 @@ def image_config(recipe: Recipe, task: Task, processor: Processor, version: int)
 
 def encoder_config(recipe: Recipe, task: Task, exported: Exported, version: int) -> triton.ModelConfig:
     """Features [n, ...] to what the head makes of them."""
-    config = triton.ModelConfig(
-        name=f"{recipe.name}_encoder", backend="onnxruntime", max_batch_size=batch_size_of(recipe, task)
-    )
+    return network_config(f"{recipe.name}_encoder", exported, batch_size_of(recipe, task), version)
+
+
+def network_config(name: str, exported: Exported, max_batch_size: int, version: int) -> triton.ModelConfig:
+    """A graph on ONNX Runtime, with the inputs and outputs that the graph states."""
+    config = triton.ModelConfig(name=name, backend="onnxruntime", max_batch_size=max_batch_size)
     for spec in exported.inputs:
         config.input.append(_input(spec.name, _DTYPES[spec.dtype], spec.dims[1:]))
     for spec in exported.outputs:

@@ -15,6 +15,7 @@ from shoal.errors import RepositoryError
 
 if TYPE_CHECKING:
     from export.generation.verify import GenerationEvidence
+    from export.tabular.verify import TabularEvidence
     from export.verify import Evidence
 
 
@@ -29,7 +30,7 @@ class Outcome:
         task: what the model is for.
     """
 
-    evidence: tuple[Evidence | GenerationEvidence, ...]
+    evidence: tuple[Evidence | GenerationEvidence | TabularEvidence, ...]
     published: tuple[Published, ...] = ()
     task: str = "text-generation"
 

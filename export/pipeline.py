@@ -14,8 +14,6 @@ import torch
 
 from export import config, verify
 from export.exported import Exported
-from export.generation import pipeline as generation
-from export.generation.recipe import GenerationRecipe
 from export.optimize import fuse, fuse_around_matmuls
 from export.outcome import Outcome, disk_errors_named
 from export.quantize import quantize_int8
@@ -32,19 +30,12 @@ from export.verify import Subject
 from shoal import corpus
 from shoal.errors import RepositoryError
 from shoal.machine import available_cpus
-from shoal.manifest import manifests
+from shoal.manifest import Manifest
 from shoal.progress import Silent
 
 CALIBRATION_TEXTS = 64
 CALIBRATION_BATCH = 8
 _TOOLS = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "tokenizers", "numpy")
-
-
-def export_any(recipe: Recipe | GenerationRecipe, repository: Path, **options: Any) -> Outcome:
-    """`export`, or `export.generation.pipeline.export`, by the kind of recipe."""
-    if isinstance(recipe, Recipe):
-        return export(recipe, repository, **options)
-    return generation.export(recipe, repository, **options)
 
 
 @dataclass(frozen=True)
@@ -137,26 +128,15 @@ def export(
 
 
 def verify_published(
-    name: str, repository: Path, *, eval_data: Path | None = None, progress: Silent | None = None
+    found: Sequence[Manifest], repository: Path, *, eval_data: Path | None, progress: Silent
 ) -> Outcome:
-    """Measure the published versions of a model again, against the checkpoint they came from.
+    """Measure published versions again; see `export.router.verify_published`.
 
-    Raises:
-        RepositoryError: there is no such model, its files are not those that were measured, or the
-            checkpoint is not the one it was made from.
+    Args:
+        found: at least one manifest, all of one model, whose files have been checked.
     """
-    progress = progress or Silent()
-    found = {manifest.version: manifest for manifest in manifests(repository, name)}
-    if not found:
-        raise RepositoryError(f"{repository} holds no version of {name}", hint=f"shoal export --name {name}")
-    for manifest in found.values():
-        manifest.check_files(repository)
-    if manifest.recipe.get("task") == GenerationRecipe.TASK:
-        return generation.verify_published(
-            list(found.values()), repository, eval_data=eval_data, progress=progress
-        )
     evidence: list[verify.Evidence] = []
-    for version, manifest in found.items():
+    for manifest in found:
         recipe = Recipe.from_dict(manifest.recipe)
         checkpoint = find_checkpoint(recipe.source)
         if checkpoint.describe()["sha256"] != manifest.source["sha256"]:
@@ -164,14 +144,14 @@ def verify_published(
                 f"{recipe.source} is not what {manifest.network}/{manifest.version} was made from",
                 hint=f"get revision {manifest.source['revision'] or '(unknown)'} of it, or export again",
             )
-        with progress.step(f"Load {checkpoint.id} for version {version}"):
+        with progress.step(f"Load {checkpoint.id} for version {manifest.version}"):
             source = prepare(recipe, checkpoint)
-        graph = Exported.read(repository / manifest.network / str(version) / "model.onnx")
+        graph = Exported.read(repository / manifest.network / str(manifest.version) / "model.onnx")
         measured = verify.measure(
             source.subject, {manifest.precision: graph}, eval_data=eval_data, progress=progress
         )
         evidence.append(measured[manifest.precision])
-    versions = [Published(m.network, m.version, m.precision, new=False) for m in found.values()]
+    versions = [Published(m.network, m.version, m.precision, new=False) for m in found]
     return Outcome(tuple(evidence), tuple(versions), source.task.name)
 
 

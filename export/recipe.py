@@ -118,7 +118,7 @@ def values_of(recipe: type, values: dict[str, Any]) -> dict[str, Any]:
             made[key] = None
             continue
         kind, convert = _KINDS[expected]
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise UsageError(f"recipe key {key} has the wrong type: {value!r}")
         made[key] = convert(value)
     if not all(isinstance(precision, str) for precision in made.get("precisions", ())):
@@ -129,6 +129,7 @@ def values_of(recipe: type, values: dict[str, Any]) -> dict[str, Any]:
 _KINDS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "str": (str, str),
     "int": (int, int),
+    "bool": (bool, bool),
     "Path": (str | Path, Path),
     "tuple[str, ...]": (list | tuple, tuple),
     "tuple[int, ...]": (list | tuple, tuple),

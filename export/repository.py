@@ -22,17 +22,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from tritonclient.grpc import model_config_pb2 as triton
 
 from export import config
 from export.verify import Verified
 from shoal import machine
-from shoal.errors import RepositoryError
 from shoal.manifest import FILENAME, Manifest, sha256
 from shoal.paths import write_json
-
-STAGING = ".shoal-staging-"
+from shoal.repository import locked, not_writable, record_served, served_before
 
 
 @dataclass(frozen=True)
@@ -93,52 +90,26 @@ def staging(repository: Path) -> Iterator[Path]:
     """
     try:
         repository.mkdir(parents=True, exist_ok=True)
-        parent = _staging_parent(repository)
-        prefix = f"{STAGING}{hashlib.sha256(bytes(repository.resolve())).hexdigest()[:12]}"
-        lock = FileLock(parent / f"{prefix}.lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise RepositoryError(
-            f"another export is writing to {repository}",
-            hint="wait for it to end, or choose another --repository",
-        ) from None
     except OSError as error:
-        raise _not_writable(repository, error) from error
-    try:
-        for abandoned in parent.glob(f"{prefix}-*"):  # of an export that was killed: we hold its lock
+        raise not_writable(repository, error) from error
+    with locked(repository) as prefix:
+        for abandoned in prefix.parent.glob(f"{prefix.name}-*"):  # of an export that was killed
             shutil.rmtree(abandoned, ignore_errors=True)
         try:
-            folder = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=parent))
+            folder = Path(tempfile.mkdtemp(prefix=f"{prefix.name}-", dir=prefix.parent))
             _check_writable(repository)
         except OSError as error:
-            raise _not_writable(repository, error) from error
+            raise not_writable(repository, error) from error
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        lock.release()  # the file stays: removing it would let two exports lock two files of one name
 
 
 def _check_writable(repository: Path) -> None:
     """Before minutes of work, not after: the repository and each model in it take new folders."""
     for folder in (repository, *(path.parent for path in repository.glob("*/config.pbtxt"))):
         tempfile.TemporaryFile(dir=folder).close()
-
-
-def _not_writable(repository: Path, error: OSError) -> RepositoryError:
-    return RepositoryError(
-        f"{repository} cannot be written: {error.strerror}",
-        hint="choose another --repository or its permissions",
-    )
-
-
-def _staging_parent(repository: Path) -> Path:
-    """Beside the repository: Triton takes any folder inside it for a model. A repository that is a mount
-    point has another file system beside it; there a server must not start while an export is running."""
-    parent = repository.resolve().parent
-    beside = parent.stat().st_dev == repository.stat().st_dev and os.access(parent, os.W_OK)
-    return parent if beside else repository
 
 
 def write(
@@ -155,6 +126,7 @@ def write(
         OSError: the disk is full or the repository cannot be written; what was served still is.
     """
     staged = work / "publish"
+    history = served_before(repository, releases[-1].network)
     published: list[Published] = []
     renewed: list[Manifest] = []
     for release in releases:
@@ -187,6 +159,7 @@ def write(
     for model in configs:
         if (staged / model).exists():
             (staged / model / "config.pbtxt").replace(repository / model / "config.pbtxt")
+    record_served(repository, published[-1].network, published[-1].version, history)
     return published
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 
 from serving import probe
+from serving.inspection import inspect
 from serving.wheel import Wheel, find_wheel
 from shoal.errors import RepositoryError, ServerError, UsageError
 from shoal.manifest import manifests
@@ -244,9 +245,14 @@ def _check_repository(repository: Path) -> None:
         needs_onnx = backend and backend[1] == "onnxruntime"
         if needs_onnx and not any(config.parent.glob("*/*.onnx")):
             raise RepositoryError(f"{config.parent} has a config but no weights", hint="run: shoal export")
+    known: set[Path] = set()
     for manifest in manifests(repository):
         manifest.check_files(repository)
         manifest.check_partners(repository)
+        known.update(repository / name for name in manifest.files)
+    for path in sorted(repository.glob("*/*/*.onnx")):
+        if path not in known:  # no evidence of ours: at least it must read nothing but its own
+            inspect(path)
 
 
 def _free_ports(ports: Ports) -> Ports:

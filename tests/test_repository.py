@@ -20,12 +20,13 @@ from export import pipeline
 from export.exported import Exported
 from export.pipeline import Outcome, Source, export, prepare, release
 from export.recipe import Recipe
-from export.repository import STAGING, Provenance, write
+from export.repository import Provenance, write
 from export.source import find_checkpoint
 from export.tasks.text import SentenceSimilarity
 from export.verify import Verified
 from shoal.errors import NotProven, RepositoryError
 from shoal.manifest import Manifest, manifests
+from shoal.repository import HISTORY, STAGING
 from tests.conftest import ROOT
 
 
@@ -49,7 +50,7 @@ def test_what_export_writes_is_what_is_committed(repository: Path) -> None:
 
     A server that ran on it may have left bytecode: Triton's stub writes it whatever its environment says.
     """
-    beside = (".onnx", "manifest.json", ".pyc")
+    beside = (".onnx", "manifest.json", ".pyc", HISTORY)
     written = {k: v for k, v in _files(repository).items() if not k.endswith(beside)}
     tracked = subprocess.run(
         ["git", "ls-files", "model_repository"], cwd=ROOT, check=True, capture_output=True, text=True

@@ -73,7 +73,7 @@ def export(
 def verify_published(
     found: Sequence[Manifest], repository: Path, *, eval_data: Path | None, progress: Silent
 ) -> Outcome:
-    """Measure published versions again; see `export.pipeline.verify_published`.
+    """Measure published versions again; see `export.router.verify_published`.
 
     Args:
         found: at least one manifest, all of one model, whose files have been checked.

@@ -20,6 +20,8 @@ _SWITCHES = {
     "enable_mem_arena": "enable_cpu_mem_arena",
     "enable_mem_pattern": "enable_mem_pattern",
 }
+# Said to those who call the model, and nothing to a session; see `export.config.facts_of`.
+FACTS = ("task", "sample")
 PARAMETERS = (*_COUNTS, "execution_mode", *_SWITCHES)
 ACCELERATORS = {"cpu": ("openvino",), "gpu": ("cuda", "tensorrt")}
 # `optimization { graph { level } }`: Triton's numbers, which are not ONNX Runtime's.
@@ -66,7 +68,7 @@ class Settings:
             BadConfig: a parameter, a value or an accelerator is unknown.
         """
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-        unknown = sorted(set(parameters) - set(PARAMETERS))
+        unknown = sorted(set(parameters) - {*PARAMETERS, *FACTS})
         if unknown:
             raise BadConfig(f"unknown parameter {', '.join(unknown)}; known: {', '.join(PARAMETERS)}")
         intra, inter = (_number(parameters, key, range(1025)) for key in _COUNTS)

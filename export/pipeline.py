@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -24,7 +25,7 @@ from export.tasks import task_of
 from export.tasks.heads import Head
 from export.tasks.images import processor_of
 from export.tasks.task import Feed, Outputs, Task
-from export.to_onnx import finish, load_head, network_inputs, to_onnx
+from export.to_onnx import exporter_of, finish, load_head, network_inputs, to_onnx
 from export.tokenization import ImageEncoder, TextEncoder
 from export.verify import Subject
 from shoal import corpus
@@ -119,7 +120,7 @@ def export(
         evidence = verify.measure(source.subject, candidates, eval_data=recipe.eval_data, progress=progress)
         on_evidence(list(evidence.values()))
         proven = verify.verified(candidates, evidence)
-        tools = {"python": python_version()} | {name: metadata.version(name) for name in _TOOLS}
+        tools = {"python": python_version()} | _installed(_TOOLS)
         provenance = Provenance(recipe.name, recipe.to_dict(), checkpoint.describe(), tools)
         with progress.step(f"Write versions to {repository}"):
             releases = [release(item, source) for item in proven]
@@ -158,7 +159,7 @@ def verify_published(
 def build(source: Source, work: Path, progress: Silent) -> dict[str, Exported]:
     """One graph per precision, in the recipe's order."""
     recipe, head = source.recipe, source.head
-    with progress.step("Export to ONNX through optimum"):
+    with progress.step(f"Export to ONNX through {exporter_of(head)}"):
         plain = to_onnx(head, work / "plain.onnx", source.feed(corpus.passages()[:2]))
     made: dict[str, Exported] = {}
     for precision in recipe.precisions:
@@ -205,6 +206,15 @@ def release(verified: verify.Verified, source: Source) -> Release:
     steps = [part.config(1) for part in parts]
     make = partial(config.ensemble_config, recipe, task, steps, config.facts_of(source.checkpoint, task))
     return Release(verified, (*parts, Part(name, {}, make)), network)
+
+
+def _installed(names: Sequence[str]) -> dict[str, str]:
+    """Versions of those that are installed: optimum is not, beside transformers 5."""
+    found = {}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _model_py(module: str) -> str:

@@ -1,4 +1,4 @@
-"""A checkpoint with the head of its task to one ONNX graph, through optimum.
+"""A checkpoint with the head of its task to one ONNX graph, through optimum or through PyTorch's dynamo.
 
 What a task needs is part of the graph: pooling, normalization, probabilities, the names of labels. 384
 floats a text cross the wire, not 384 a token.
@@ -18,8 +18,6 @@ import onnx
 import torch
 import transformers
 from numpy.typing import NDArray
-from optimum.exporters.onnx import export as optimum_export
-from optimum.exporters.tasks import TasksManager
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -30,9 +28,11 @@ from export.tasks.task import Task
 from shoal.errors import ExportError
 
 OPSET = 17
+DYNAMO_OPSET = 18  # the lowest it writes without a conversion
 # Sizes of two samples: what differs between their outputs is free, and its size tells which dimension it is.
 _SAMPLES = ({"rows": 2, "sequences": 3, "tokens": 12}, {"rows": 5, "sequences": 4, "tokens": 15})
 Feed = Mapping[str, NDArray]
+Axes = dict[str, dict[int, str]]
 
 
 def load_head(checkpoint: Checkpoint, task: Task) -> Head:
@@ -87,21 +87,14 @@ def network_inputs(backbone: PreTrainedModel, task: Task) -> tuple[str, ...]:
 
 
 def to_onnx(head: Head, path: Path, feed: Feed) -> Exported:
-    """Export through optimum, which patches what the tracer cannot follow in an architecture.
+    """Export by `exporter_of(head)`.
 
     Args:
         feed: inputs by name, of at least one row; all dimensions but those of a picture become free.
 
     Raises:
-        ExportError: optimum has no exporter for this architecture.
+        ExportError: neither exporter can follow this architecture.
     """
-    config = head.config
-    try:
-        make_config = TasksManager.get_exporter_config_constructor(
-            "onnx", model=head.backbone, task="feature-extraction", library_name="transformers"
-        )
-    except (KeyError, ValueError) as error:
-        raise ExportError(f"optimum has no ONNX exporter for the architecture {config.model_type}") from error
     first, second = (
         {name: torch.from_numpy(_sized(array, sizes)) for name, array in feed.items()} for sizes in _SAMPLES
     )
@@ -109,32 +102,91 @@ def to_onnx(head: Head, path: Path, feed: Feed) -> Exported:
     with torch.inference_mode():
         results = [head(**sample) for sample in (first, second)]
     outputs = {name: _free(*(result[name] for result in results)) for name in head.outputs}
-    base = type(make_config(config))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracers' remarks on transformers' own code
+            exporters = {"optimum": through_optimum, "dynamo": through_dynamo}
+            exporters[exporter_of(head)](head, path, first, inputs, outputs)
+    except Exception as error:  # the tracers raise what they like
+        reason = str(error).strip().splitlines()[0]
+        kind = head.config.model_type
+        raise ExportError(f"the architecture {kind} cannot be exported: {reason}") from error
+    _state_sizes(path, {name: result for name, result in results[0].items()}, outputs)
+    return Exported.read(path)
+
+
+def exporter_of(head: Head) -> str:
+    """`optimum`, where it is installed and knows the architecture, and so patches what a tracer cannot
+    follow; else `dynamo`, PyTorch's own exporter, which is also the one for transformers 5."""
+    return "optimum" if _optimum_config(head) is not None else "dynamo"
+
+
+def _optimum_config(head: Head) -> Any:
+    """optimum's constructor of an export config for an architecture, or None."""
+    try:
+        from optimum.exporters.tasks import TasksManager  # noqa: PLC0415 - not with transformers 5
+    except ImportError:
+        return None
+    try:
+        return TasksManager.get_exporter_config_constructor(
+            "onnx", model=head.backbone, task="feature-extraction", library_name="transformers"
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def through_optimum(
+    head: Head, path: Path, sample: dict[str, torch.Tensor], inputs: Axes, outputs: Axes
+) -> None:
+    """Trace with the patches that optimum has for the architecture.
+
+    Args:
+        sample: inputs to trace with.
+        inputs, outputs: names of the free dimensions of each, by axis.
+    """
+    from optimum.exporters.onnx import export  # noqa: PLC0415 - not with transformers 5
+
+    logging.getLogger("optimum").setLevel(logging.ERROR)
+    base = type(_optimum_config(head)(head.config))
 
     class HeadConfig(base):  # type: ignore[misc, valid-type]
         """The architecture's own config, with the head's inputs and outputs."""
 
         @property
-        def inputs(self) -> dict[str, dict[int, str]]:
+        def inputs(self) -> Axes:
             return inputs
 
         @property
-        def outputs(self) -> dict[str, dict[int, str]]:
+        def outputs(self) -> Axes:
             return outputs
 
         def generate_dummy_inputs(self, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
-            return dict(first)
+            return dict(sample)
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer's remarks on transformers' own code
-            logging.getLogger("optimum").setLevel(logging.ERROR)
-            optimum_export(head, HeadConfig(config, task="feature-extraction"), path, opset=OPSET)
-    except Exception as error:  # the tracer and optimum raise what they like
-        reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"the architecture {config.model_type} cannot be exported: {reason}") from error
-    _state_sizes(path, {name: result for name, result in results[0].items()}, outputs)
-    return Exported.read(path)
+    export(head, HeadConfig(head.config, task="feature-extraction"), path, opset=OPSET)
+
+
+def through_dynamo(
+    head: Head, path: Path, sample: dict[str, torch.Tensor], inputs: Axes, outputs: Axes
+) -> None:
+    """Export the graph that torch.export captures; arguments as `through_optimum`'s."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    free = {
+        name: {axis: torch.export.Dim.DYNAMIC for axis in axes} if name in sample else None
+        for name, axes in inputs.items()
+    }
+    program = torch.onnx.export(
+        head,
+        kwargs=sample,
+        dynamic_shapes=free,
+        input_names=list(sample),
+        output_names=list(outputs),
+        opset_version=DYNAMO_OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None  # noqa: S101 - it is, with dynamo
+    program.save(path)
 
 
 def _sized(array: NDArray, sizes: Mapping[str, int]) -> NDArray:

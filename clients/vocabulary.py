@@ -23,7 +23,7 @@ TABLE_BATCH_SIZE = 256
 Tensor = TypeVar("Tensor")
 Arrays = Mapping[str, NDArray]
 # Columns by name, or a matrix [rows, features].
-Table = Mapping[str, Sequence[Any]] | NDArray
+Table = Mapping[str, Sequence[Any]] | NDArray | Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@
 `AsyncGrpcClient` is its asyncio twin, `HttpClient` speaks HTTP; all raise the errors of `clients.errors`.
 """
 
-from clients.answers import Entity, Found, Label, ZeroShotLabel
+from clients.answers import Entity, Found, Generated, Label, ZeroShotLabel
 from clients.errors import BadInput, ClientError, Overloaded, ServerFault, Timeout, Unavailable, UnknownModel
 from clients.generation import Answer, Part
 from clients.grpc_client import AsyncGrpcClient, GrpcClient
@@ -25,6 +25,7 @@ __all__ = [
     "ClientError",
     "Entity",
     "Found",
+    "Generated",
     "GrpcClient",
     "HttpClient",
     "Label",

@@ -60,6 +60,14 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Generated:
+    """A text that was made of another: `output_tokens` long, the end included."""
+
+    text: str
+    output_tokens: int
+
+
+@dataclass(frozen=True)
 class Call(Generic[Answer]):
     """One request of a task: inputs by name, and what its response's arrays mean, a value a row."""
 
@@ -190,6 +198,23 @@ def rank(query: str, texts: Sequence[str], batch_size: int) -> list[Call[float]]
         )
         for batch in batches(texts, batch_size)
     ]
+
+
+def text_to_text(texts: Sequence[str], max_new_tokens: int | None, batch_size: int) -> list[Call[Generated]]:
+    """Texts to what a model makes of each."""
+
+    def read(arrays: Mapping[str, NDArray]) -> list[Generated]:
+        made, counts = (_output(arrays, name).reshape(-1).tolist() for name in names)
+        return [Generated(text.decode(), count) for text, count in zip(made, counts, strict=True)]
+
+    names = ("generated_text", "num_output_tokens")
+    calls = []
+    for batch in batches(texts, batch_size):
+        inputs = text_array(batch)
+        if max_new_tokens is not None:
+            inputs["max_new_tokens"] = np.full((len(batch), 1), max_new_tokens, np.int32)
+        calls.append(Call(inputs, read))
+    return calls
 
 
 def _rows(arrays: Mapping[str, NDArray], kind: type, *names: str) -> list[list[Any]]:

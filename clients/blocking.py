@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients import answers
-from clients.answers import Call, Entity, Found, Label, ZeroShotLabel
+from clients.answers import Call, Entity, Found, Generated, Label, ZeroShotLabel
 from clients.chat import ChatTemplate, Message
 from clients.generation import Answer, Part, flags_of, joined, request_arrays
 from clients.vocabulary import (
@@ -247,6 +247,22 @@ class BlockingClient(ABC):
         """What a regression says of each row of a table, float32 [rows, outputs]; see `classify_rows`."""
         rows = self._ask(model, answers.predict(table, batch_size), timeout)
         return np.stack(rows)
+
+    def text_to_text(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str,
+        max_new_tokens: int | None = None,
+        timeout: float | None = None,
+        batch_size: int = 8,
+    ) -> list[Generated]:
+        """What an encoder-decoder (a translation, a summary, ...) makes of each text; see `classify`.
+
+        Args:
+            max_new_tokens: longest answer, where it should be shorter than the model's own.
+        """
+        return self._ask(model, answers.text_to_text(texts, max_new_tokens, batch_size), timeout)
 
     def _ask(self, model: str, calls: Sequence[Call[T]], timeout: float | None) -> list[T]:
         """Send each request, and join what they give."""

@@ -15,7 +15,7 @@ import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
 
 from clients import answers
-from clients.answers import Call, Entity, Found, Label, ZeroShotLabel
+from clients.answers import Call, Entity, Found, Generated, Label, ZeroShotLabel
 from clients.blocking import BlockingClient
 from clients.errors import ClientError, translated
 from clients.generation import (
@@ -350,6 +350,18 @@ class AsyncGrpcClient:
         """See `BlockingClient.predict`."""
         rows = await self._ask(model, answers.predict(table, batch_size), timeout)
         return np.stack(rows)
+
+    async def text_to_text(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str,
+        max_new_tokens: int | None = None,
+        timeout: float | None = None,
+        batch_size: int = 8,
+    ) -> list[Generated]:
+        """See `BlockingClient.text_to_text`."""
+        return await self._ask(model, answers.text_to_text(texts, max_new_tokens, batch_size), timeout)
 
     async def _ask(self, model: str, calls: Sequence[Call[T]], timeout: float | None) -> list[T]:
         """Send the requests, up to 8 at once, and join what they give, in order."""

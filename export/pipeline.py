@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from export import config, verify
+from export.compress.apply import compressed
 from export.exported import Exported
 from export.optimize import fuse, fuse_around_matmuls
 from export.outcome import Outcome, disk_errors_named
@@ -24,7 +25,7 @@ from export.source import Checkpoint, find_checkpoint, max_length_of
 from export.tasks import task_of
 from export.tasks.heads import Head
 from export.tasks.images import processor_of
-from export.tasks.task import Feed, Outputs, Task
+from export.tasks.task import Feed, Outputs, Row, Task
 from export.to_onnx import exporter_of, finish, load_head, network_inputs, to_onnx
 from export.tokenization import ImageEncoder, TextEncoder
 from export.verify import Subject
@@ -44,7 +45,8 @@ class Source:
     """A checkpoint that is ready to be exported for a task.
 
     Attributes:
-        head: the PyTorch original.
+        head: what is exported: the PyTorch original, or a smaller copy of it.
+        original: what every version is compared with.
         encode: rows to features, as they will be served.
         inputs: which of the features the network reads.
     """
@@ -53,13 +55,14 @@ class Source:
     checkpoint: Checkpoint
     task: Task
     head: Head
+    original: Head
     encode: TextEncoder | ImageEncoder
     inputs: tuple[str, ...]
 
     @property
     def subject(self) -> Subject:
         """What is measured."""
-        return Subject(self.task, self.checkpoint, as_model(self.head, self.inputs), self.encode)
+        return Subject(self.task, self.checkpoint, as_model(self.original, self.inputs), self.encode)
 
     def feed(self, texts: Sequence[str]) -> dict[str, Any]:
         """The network's inputs, of rows that are made from some texts."""
@@ -90,7 +93,31 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Source:
             (*inputs, *task.features),
             **task.layout_options(checkpoint, length),
         )
-    return Source(recipe, checkpoint, task, head, encode, inputs)
+    return Source(recipe, checkpoint, task, head, head, encode, inputs)
+
+
+def compress(source: Source, progress: Silent) -> tuple[Source, dict[str, Any]]:
+    """The source with a smaller model to export, where its recipe wants one; and what was done.
+
+    Raises:
+        UsageError, ExportError: see `export.compress.apply.compressed`.
+    """
+    if not source.recipe.compresses:
+        return source, {}
+
+    def inputs(rows: Sequence[Row], max_length: int) -> dict[str, Any]:
+        features = source.encode(rows, max_length=max_length)
+        return {name: features[name] for name in source.inputs}
+
+    small, report = compressed(
+        source.head,
+        source.recipe,
+        lambda text: source.task.row(text, 0, source.checkpoint),
+        inputs,
+        progress,
+        weights=source.checkpoint.describe()["sha256"],
+    )
+    return replace(source, head=small), {"compression": report}
 
 
 def export(
@@ -116,8 +143,12 @@ def export(
     with staging(repository) as work, disk_errors_named(repository):
         with progress.step(f"Load {checkpoint.id}"):
             source = prepare(recipe, checkpoint)
+        source, compression = compress(source, progress)
         candidates = build(source, work, progress)
-        evidence = verify.measure(source.subject, candidates, eval_data=recipe.eval_data, progress=progress)
+        notes = dict.fromkeys(candidates, compression)
+        evidence = verify.measure(
+            source.subject, candidates, eval_data=recipe.eval_data, notes=notes, progress=progress
+        )
         on_evidence(list(evidence.values()))
         proven = verify.verified(candidates, evidence)
         tools = {"python": python_version()} | _installed(_TOOLS)
@@ -149,7 +180,11 @@ def verify_published(
             source = prepare(recipe, checkpoint)
         graph = Exported.read(repository / manifest.network / str(manifest.version) / "model.onnx")
         measured = verify.measure(
-            source.subject, {manifest.precision: graph}, eval_data=eval_data, progress=progress
+            source.subject,
+            {manifest.precision: graph},
+            eval_data=eval_data,
+            notes={manifest.precision: manifest.evidence["notes"]},
+            progress=progress,
         )
         evidence.append(measured[manifest.precision])
     versions = [Published(m.network, m.version, m.precision, new=False) for m in found]

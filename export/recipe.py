@@ -36,6 +36,10 @@ class Recipe:
         max_batch_size: most rows in one request and in one batch; None: what suits the task.
         max_sequences: most sequences of tokens in one request: rows times labels, or windows.
         max_text_bytes: longest text in bytes of UTF-8 that is accepted at all.
+        layers, heads, ffn: what stays of the transformer: so many layers, and this share of its attention
+            heads and of the columns of its feed-forward blocks; None: all.
+        distill_steps: steps of training in which the smaller model learns to match the original; 0: none.
+        distill_text: what it learns from, UTF-8, one text a line; None: sample text.
         eval_data: labelled data in the task's own form, for its metric as part of the evidence.
     """
 
@@ -48,6 +52,11 @@ class Recipe:
     max_batch_size: int | None = None
     max_sequences: int = 64
     max_text_bytes: int = 32_768
+    layers: int | None = None
+    heads: float | None = None
+    ffn: float | None = None
+    distill_steps: int = 0
+    distill_text: Path | None = None
     eval_data: Path | None = None
 
     def __post_init__(self) -> None:
@@ -65,12 +74,28 @@ class Recipe:
         for key, value, least in (
             ("max_batch_size", self.max_batch_size, 1),
             ("max_sequences", self.max_sequences, 1),
+            ("layers", self.layers, 1),
+            ("distill_steps", self.distill_steps, 0),
             ("max_length", self.max_length, 4),
             ("max_text_bytes", self.max_text_bytes, 1),
             ("length_buckets", self.length_buckets[0], 1),
         ):
             if value is not None and value < least:
                 raise UsageError(f"{key} is {value}, it must be at least {least}")
+
+        for key, share in (("heads", self.heads), ("ffn", self.ffn)):
+            if share is not None and not 0 < share <= 1:
+                raise UsageError(f"{key} is {share}, it must be a share above 0 and at most 1")
+        if self.distill_text and not self.distill_steps:
+            raise UsageError("distill_text is given and distill_steps is not", hint="e.g. 300 steps")
+        if self.distill_steps and not self.compresses:
+            hint = "say what stays, e.g. layers"
+            raise UsageError("distill_steps trains a smaller model, and nothing is to be smaller", hint=hint)
+
+    @property
+    def compresses(self) -> bool:
+        """Whether the model is made smaller than the checkpoint's."""
+        return (self.layers, self.heads, self.ffn) != (None, None, None)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -130,6 +155,7 @@ _KINDS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "str": (str, str),
     "int": (int, int),
     "bool": (bool, bool),
+    "float": (int | float, float),
     "Path": (str | Path, Path),
     "tuple[str, ...]": (list | tuple, tuple),
     "tuple[int, ...]": (list | tuple, tuple),

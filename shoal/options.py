@@ -42,6 +42,16 @@ TrustPickle = Annotated[
         " *.skops with unknown types.",
     ),
 ]
+Layers = Annotated[int | None, typer.Option(help="Prune: this many layers stay.")]
+Heads = Annotated[
+    float | None, typer.Option(help="Prune: this share of the attention heads stays, e.g. 0.5.")
+]
+Ffn = Annotated[float | None, typer.Option(help="Prune: this share of the feed-forward columns stays.")]
+Distill = Annotated[
+    int | None,
+    typer.Option(help="Steps in which the pruned model learns to match the original, e.g. 300."),
+]
+DistillText = Annotated[Path | None, typer.Option(help="What it learns from: UTF-8, one text a line.")]
 MaxLength = Annotated[
     int | None,
     typer.Option(

@@ -44,9 +44,17 @@ def evidence_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     if "answer_match" in rows[0]:
         return _text2text_table(rows, title)
     scored = any(row["score"] is not None for row in rows)
-    ranks = any(row["agreement"] is not None for row in rows)
+    smaller = any("compression" in row["notes"] for row in rows)
+    embeds = rows[0]["task"] == "sentence-similarity"
+    closeness = "agreement" if smaller or not embeds else "min_cosine"
     metric = f"{rows[0]['metric']} ({rows[0]['reference_score']:.2f})" if scored else ""
-    columns = ["precision", "#MB", "#max |Δ|", "#agree" if ranks else "#min cos", "#batch inv."]
+    columns = [
+        "precision",
+        "#MB",
+        "#max |Δ|",
+        "#min cos" if closeness == "min_cosine" else "#agree",
+        "#batch inv.",
+    ]
     made = table(
         title,
         [*columns, "#ms ×1", "#rows/s ×32", *([f"#{metric}"] if scored else []), "verdict"],
@@ -57,7 +65,7 @@ def evidence_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
             row["precision"],
             f"{row['size_bytes'] / 1e6:.1f}",
             f"{row['max_abs_diff']:.1e}",
-            f"{row['agreement']:.1%}" if ranks else f"{row['min_cosine']:.5f}",
+            "" if row[closeness] is None else f"{row[closeness]:.5f}",
             f"{row['batch_invariance']:.5f}",
             f"{row['latency_ms']:.2f}",
             f"{row['throughput']:.0f}",

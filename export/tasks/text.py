@@ -215,7 +215,7 @@ def in_order(answers: Any, rows: Sequence[Row], chosen: Any) -> NDArray:
     return np.stack([found[index] for index in range(len(rows))])
 
 
-def spearman(found: NDArray, wanted: Sequence[float]) -> float:
+def spearman(found: NDArray, wanted: Sequence[float] | NDArray) -> float:
     """Spearman's rank correlation x100."""
     from scipy.stats import spearmanr  # noqa: PLC0415 - slow to import, rarely needed
 

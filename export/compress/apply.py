@@ -1,0 +1,91 @@
+"""A smaller model from a recipe: pruned, then taught by the original, with a report for the evidence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from export.compress.distill import Settings, distill
+from export.compress.prune import prune
+from export.compress.texts import read_texts
+from export.recipe import Recipe
+from export.tasks.heads import Head
+from export.tasks.task import Row
+from shoal import corpus
+from shoal.paths import cache_dir
+from shoal.progress import Silent
+
+IMPORTANCE_TEXTS = 64  # on which it is measured what is needed least
+BATCH = 8
+MAX_TOKENS = 64
+
+# Rows to the network's inputs: (rows, max_length=tokens).
+Encode = Callable[..., Mapping[str, NDArray]]
+
+
+def compressed(
+    head: Head,
+    recipe: Recipe,
+    row: Callable[[str], Row],
+    encode: Encode,
+    progress: Silent,
+    *,
+    weights: Mapping[str, str],
+) -> tuple[Head, dict[str, Any]]:
+    """A copy of a model with fewer layers, heads and columns, as the recipe wants it; the model stays.
+
+    A training that was stopped goes on where it was: its state is kept in the cache, by what it depends on.
+
+    Args:
+        row: a row of the task's input made from a text.
+        encode: rows to the network's inputs.
+        weights: hashes of the checkpoint's files.
+
+    Returns:
+        The smaller model, and what was done, as plain JSON types.
+
+    Raises:
+        UsageError: there is too little text, or the recipe asks for more than there is.
+        ExportError: the architecture is not known.
+    """
+
+    def inputs(texts: Sequence[str], max_length: int = MAX_TOKENS) -> Mapping[str, NDArray]:
+        return encode([row(text) for text in texts], max_length=max_length)
+
+    texts = corpus.passages()[:IMPORTANCE_TEXTS]
+    feeds = [inputs(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
+    small, pruned = prune(
+        head, feeds, layers=recipe.layers, heads=recipe.heads, ffn=recipe.ffn, progress=progress
+    )
+    report: dict[str, Any] = {"pruned": pruned, "parameters": [count(head), count(small)]}
+    if recipe.distill_steps:
+        teaching = read_texts(recipe.distill_text) if recipe.distill_text else list(corpus.passages())
+        settings = Settings(steps=recipe.distill_steps)
+        report["distilled"] = distill(
+            head,
+            small,
+            teaching,
+            inputs,
+            settings=settings,
+            folder=_state_folder(recipe, weights),
+            progress=progress,
+        )
+    return small, report
+
+
+def count(module: torch.nn.Module) -> int:
+    """Parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _state_folder(recipe: Recipe, weights: Mapping[str, str]) -> Path:
+    keys = ("task", "layers", "heads", "ffn", "distill_steps", "distill_text")
+    settings = {key: value for key, value in recipe.to_dict().items() if key in keys}
+    name = json.dumps([settings, dict(weights)], sort_keys=True)
+    return cache_dir() / "distill" / hashlib.sha256(name.encode()).hexdigest()[:16]

@@ -44,7 +44,7 @@ Client = GrpcClient | HttpClient
 ARCHITECTURES = {
     "t5": ("T5ForConditionalGeneration", {"spread": 2.0, "feed_forward_proj": "gated-gelu"}),
     "bart": ("BartForConditionalGeneration", {}),
-    "marian": ("MarianMTModel", {}),
+    "marian": ("MarianMTModel", {"spread": 8.0}),
 }
 SEARCHES: dict[str, dict[str, Any]] = {
     "greedy": {},

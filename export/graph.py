@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from onnxruntime.transformers.onnx_model import OnnxModel
 
 CONTRIB = "com.microsoft"
+_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
 class Graph:
@@ -20,11 +21,12 @@ class Graph:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
+        _constants_to_initializers(model.graph)
         self.constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
         self.producer = {name: node for node in model.graph.node for name in node.output}
         self.consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in model.graph.node:
-            for name in node.input:
+            for name in _read_by(node):
                 self.consumers[name].append(node)
         self._added: list[onnx.NodeProto] = []
         self._dropped: set[str] = set()  # a value has one producer, so its name identifies the node
@@ -104,14 +106,15 @@ class Graph:
             if node.op_type == "MultiHeadAttention" and self._dropped.issuperset(node.input[:3]):
                 node.input[3] = ""
         del graph.node[:]
-        graph.node.extend(_read_by_somebody(nodes + self._added, {value.name for value in graph.output}))
-        used = {name for node in graph.node for name in node.input}
+        wanted = {value.name for value in graph.output}
+        graph.node.extend(_in_order(_read_by_somebody(nodes + self._added, wanted)))
+        used = {name for node in graph.node for name in _read_by(node)}
+        used.update(value.name for value in graph.output)
         weights = [weight for weight in graph.initializer if weight.name in used]
         del graph.initializer[:]
         graph.initializer.extend(weights)
         if not any(entry.domain == CONTRIB for entry in self.model.opset_import):
             self.model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
-        OnnxModel(self.model).topological_sort()
         return self.model
 
     def save(self, path: Path) -> None:
@@ -128,5 +131,42 @@ def _read_by_somebody(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onn
         index = pending.pop()
         if index not in alive:
             alive.add(index)
-            pending.extend(producer[name] for name in nodes[index].input if name in producer)
+            pending.extend(producer[name] for name in _read_by(nodes[index]) if name in producer)
     return [node for index, node in enumerate(nodes) if index in alive]
+
+
+def _in_order(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes, each behind those whose values it reads."""
+    producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    behind = {
+        index: [producer[name] for name in _read_by(node) if name in producer]
+        for index, node in enumerate(nodes)
+    }
+    return [nodes[index] for index in TopologicalSorter(behind).static_order()]
+
+
+def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of the values that a node reads, itself or in the branches of an `If` or the body of a `Loop`."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs) if attribute.type in _GRAPHS else ():
+            own = {name for child in inner.node for name in child.output}
+            own.update(value.name for value in (*inner.input, *inner.initializer))
+            for child in inner.node:
+                yield from (name for name in _read_by(child) if name not in own)
+            # A branch may hand an outer value on as it is.
+            yield from (value.name for value in inner.output if value.name not in own)
+
+
+def _constants_to_initializers(graph: onnx.GraphProto) -> None:
+    """Tensors that the tracer wrote as `Constant` nodes, where every reader looks for them."""
+    kept = []
+    for node in graph.node:
+        tensors = [a.t for a in node.attribute if a.name == "value"] if node.op_type == "Constant" else []
+        if not tensors:
+            kept.append(node)
+        for tensor in tensors:
+            graph.initializer.add().CopyFrom(tensor)
+            graph.initializer[-1].name = node.output[0]
+    del graph.node[:]
+    graph.node.extend(kept)

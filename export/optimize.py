@@ -20,7 +20,7 @@ def fuse(exported: Exported, path: Path, config: Any) -> Exported:
     """The fp32 version: one Attention operator a layer, projections inside it.
 
     Args:
-        config: the transformers config: `num_attention_heads` and `hidden_size` are read.
+        config: the transformers config.
     """
     return _run(exported, path, config, FusionOptions("bert"))
 
@@ -37,13 +37,22 @@ def fuse_around_matmuls(exported: Exported, path: Path, config: Any) -> Exported
 
 def _run(exported: Exported, path: Path, config: Any, options: FusionOptions) -> Exported:
     logging.getLogger("onnxruntime.transformers").setLevel(logging.ERROR)
+    heads, width = _attention_sizes(config)
     model = optimizer.optimize_model(
         str(exported.path),
         model_type="bert",
-        num_heads=config.num_attention_heads,
-        hidden_size=config.hidden_size,
+        num_heads=heads,
+        hidden_size=width,
         optimization_options=options,
         opt_level=0,  # no optimization by a session: that would bake in this machine
     )
     model.save_model_to_file(str(path))
     return Exported.read(path)
+
+
+def _attention_sizes(config: Any) -> tuple[int, int]:
+    """Heads and width of every attention; zeros where there is none or they differ: the graph then tells."""
+    own = getattr(config, "vision_config", config)
+    heads, width = (getattr(own, name, 0) for name in ("num_attention_heads", "hidden_size"))
+    known = isinstance(heads, int) and isinstance(width, int) and heads > 0 and width % heads == 0
+    return (heads, width) if known else (0, 0)

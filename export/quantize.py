@@ -32,6 +32,7 @@ from onnx import helper
 
 from export.exported import Exported
 from export.graph import CONTRIB, Graph
+from shoal.errors import ExportError
 from shoal.machine import available_cpus
 from shoal.progress import Silent
 
@@ -66,6 +67,9 @@ def quantize_int8(
         fused: from `optimize.fuse_around_matmuls`.
         path: where the result is written.
         calibration: inputs of the graph by name; int64 [..., tokens] of a text's, with an `attention_mask`.
+
+    Raises:
+        ExportError: there is nothing to quantize, as in a network of convolutions.
     """
     model = onnx.load(fused.path)
     graph = Graph(model)
@@ -74,6 +78,8 @@ def quantize_int8(
         weight = graph.constants.get(node.input[1]) if node.op_type == "MatMul" else None
         if weight is not None and weight.ndim == 2:
             groups[node.input[0]].append(node)
+    if not groups:
+        raise ExportError("the graph has no product with a constant matrix", hint="--precision fp32")
     ranges = _observe(fused.path, list(groups), calibration, progress or Silent())
     for activation, products in groups.items():
         _quantize_group(graph, activation, products, ranges[activation])

@@ -18,6 +18,8 @@ from shoal.manifest import sha256
 
 # What is fetched from a hub: configuration, tokenizer, safetensors. Never pickled weights, never code.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*/config.json"]
+# Models that keep the first two positions for padding.
+_OFFSET = ("camembert", "data2vec-text", "ibert", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta")
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,8 @@ def max_length_of(checkpoint: Checkpoint) -> int:
     """Longest input in tokens, as the checkpoint's files state it."""
     config = checkpoint.config
     limit = int(config.get("max_position_embeddings") or 512)
-    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        limit -= 2  # these models keep the first two positions for padding
+    if config.get("model_type") in _OFFSET:
+        limit -= 2
     transformer = read_json(checkpoint.folder / "sentence_bert_config.json", {})
     tokenizer = read_json(checkpoint.folder / "tokenizer_config.json", {})
     stated = transformer.get("max_seq_length") or tokenizer.get("model_max_length")

@@ -65,8 +65,15 @@ def load_head(checkpoint: Checkpoint, task: Task) -> Head:
 
 
 def _check_architecture(checkpoint: Checkpoint, task: Task) -> None:
-    """Refuse another task's head: its weights may have the names and the shapes of the one that is wanted."""
-    architecture = str((checkpoint.config.get("architectures") or [""])[0])
+    """Refuse code that comes with the checkpoint, and another task's head, whose weights may have the names
+    and the shapes of the one that is wanted."""
+    config = checkpoint.config
+    architecture = str((config.get("architectures") or [""])[0])
+    if "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING:
+        raise ExportError(
+            f"{checkpoint.id} is a {architecture}, whose code comes with the checkpoint and is not run",
+            hint="choose an architecture that transformers has itself",
+        )
     wanted = task.auto.removeprefix("AutoModel")
     other = "For" in architecture and not architecture.endswith("ForPreTraining")
     if wanted and other and not architecture.endswith(wanted):

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from export.exported import Exported
+from export.graph import Graph
 from export.quantize import quantize_int8
+from shoal.errors import ExportError
 
 WIDTH = 16
 
@@ -90,3 +92,60 @@ def test_never_sees_its_neighbours(
     alone = sessions[1].run(None, _feed(np.array([row])))[0][0]
     together = sessions[1].run(None, _feed(np.vstack([row, others])))[0][0]
     np.testing.assert_allclose(alone, together, rtol=0, atol=1e-5 * np.abs(alone).max())
+
+
+def test_a_graph_without_products_is_refused(tmp_path: Path) -> None:
+    exported = _graph(tmp_path / "fp32.onnx")
+    model = onnx.load(exported.path)
+    model.graph.output[0].name = "normed"  # ends before the first product
+    del model.graph.node[2:]
+    onnx.save(model, exported.path)
+    with pytest.raises(ExportError, match="no product with a constant matrix .--precision fp32"):
+        quantize_int8(exported, tmp_path / "int8.onnx", [_feed(np.arange(50).reshape(5, 10))])
+
+
+def test_constants_of_nodes_and_values_read_in_branches_are_kept(tmp_path: Path) -> None:
+    """As the tracer writes DeBERTa and ModernBERT."""
+    exported = _graph(tmp_path / "fp32.onnx")
+    model = onnx.load(exported.path)
+    graph = model.graph
+    beta = next(index for index, weight in enumerate(graph.initializer) if weight.name == "beta")
+    constant = helper.make_node("Constant", [], ["beta"], value=graph.initializer[beta])
+    del graph.initializer[beta]
+    float32 = onnx.TensorProto.FLOAT
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node("Add", [name, "residual"], [f"{name}_sum"])],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_sum", float32, None)],
+        )
+        for name in ("normed", "shrunk")
+    }
+    chosen = helper.make_node(
+        "If",
+        ["yes"],
+        ["chosen"],
+        then_branch=branches["normed_branch"],
+        else_branch=branches["shrunk_branch"],
+    )
+    last = graph.node.pop()
+    last.input[0] = "chosen"
+    graph.node.insert(0, constant)
+    graph.node.extend([chosen, last])
+    graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    onnx.save(model, exported.path)
+    feed = _feed(np.arange(50).reshape(5, 10))
+    quantized = quantize_int8(exported, tmp_path / "int8.onnx", [feed])
+    expected, got = (
+        onnxruntime.InferenceSession(str(each.path)).run(None, feed)[0] for each in (exported, quantized)
+    )
+    assert np.abs(got - expected).max() / np.abs(expected).max() < 0.03
+
+
+def test_nodes_are_put_behind_what_they_read() -> None:
+    float32 = onnx.TensorProto.FLOAT
+    nodes = [helper.make_node("Neg", ["b"], ["c"]), helper.make_node("Neg", ["a"], ["b"])]
+    values = [helper.make_tensor_value_info(name, float32, [1]) for name in ("a", "c")]
+    made = Graph(helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:]))).finish()
+    assert [node.output[0] for node in made.graph.node] == ["b", "c"]

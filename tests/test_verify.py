@@ -9,7 +9,7 @@ import pytest
 
 from export.exported import Exported
 from export.pipeline import Outcome
-from export.verify import Evidence, Verified
+from export.verify import Evidence, Verified, verified
 from shoal.errors import NotProven
 
 GOOD = Evidence(
@@ -57,3 +57,12 @@ def test_both_precisions_of_the_default_model_are_proven(exported: tuple[Path, O
         assert entry.batch_invariance > 0.9999
         assert not entry.failures
     assert evidence["int8"].size_bytes < evidence["fp32"].size_bytes
+
+
+def test_nothing_is_published_of_a_wrong_graph(repository: Path) -> None:
+    """INT8's tolerance is wide enough for a graph that is a little wrong before it is quantized."""
+    graph = Exported.read(repository / "minilm_encoder" / "1" / "model.onnx")
+    wrong = dataclasses.replace(GOOD, precision="fp32", max_abs_diff=0.01)
+    assert verified({"int8": graph}, {"int8": GOOD})
+    with pytest.raises(NotProven, match="fp32: .*difference 0.01 > 0.0001; int8: made from the same graph"):
+        verified({"fp32": graph, "int8": graph}, {"fp32": wrong, "int8": GOOD})

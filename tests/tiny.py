@@ -24,6 +24,8 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 64,
     "max_position_embeddings": 160,
 }
+# Two positions stand before the first token in these.
+OFFSET = ("roberta", "xlm-roberta", "camembert", "data2vec-text")
 
 
 @cache
@@ -90,20 +92,12 @@ def make(folder: Path, architecture: str, *, seed: int = 0, **config: Any) -> Pa
     """
     kind = getattr(transformers, architecture)
     family = kind.config_class.model_type
-    bytes_ = family in ("roberta", "xlm-roberta", "modernbert", "gte")
-    # Two positions stand before the first token in these.
-    extra = (
-        {"max_position_embeddings": 162, "type_vocab_size": 1} if family in ("roberta", "xlm-roberta") else {}
-    )
+    bytes_ = family in (*OFFSET, "modernbert", "gte")
+    extra = {"max_position_embeddings": 162, "type_vocab_size": 1} if family in OFFSET else {}
     tokens = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
     values = SIZES | ({**extra, **tokens} if bytes_ else {"pad_token_id": 0}) | config
     torch.manual_seed(seed)
-    model = kind(kind.config_class(**values)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # random models are nearly constant: spread their answers
-            if parameter.dim() == 2:
-                parameter.mul_(SPREAD)
-    model.save_pretrained(folder, safe_serialization=True)
+    save(kind(kind.config_class(**values)), folder)
     raw = byte_level() if bytes_ else wordpiece()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(raw),
@@ -147,18 +141,61 @@ def make_encoder_decoder(folder: Path, architecture: str, *, spread: float = SPR
 
 def make_vit(folder: Path, **config: Any) -> Path:
     """A random vision transformer with an image processor that resizes, crops and normalizes."""
+    return make_image(folder, "ViTForImageClassification", **VISION, **config)
+
+
+VISION = {k: v for k, v in SIZES.items() if k not in ("vocab_size", "max_position_embeddings")} | {
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+def make_image(
+    folder: Path,
+    architecture: str,
+    *,
+    processor: str = "ViTImageProcessor",
+    spread: float = SPREAD,
+    **config: Any,
+) -> Path:
+    """Write a random image classifier and the settings of its image processor, for 32 x 32 pixels.
+
+    Args:
+        processor: transformers' class.
+        spread: see `save`.
+        config: of the model.
+    """
     torch.manual_seed(0)
-    sizes = {
-        key: value for key, value in SIZES.items() if key not in ("vocab_size", "max_position_embeddings")
-    }
-    made = transformers.ViTForImageClassification(
-        transformers.ViTConfig(**sizes, image_size=32, patch_size=8, **config)
-    ).eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(SPREAD)
-    made.save_pretrained(folder, safe_serialization=True)
-    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor.to_dict()))
+    kind = getattr(transformers, architecture)
+    save(kind(kind.config_class(**config)), folder, spread)
+    make_processor = getattr(transformers, processor)
+    sides = {"height": 32, "width": 32}
+    whole = "shortest_edge" not in make_processor().size
+    prepared = make_processor(size=sides if whole else {"shortest_edge": 32}, crop_size=sides)
+    (folder / "preprocessor_config.json").write_text(json.dumps(prepared.to_dict()))
     return folder
+
+
+def make_decoder(folder: Path, architecture: str, **config: Any) -> Path:
+    """Write a random decoder with a byte-level tokenizer.
+
+    Args:
+        config: beside, or instead of, `SIZES` with two heads of keys and values.
+    """
+    torch.manual_seed(0)
+    kind = getattr(transformers, architecture)
+    sizes = {"hidden_size": 64, "max_position_embeddings": 1024, "num_key_value_heads": 2}
+    tokens = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+    save(kind(kind.config_class(**SIZES | sizes | tokens | config)), folder)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(byte_level()), **BYTE_LEVEL)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save(model: Any, folder: Path, spread: float = SPREAD) -> None:
+    """Write a random model, its matrices multiplied by `spread`: as they are, its answers hardly differ."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(spread)
+    model.eval().save_pretrained(folder, safe_serialization=True)

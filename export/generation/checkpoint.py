@@ -145,7 +145,11 @@ def _correct_tokenizer(path: Path, said: dict[str, Any]) -> None:
 
 
 def decoder_settings(checkpoint: Checkpoint) -> DecoderSettings:
-    """Read `config.json`, `generation_config.json` and the tokenizer's files."""
+    """Read `config.json`, `generation_config.json` and the tokenizer's files.
+
+    Raises:
+        ExportError: one cannot be read, or does not state how long a text may be.
+    """
     folder = checkpoint.folder
     config = checkpoint.config
     generation = _read(folder / "generation_config.json", {})
@@ -158,9 +162,12 @@ def decoder_settings(checkpoint: Checkpoint) -> DecoderSettings:
         template = next((entry["template"] for entry in template if entry["name"] == "default"), "")
     begin = tokenizer.get("bos_token") or ""
     begin = begin["content"] if isinstance(begin, dict) else begin
+    context = config.get("max_position_embeddings") or config.get("n_positions")
+    if not context:
+        raise ExportError(f"{checkpoint.id} does not state its max_position_embeddings")
     adds = _read(folder / "tokenizer.json").get("post_processor") is not None
     return DecoderSettings(
-        context=int(config["max_position_embeddings"]),
+        context=int(context),
         ends=tuple(ends) if isinstance(ends, list) else () if ends is None else (int(ends),),
         begin=begin if adds else "",
         chat_template=template,

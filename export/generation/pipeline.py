@@ -168,9 +168,15 @@ def load_original(checkpoint: Checkpoint) -> PreTrainedModel:
         ExportError: transformers cannot load it.
     """
     transformers_logging.set_verbosity_error()
+    # PyTorch's fused attention leaves out the cap on attention scores that Gemma 2 was trained with.
+    capped = checkpoint.config.get("attn_logit_softcapping")
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+            checkpoint.folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            attn_implementation="eager" if capped else None,
         )
     except Exception as error:  # transformers and safetensors raise what they like
         reason = str(error).strip().splitlines()[0]

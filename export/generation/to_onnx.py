@@ -25,6 +25,7 @@ import onnx
 from onnx import helper
 
 from export.exported import Exported
+from export.generation.attention import correct_attention, for_builder, load_config
 from export.graph import Graph
 from serving.generation.runner import mover_of
 from shoal.errors import ExportError
@@ -46,12 +47,13 @@ def to_onnx(checkpoint: Path, path: Path, precision: str = "fp32") -> Exported:
         precision: one of `BUILDS`.
 
     Raises:
-        ExportError: the builder does not know the architecture, or failed.
+        ExportError: the builder does not know the architecture, or failed, or no kernel runs its graph.
     """
     made = path.parent / f"{path.stem}-builder"
     kind, provider = BUILDS[precision]
+    source = for_builder(checkpoint, path.parent / f"{path.stem}-source")
     command = [
-        *(sys.executable, str(_builder()), "-i", str(checkpoint), "-o", str(made), "-p", kind),
+        *(sys.executable, str(_builder()), "-i", str(source), "-o", str(made), "-p", kind),
         *("-e", provider, "-c", str(made / "cache"), "--extra_options", "hf_token=false"),
     ]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -59,13 +61,18 @@ def to_onnx(checkpoint: Path, path: Path, precision: str = "fp32") -> Exported:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise ExportError(
-            f"the model builder cannot export {checkpoint}: {lines[-1] if lines else '(silent)'}"
-        )
+        reason = lines[-1] if lines else "(silent)"
+        if reason.startswith("NotImplementedError"):
+            (architecture, *_) = load_config(checkpoint).architectures
+            reason = f"it does not know the architecture {architecture}"
+        raise ExportError(f"the model builder cannot export {checkpoint}: {reason}")
     model = onnx.load(made / "model.onnx")
     settings = json.loads((made / "genai_config.json").read_text())
+    correct_attention(model, load_config(checkpoint))
     for_serving(model, settings["model"]["decoder"]["head_size"])
     shutil.rmtree(made)
+    if source != checkpoint:
+        shutil.rmtree(source)
     save(model, path)
     if provider == "cuda":
         save_mover(model, mover_of(path))

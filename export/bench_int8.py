@@ -34,7 +34,7 @@ def main() -> None:
     source = pipeline.prepare(recipe, checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        graphs = pipeline.build(source, work, progress)
+        graphs, _ = pipeline.build(source, work, progress)
         with progress.step("Quantize plainly, for comparison"):
             quantize_dynamic(
                 work / "plain.onnx", work / "dynamic.onnx", weight_type=QuantType.QInt8, per_channel=True

@@ -94,6 +94,14 @@ class Graph:
         """Whether a node multiplies an activation with a constant matrix."""
         return node is not None and node.op_type == "MatMul" and node.input[1] in self.constants
 
+    def products(self) -> dict[str, list[onnx.NodeProto]]:
+        """The products with a constant matrix, by the activation they read."""
+        groups: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in self.model.graph.node:
+            if self.is_product(node) and self.constants[node.input[1]].ndim == 2:
+                groups[node.input[0]].append(node)
+        return dict(groups)
+
     def drop(self, node: onnx.NodeProto) -> None:
         """Leave a node out."""
         self._dropped.update(name for name in node.output if name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 
-from export import config, verify
+from export import config, precisions, verify
 from export.compress.apply import compressed
+from export.device import require_gpu
 from export.exported import Exported
-from export.optimize import fuse, fuse_around_matmuls
 from export.outcome import Outcome, disk_errors_named
-from export.quantize import quantize_int8
-from export.recipe import Recipe
+from export.recipe import ON_GPU, Recipe
 from export.repository import Part, Provenance, Published, Release, staging, write
 from export.source import Checkpoint, find_checkpoint, max_length_of
 from export.tasks import task_of
@@ -35,8 +34,6 @@ from shoal.machine import available_cpus
 from shoal.manifest import Manifest
 from shoal.progress import Silent
 
-CALIBRATION_TEXTS = 64
-CALIBRATION_BATCH = 8
 _TOOLS = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "tokenizers", "numpy")
 
 
@@ -139,13 +136,14 @@ def export(
         RepositoryError: the repository cannot be written or its disk is full; nothing was changed.
     """
     progress = progress or Silent()
+    require_gpu([precision for precision in recipe.precisions if precision in ON_GPU])
     checkpoint = find_checkpoint(recipe.source)
     with staging(repository) as work, disk_errors_named(repository):
         with progress.step(f"Load {checkpoint.id}"):
             source = prepare(recipe, checkpoint)
         source, compression = compress(source, progress)
-        candidates = build(source, work, progress)
-        notes = dict.fromkeys(candidates, compression)
+        candidates, decided = build(source, work, progress)
+        notes = {precision: {**note, **compression} for precision, note in decided.items()}
         evidence = verify.measure(
             source.subject, candidates, eval_data=recipe.eval_data, notes=notes, progress=progress
         )
@@ -167,6 +165,7 @@ def verify_published(
     Args:
         found: at least one manifest, all of one model, whose files have been checked.
     """
+    require_gpu([manifest.precision for manifest in found if manifest.precision in ON_GPU])
     evidence: list[verify.Evidence] = []
     for manifest in found:
         recipe = Recipe.from_dict(manifest.recipe)
@@ -191,29 +190,22 @@ def verify_published(
     return Outcome(tuple(evidence), tuple(versions), source.task.name)
 
 
-def build(source: Source, work: Path, progress: Silent) -> dict[str, Exported]:
-    """One graph per precision, in the recipe's order."""
-    recipe, head = source.recipe, source.head
+def build(
+    source: Source, work: Path, progress: Silent
+) -> tuple[dict[str, Exported], dict[str, precisions.Notes]]:
+    """One graph per precision, in the recipe's order, and what was decided while making it."""
+    head = source.head
     with progress.step(f"Export to ONNX through {exporter_of(head)}"):
         plain = to_onnx(head, work / "plain.onnx", source.feed(corpus.passages()[:2]))
+    # What a precision loses is measured against what it is made from, be that smaller than the original.
+    subject = replace(source, original=head).subject
+    material = precisions.Material(plain, head.config, subject, source.feed, work, progress)
     made: dict[str, Exported] = {}
-    for precision in recipe.precisions:
-        path = work / f"{precision}-bare.onnx"
-        if precision == "fp32":
-            with progress.step("Fuse attention and layer norms"):
-                graph = fuse(plain, path, head.config)
-        else:
-            base = fuse_around_matmuls(plain, work / "fused.onnx", head.config)
-            graph = quantize_int8(base, path, calibration(source), progress)
+    notes: dict[str, precisions.Notes] = {}
+    for precision in source.recipe.precisions:
+        graph, notes[precision] = precisions.MAKERS[precision](material, work / f"{precision}-bare.onnx")
         made[precision] = finish(graph, work / f"{precision}.onnx", head, source.task, source.checkpoint)
-    return made
-
-
-def calibration(source: Source) -> list[Mapping[str, Any]]:
-    """Inputs of the network made from sample text, to quantize on."""
-    texts = corpus.passages()[:CALIBRATION_TEXTS]
-    starts = range(0, CALIBRATION_TEXTS, CALIBRATION_BATCH)
-    return [source.feed(texts[start : start + CALIBRATION_BATCH]) for start in starts]
+    return made, notes
 
 
 def release(verified: verify.Verified, source: Source) -> Release:

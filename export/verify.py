@@ -18,6 +18,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from export.exported import Exported
+from export.recipe import ON_GPU
 from export.source import Checkpoint
 from export.tasks.task import Feed, Outputs, Row, Task
 from export.tasks.text import SentenceSimilarity, spearman
@@ -60,6 +61,10 @@ class Tolerance:
 _EXACT = Tolerance(min_cosine=0.9999, max_abs_diff=1e-4, min_agreement=0.9999)
 # Embeddings have length one, so that differences are absolute and relative at once.
 _CLOSE = Tolerance(min_cosine=0.985, max_abs_diff=0.1, min_agreement=0.97)
+# 16 bits hold 11 significant ones; a GPU's libraries choose another kernel for another batch.
+_HALF = Tolerance(min_cosine=0.999, max_abs_diff=0.02, min_invariance=0.999, min_agreement=0.99)
+# For memory, at an accuracy that a user must want to pay.
+_COARSE = Tolerance(min_cosine=0.95, max_abs_diff=0.15, min_agreement=0.9, max_loss=1.0)
 # One probability near a half may move far while no answer changes: there the answers count.
 _AGREEING = Tolerance(min_cosine=0.0, max_abs_diff=1.0, min_invariance=0.99, min_agreement=0.97, max_loss=1.0)
 
@@ -78,7 +83,9 @@ def tolerance_of(task: str, precision: str, *, smaller: bool = False) -> Toleran
         return _SMALLER
     if precision == "fp32":
         return _EXACT
-    return _CLOSE if task == SentenceSimilarity.name else _AGREEING
+    if task != SentenceSimilarity.name:
+        return _AGREEING
+    return {"fp16": _HALF, "int4": _COARSE}.get(precision, _CLOSE)
 
 
 @dataclass(frozen=True)
@@ -208,15 +215,16 @@ def verified(candidates: Mapping[str, Exported], evidence: Mapping[str, Provable
     return proven
 
 
-def open_session(path: Path) -> Model:
-    """An ONNX graph as a function of its inputs, on the CPUs this process may use.
+def open_session(path: Path, *, gpu: bool = False) -> Model:
+    """An ONNX graph as a function of its inputs, on the CPUs this process may use, or on the first GPU.
 
     Inputs that the graph does not have are left out: features are for the models around it, too.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cpus()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    providers = [*(["CUDAExecutionProvider"] if gpu else []), "CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     inputs = [value.name for value in session.get_inputs()]
     outputs = [value.name for value in session.get_outputs()]
 
@@ -271,9 +279,12 @@ def measure(
     """
     progress = progress or Silent()
     task, reference = subject.task, subject.reference
-    models = {precision: open_session(exported.path) for precision, exported in candidates.items()}
+    models = {
+        precision: open_session(exported.path, gpu=precision in ON_GPU)
+        for precision, exported in candidates.items()
+    }
     cases = _cases(subject)
-    parity = {precision: _Parity() for precision in models}
+    parity = {precision: Parity() for precision in models}
     with progress.step("Compare with the PyTorch original", total=len(cases)) as advance:
         for feed in cases.values():
             expected = task.compared(reference(feed), feed)
@@ -285,7 +296,7 @@ def measure(
         for precision, model in models.items():
             invariance[precision] = batch_invariance(model, subject)
             advance()
-    likeness = _likeness(reference, models, subject) if _is_embedding(task) else {}
+    likeness = _likeness(reference, models, subject) if is_embedding(task) else {}
     speeds = _speeds(models, subject, progress)
     scores: dict[str, float] = {}
     if eval_data is not None:
@@ -313,7 +324,7 @@ def measure(
     }
 
 
-class _Parity:
+class Parity:
     """Differences between vectors and those they should be, gathered over several inputs."""
 
     def __init__(self) -> None:
@@ -354,7 +365,8 @@ def _likeness(reference: Model, models: Mapping[str, Model], subject: Subject) -
     return {name: spearman(similarities(model), expected) / 100 for name, model in models.items()}
 
 
-def _is_embedding(task: Task) -> bool:
+def is_embedding(task: Task) -> bool:
+    """Whether the vectors that are compared are the answer itself, and not scores of answers."""
     return task.name == SentenceSimilarity.name
 
 
@@ -388,7 +400,7 @@ def _cases(subject: Subject) -> dict[tuple[int, int], Feed]:
 def batch_invariance(model: Model, subject: Subject) -> float:
     """How equal a row is alone, unpadded, and in a batch with other, longer rows; see `Evidence`."""
     rows = subject.rows(corpus.texts(min(INVARIANCE_ROWS, subject.task.max_batch_size), seed=1))
-    embeds = _is_embedding(subject.task)
+    embeds = is_embedding(subject.task)
     worst = 1.0
     feed = subject.feed(rows)
     together = model(feed)

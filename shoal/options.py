@@ -30,8 +30,9 @@ Task = Annotated[
 Precision = Annotated[
     list[str] | None,
     typer.Option(
-        help="fp32 or int8, for text generation also int4, and on a GPU fp16 or int4-fp16; repeat for"
-        " several, the last proven is served. Default: all that a CPU can run."
+        help="fp32, int8, int4 or, on a GPU, fp16; int8-dynamic (row by row) and int8-static (standard"
+        " Q/DQ), not for text generation; int4-fp16 on a GPU, only for it. Repeat for several, the last"
+        " proven is served. Default: fp32 and int8, for text generation also int4."
     ),
 ]
 TrustPickle = Annotated[

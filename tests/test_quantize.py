@@ -60,12 +60,14 @@ def _feed(ids: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
-@pytest.fixture(scope="module")
-def sessions(tmp_path_factory: pytest.TempPathFactory) -> tuple[onnxruntime.InferenceSession, ...]:
+@pytest.fixture(scope="module", params=[False, True], ids=["int8", "int8-dynamic"])
+def sessions(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[onnxruntime.InferenceSession, ...]:
     folder = tmp_path_factory.mktemp("quantize")
     exported = _graph(folder / "fp32.onnx")
     calibration = [_feed(np.arange(50).reshape(5, 10))]
-    quantized = quantize_int8(exported, folder / "int8.onnx", calibration)
+    quantized = quantize_int8(exported, folder / "int8.onnx", calibration, dynamic=request.param)
     return tuple(onnxruntime.InferenceSession(str(e.path)) for e in (exported, quantized))
 
 
@@ -75,6 +77,20 @@ def test_every_product_is_int8(tmp_path: Path) -> None:
     kinds = [node.op_type for node in onnx.load(quantized.path).graph.node]
     assert kinds.count("MatMulIntegerToFloat") == 3
     assert "MatMul" not in kinds
+
+
+def test_dynamic_takes_every_scale_from_the_row(tmp_path: Path) -> None:
+    exported = _graph(tmp_path / "fp32.onnx")
+    feeds = [_feed(np.arange(50).reshape(5, 10))]
+    made = [
+        quantize_int8(exported, tmp_path / f"{dynamic}.onnx", feeds, dynamic=dynamic)
+        for dynamic in (False, True)
+    ]
+    scales = [
+        {node.input[1] for node in onnx.load(graph.path).graph.node if node.op_type == "QuantizeLinear"}
+        for graph in made
+    ]
+    assert scales == [{"normed/int8/scale", "int8/row_scale"}, {"int8/row_scale"}]
 
 
 def test_is_close(sessions: tuple[onnxruntime.InferenceSession, ...]) -> None:

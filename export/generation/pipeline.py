@@ -8,12 +8,12 @@ from pathlib import Path
 from platform import python_version
 
 import numpy as np
-import onnxruntime
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from export.device import require_gpu
 from export.exported import Exported
 from export.generation import publish, verify
 from export.generation.checkpoint import decoder_settings, find_decoder
@@ -27,7 +27,6 @@ from export.verify import verified
 from serving.generation.runner import Runner
 from shoal import corpus
 from shoal.errors import ExportError, RepositoryError
-from shoal.machine import gpus
 from shoal.manifest import Manifest
 from shoal.progress import Silent
 
@@ -49,7 +48,7 @@ def export(
     With `engine="vllm"` the layout of Triton's vLLM backend is written instead, without evidence.
     """
     progress = progress or Silent()
-    _check_device(recipe)
+    require_gpu(_on_gpu(recipe))
     with staging(repository) as work, disk_errors_named(repository):
         with progress.step(f"Find {recipe.source}"):
             checkpoint = find_decoder(recipe.source)
@@ -79,7 +78,7 @@ def verify_published(
         found: at least one manifest, all of one model, whose files have been checked.
     """
     recipe = GenerationRecipe.from_dict(found[-1].recipe)
-    _check_device(recipe)
+    require_gpu(_on_gpu(recipe))
     checkpoint = find_decoder(recipe.source)
     weights = checkpoint.describe()["sha256"]
     for manifest in found:
@@ -130,19 +129,9 @@ def _file(work: Path, precision: str) -> Path:
     return folder / "model.onnx"
 
 
-def _check_device(recipe: GenerationRecipe) -> None:
-    """A GPU's graph is measured on a GPU, and nothing is published unmeasured.
-
-    Raises:
-        ExportError: there is none, or this onnxruntime cannot use it.
-    """
-    if not recipe.gpu or recipe.engine == "vllm":
-        return
-    why = "" if gpus() else "there is none"
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        why = "this onnxruntime has no CUDA: install onnxruntime-gpu in its place"
-    if why:
-        raise ExportError(f"{', '.join(recipe.precisions)} must be measured on an NVIDIA GPU; {why}")
+def _on_gpu(recipe: GenerationRecipe) -> tuple[str, ...]:
+    """Those precisions that are measured on a GPU; what vLLM makes is not measured."""
+    return recipe.precisions if recipe.gpu and recipe.engine != "vllm" else ()
 
 
 def _measure(

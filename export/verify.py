@@ -24,7 +24,7 @@ from export.tasks.task import Feed, Outputs, Row, Task
 from export.tasks.text import SentenceSimilarity, spearman
 from export.tokenization import Encoder
 from shoal import corpus
-from shoal.errors import NotProven
+from shoal.errors import ExportError, NotProven
 from shoal.machine import available_cpus
 from shoal.progress import Silent
 
@@ -219,12 +219,17 @@ def open_session(path: Path, *, gpu: bool = False) -> Model:
     """An ONNX graph as a function of its inputs, on the CPUs this process may use, or on the first GPU.
 
     Inputs that the graph does not have are left out: features are for the models around it, too.
+
+    Raises:
+        ExportError: ONNX Runtime cannot use the GPU.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cpus()
     options.log_severity_level = 3
     providers = [*(["CUDAExecutionProvider"] if gpu else []), "CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    if session.get_providers()[0] != providers[0]:  # it falls back to the CPU without a word
+        raise ExportError(f"{path.name} must be measured on an NVIDIA GPU, and onnxruntime cannot use it")
     inputs = [value.name for value in session.get_inputs()]
     outputs = [value.name for value in session.get_outputs()]
 

@@ -6,12 +6,14 @@ from collections import Counter
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 
 from export.outcome import Outcome
 from export.pipeline import export
 from export.precisions import MAKERS
 from export.recipe import ON_GPU, PRECISIONS, Recipe
+from export.verify import open_session
 from shoal.errors import ExportError
 from shoal.machine import gpus
 from shoal.manifest import manifests
@@ -60,6 +62,15 @@ def test_each_is_another_kind_of_product(made: tuple[Path, Outcome]) -> None:
     for precision in kinds.keys() & wanted.keys():
         assert kinds[precision][wanted[precision]] == 6, precision
     assert static
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this onnxruntime has CUDA"
+)
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_gpus_session_never_falls_back_to_the_cpu(made: tuple[Path, Outcome]) -> None:
+    with pytest.raises(ExportError, match="must be measured on an NVIDIA GPU, and onnxruntime cannot"):
+        open_session(made[0] / "tiny_encoder" / "1" / "model.onnx", gpu=True)
 
 
 @pytest.mark.skipif(bool(gpus()), reason="there is a GPU to measure on")

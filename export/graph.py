@@ -56,6 +56,16 @@ class Graph:
         self._added.append(helper.make_node(op, inputs, outputs, name=outputs[0], **attributes))
         return outputs
 
+    def reduce(self, op: str, value: str, output: str) -> str:
+        """Add a reduction over the last axis, which is kept; returns the output's name.
+
+        Until opset 17 the axes are an attribute, from then on an input.
+        """
+        if max(e.version for e in self.model.opset_import if e.domain in ("", "ai.onnx")) < 18:
+            return self.add(op, [value], output, axes=[-1], keepdims=1)
+        axes = self.constant("shoal/last_axis", np.array([-1], np.int64))
+        return self.add(op, [value, axes], output, keepdims=1)
+
     def take_bias(self, product: onnx.NodeProto) -> tuple[NDArray[np.float32] | None, str]:
         """Drop a product and the bias added to it. Returns the bias [columns], and the name of the sum.
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -207,12 +206,11 @@ def normalize_rows(graph: Graph, activation: str, prefix: str, bounded: bool) ->
     Args:
         bounded: the values are those of a GELU, so the largest value tells the magnitude.
     """
-    last_axis: dict[str, Any] = {"axes": [-1], "keepdims": 1}
-    candidates = [graph.add("ReduceMax", [activation], f"{prefix}/highest", **last_axis)]
+    candidates = [graph.reduce("ReduceMax", activation, f"{prefix}/highest")]
     if bounded:
         candidates.append(graph.constant("int8/gelu_minimum", np.float32(GELU_MINIMUM)))
     else:
-        lowest = graph.add("ReduceMin", [activation], f"{prefix}/lowest", **last_axis)
+        lowest = graph.reduce("ReduceMin", activation, f"{prefix}/lowest")
         candidates.append(graph.add("Neg", [lowest], f"{prefix}/negated"))
         candidates.append(graph.constant("int8/floor", np.float32(FLOOR)))
     magnitude = graph.add("Max", candidates, f"{prefix}/magnitude")

@@ -189,13 +189,22 @@ def through_dynamo(
         kwargs=sample,
         dynamic_shapes=free,
         input_names=list(sample),
-        output_names=list(outputs),
+        output_names=[f"{name}/output" for name in outputs],
         opset_version=DYNAMO_OPSET,
         dynamo=True,
         verbose=False,
     )
     assert program is not None  # noqa: S101 - it is, with dynamo
     program.save(path)
+    model = onnx.load(path)
+    # A value inside may have the name that the output is to have, and the exporter does not look.
+    names = {name: f"{name}/inside" for name in outputs} | {f"{name}/output": name for name in outputs}
+    for node in model.graph.node:
+        for side in (node.input, node.output):
+            side[:] = [names.get(name, name) for name in side]
+    for value in (*model.graph.output, *model.graph.value_info):
+        value.name = names.get(value.name, value.name)
+    onnx.save(model, path)
 
 
 def _sized(array: NDArray, sizes: Mapping[str, int]) -> NDArray:

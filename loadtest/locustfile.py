@@ -1,6 +1,6 @@
 """`locust -f loadtest/locustfile.py` opens Locust's web page; `shoal loadtest` runs it headless."""
 
 from loadtest import recorder  # noqa: F401 - listens
-from loadtest.users import GrpcEmbeddingUser, HttpEmbeddingUser
+from loadtest.users import GrpcRowUser, HttpRowUser
 
-__all__ = ["GrpcEmbeddingUser", "HttpEmbeddingUser"]
+__all__ = ["GrpcRowUser", "HttpRowUser"]

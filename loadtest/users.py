@@ -1,4 +1,4 @@
-"""Simulated users of an embedding model: real text of realistic lengths, over gRPC and over HTTP.
+"""Simulated users of a model that answers once: real text of realistic lengths, over gRPC and over HTTP.
 
 A scenario is a class; both inherit what they do and differ in how they speak. What a client raises is a
 failure, under the name of its error.
@@ -12,14 +12,22 @@ from abc import abstractmethod
 from typing import Any
 
 import grpc.experimental.gevent as grpc_gevent
+import numpy as np
 from locust import User, constant, events, task
 
-from clients import GrpcClient, HttpClient
-from shoal import corpus
+from clients import ClientError, GrpcClient, HttpClient
+from shoal import corpus, requests
 
 grpc_gevent.init_gevent()  # gRPC's own threads must yield to Locust's greenlets
 
 TEXTS = corpus.texts(2000)
+# Tasks that take any text, and what their requests are called; the others get the row in the model's config.
+FREE_TEXT = {
+    "sentence-similarity": "embed",
+    "text-classification": "classify",
+    "token-classification": "entities",
+    "text2text-generation": "rewrite",
+}
 
 
 @events.init_command_line_parser.add_listener
@@ -84,29 +92,48 @@ class HttpUser(LoadUser):
         return HttpClient(options.http_url, timeout=options.deadline)
 
 
-class EmbeddingUser(LoadUser):
-    """Sends one text after the other."""
+class RowUser(LoadUser):
+    """Sends one row after the other to a model of any task that answers once."""
 
     abstract = True
 
+    def on_start(self) -> None:
+        """Connect, and look up what the model takes."""
+        super().on_start()
+        model = self.environment.parsed_options.model
+        self.row: dict[str, Any] = {}
+        self.action, self.varies = "infer", False
+        try:
+            config = self.client.config(model)
+            self.row = requests.sample_arrays(config, self.client.metadata(model))
+        except ClientError:
+            return  # what is asked of it fails, and is counted
+        task = config.get("parameters", {}).get("task", {}).get("string_value", "")
+        self.varies = task in FREE_TEXT
+        self.action = FREE_TEXT.get(task, "infer")
+
     @task
-    def embed(self) -> None:
-        """Embed one text; the time is the caller's, from call to array."""
-        text = random.choice(TEXTS)  # noqa: S311 - load, not a secret
+    def infer(self) -> None:
+        """One row; the time is the caller's, from call to arrays."""
+        row = dict(self.row)
+        if self.varies:
+            text = random.choice(TEXTS)  # noqa: S311 - load, not a secret
+            row["text"] = np.array([[text.encode()]], dtype=object)
         failure: Exception | None = None
         size = 0
         start = time.perf_counter()
         try:
-            size = self.client.embed([text], model=self.environment.parsed_options.model).nbytes
+            answer = self.client.infer(self.environment.parsed_options.model, row)
+            size = sum(array.nbytes for array in answer.values())
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a failure and is counted
             failure = error
             time.sleep(0.1)  # a dead server must not be asked ten thousand times a second
-        self.fire("embed", 1e3 * (time.perf_counter() - start), size, failure)
+        self.fire(self.action, 1e3 * (time.perf_counter() - start), size, failure)
 
 
-class GrpcEmbeddingUser(EmbeddingUser, GrpcUser):
+class GrpcRowUser(RowUser, GrpcUser):
     """Over gRPC."""
 
 
-class HttpEmbeddingUser(EmbeddingUser, HttpUser):
+class HttpRowUser(RowUser, HttpUser):
     """Over HTTP."""

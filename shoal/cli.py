@@ -345,8 +345,9 @@ def up(
                 f" [dim]{answer['ms']:.1f} ms[/]",
                 highlight=False,
             )
-        out.print("\ntry it by hand:")
-        typer.echo(show.curl_line(server.http, settings.name, generates=answers[0]["generates"]))
+        if inputs := answers[0]["inputs"]:
+            out.print("\ntry it by hand:")
+            typer.echo(show.curl_line(server.http, settings.name, inputs))
     if not detach:
         serve_until_stopped(server)
 

@@ -69,6 +69,20 @@ def sample_arrays(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dic
     return made
 
 
+def as_protocol(arrays: Mapping[str, NDArray]) -> list[dict[str, Any]] | None:
+    """Arrays as the inputs of a request in JSON, or None where one holds bytes that are no text."""
+    made = []
+    for name, array in arrays.items():
+        kinds = {np.dtype(dtype): kind for kind, dtype in _NUMBERS.items()}
+        try:
+            data = [value.decode() if isinstance(value, bytes) else value for value in array.ravel().tolist()]
+        except UnicodeDecodeError:
+            return None
+        kind = kinds.get(array.dtype, "BYTES")
+        made.append({"name": name, "shape": list(array.shape), "datatype": kind, "data": data})
+    return made
+
+
 def parts(arrays: Mapping[str, NDArray], size: int) -> Iterator[dict[str, NDArray]]:
     """A request as several of at most `size` rows."""
     for start in range(0, len(next(iter(arrays.values()))), size):

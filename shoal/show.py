@@ -220,10 +220,16 @@ def _verdict(row: Mapping[str, Any]) -> str:
     return f"[green]version {row['version']}[/]" if row.get("version") else "[green]proven[/]"
 
 
-def curl_line(http: str, model: str, text: str = "Fish swim in shoals.", *, generates: bool = False) -> str:
-    """The command to try a text model by hand; one that generates streams."""
-    if generates:
+def curl_line(http: str, model: str, inputs: Sequence[Mapping[str, Any]]) -> str:
+    """The command to try a model by hand; one that generates streams.
+
+    Args:
+        inputs: of one request, as the protocol has them: name, shape, datatype, data.
+    """
+    texts = {entry["name"]: entry["data"][0] for entry in inputs}
+    if "text_input" in texts:
+        text = texts["text_input"]
         body = json.dumps({"text_input": text, "stream": True, "sampling_parameters": '{"max_tokens": 20}'})
         return f"curl -sN http://{http}/v2/models/{model}/generate_stream -d {shlex.quote(body)}"
-    body = f'{{"inputs":[{{"name":"text","shape":[1,1],"datatype":"BYTES","data":["{text}"]}}]}}'
+    body = json.dumps({"inputs": list(inputs)}, separators=(",", ":"))
     return f"curl -s http://{http}/v2/models/{model}/infer -d {shlex.quote(body)}"

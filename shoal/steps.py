@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import typer
 from rich.console import Console
 
@@ -156,19 +157,26 @@ def connect(protocol: str, url: str | None, repository: Path, timeout: float) ->
 
 
 def first_answer(protocol: str, server: Any, model: str) -> dict[str, Any]:
-    """One embedding or a few words, so that a person sees that it works."""
+    """One row's answer or a few words, so that a person sees that it works."""
     client, address = connect(protocol, getattr(server, protocol), server.repository, 30.0)
     with client:
         metadata = client.metadata(model)
-        generates = is_decoder(metadata)
-        start = time.perf_counter()
-        if generates:
+        if is_decoder(metadata):
+            arrays = {"text_input": np.array([[b"Fish swim in"]], object)}
+            start = time.perf_counter()
             shown = client.complete("Fish swim in", model=model, max_tokens=12, temperature=0).text
         else:
             arrays = requests.sample_arrays(client.config(model), metadata)
+            start = time.perf_counter()
             shown = show.one_answer(requests.as_rows([client.infer(model, arrays)]))
         elapsed = 1e3 * (time.perf_counter() - start)
-    return {"protocol": protocol, "url": address, "ms": elapsed, "shown": shown, "generates": generates}
+    return {
+        "protocol": protocol,
+        "url": address,
+        "ms": elapsed,
+        "shown": shown,
+        "inputs": requests.as_protocol(arrays),
+    }
 
 
 def is_decoder(metadata: Mapping[str, Any]) -> bool:

@@ -116,7 +116,8 @@ def test_requests_of_different_lengths_meet_in_one_batch(server: Server) -> None
 
 
 def test_the_curl_line_works(server: Server) -> None:
-    line = show.curl_line(server.http, "minilm", "it's a fish")
+    text = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": ["it's a fish"]}
+    line = show.curl_line(server.http, "minilm", [text])
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
     assert '"name":"embedding","datatype":"FP32","shape":[1,384]' in done.stdout
 

@@ -114,6 +114,8 @@ def to_onnx(head: Head, path: Path, feed: Feed) -> Exported:
             warnings.simplefilter("ignore")  # the tracers' remarks on transformers' own code
             exporters = {"optimum": through_optimum, "dynamo": through_dynamo}
             exporters[exporter_of(head)](head, path, first, inputs, outputs)
+    except OSError:  # a full disk is no fault of the architecture
+        raise
     except Exception as error:  # the tracers raise what they like
         reason = str(error).strip().splitlines()[0]
         kind = head.config.model_type

@@ -81,7 +81,7 @@ def run(plan: Plan, folder: Path, *, progress: Silent | None = None) -> dict[str
 
 
 def _locust(plan: Plan, recorded: Path, log: Path, progress: Silent) -> int:
-    file, kind = ("locustfile_chat.py", "Chat") if plan.generates else ("locustfile.py", "Embedding")
+    file, kind = ("locustfile_chat.py", "Chat") if plan.generates else ("locustfile.py", "Row")
     command = [
         *(sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name(file))),
         *("--headless", "--only-summary", "--exit-code-on-error", "0"),

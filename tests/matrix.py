@@ -300,15 +300,15 @@ def try_case(case: Case, folder: Path, repository: Path, precisions: Sequence[st
     return Outcome(evidence, errors)
 
 
-def document(outcomes: Mapping[Case, Outcome], served: Sequence[str]) -> str:
+def document(outcomes: Mapping[Case, Outcome], served: Sequence[Case]) -> str:
     """`docs/models.md`.
 
     Args:
         outcomes: of all cases, in their order, in fp32 and int8.
-        served: names of the models that answered over the wire as the original does.
+        served: those that answered over the wire as the original does.
     """
     versions = ", ".join(f"{tool} {metadata.version(tool).partition('+')[0]}" for tool in TOOLS)
-    rows = [_row(case, outcome, case.served_as in served) for case, outcome in outcomes.items()]
+    rows = [_row(case, outcome, case in served) for case, outcome in outcomes.items()]
     return _TEXT.format(versions=versions, rows="\n".join(rows))
 
 

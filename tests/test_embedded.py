@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import onnx
 import psutil
 import pytest
 
@@ -92,6 +93,17 @@ def test_a_corrupt_network_is_named(own_repository: Path, size: int, with_manife
         return
     for manifest in own_repository.glob("*/*/manifest.json"):
         manifest.unlink()
+    with pytest.raises(RepositoryError, match=r"model\.onnx is not an ONNX file"):
+        start(own_repository, ANY)
+
+
+def test_a_network_that_cannot_be_loaded_is_named(own_repository: Path) -> None:
+    """Triton ends as it starts, and its own words are told."""
+    for manifest in own_repository.glob("*/*/manifest.json"):
+        manifest.unlink()
+    model = onnx.load(own_repository / "minilm_encoder" / "2" / "model.onnx")
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, own_repository / "minilm_encoder" / "2" / "model.onnx")
     before = set(embedded._runs().glob("*"))
     with pytest.raises(ServerError, match=r"(?s)stopped while starting.*cannot load .*model\.onnx") as error:
         start(own_repository, ANY)

@@ -87,7 +87,7 @@ def called(outcomes: dict[Case, Outcome], folder: Path) -> Iterator[GrpcClient]:
 @pytest.mark.matrix
 @pytest.mark.parametrize("case", [case for case in CASES if case.wire], ids=lambda case: case.id)
 def test_over_the_wire(
-    case: Case, called: GrpcClient, outcomes: dict[Case, Outcome], folder: Path, served: list[str]
+    case: Case, called: GrpcClient, outcomes: dict[Case, Outcome], folder: Path, served: list[Case]
 ) -> None:
     if case not in outcomes:
         pytest.skip("it was not exported")
@@ -96,11 +96,11 @@ def test_over_the_wire(
         _compare_answers(called, case.served_as, checkpoint)
     else:
         _compare_labels(called, case, checkpoint)
-    served.append(case.served_as)
+    served.append(case)
 
 
 @pytest.fixture(scope="module")
-def served() -> list[str]:
+def served() -> list[Case]:
     """Names of the models that answered as the original does, filled as they are called."""
     return []
 
@@ -131,7 +131,7 @@ def _compare_answers(client: GrpcClient, model: str, checkpoint: Path) -> None:
 
 
 @pytest.mark.matrix
-def test_the_document_is_written(outcomes: dict[Case, Outcome], served: list[str]) -> None:
+def test_the_document_is_written(outcomes: dict[Case, Outcome], served: list[Case]) -> None:
     """Last, when all others have run."""
     if set(outcomes) != set(CASES) or len(served) != sum(case.wire for case in CASES):
         pytest.skip("only a part of the matrix came through")

@@ -56,7 +56,7 @@ def infer_once(address: str, model: str, *, timeout: float = 5.0) -> None:
         return
     metadata = json.loads(_call(address, f"v2/models/{model}", timeout=timeout))
     if sample := config.get("parameters", {}).get("sample"):
-        content, headers = _sample(json.loads(sample["string_value"]))
+        content, headers = _sample(json.loads(sample["string_value"]), metadata["inputs"])
         _call(address, f"v2/models/{model}/infer", content, timeout=timeout, headers=headers)
         return
     inputs = []
@@ -70,15 +70,20 @@ def infer_once(address: str, model: str, *, timeout: float = 5.0) -> None:
     _call(address, f"v2/models/{model}/infer", {"inputs": inputs}, timeout=timeout)
 
 
-def _sample(sample: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
-    """One row that the model's own config gives, as a request in the protocol's binary form.
+def _sample(sample: dict[str, Any], tensors: list[dict[str, Any]]) -> tuple[bytes, dict[str, str]]:
+    """One row that the model's own config gives, as a request: in JSON, or in the protocol's binary form.
 
     Source: KServe's binary tensor data extension; a picture's file does not fit into JSON.
     """
-    encoded = sample.pop("encoding", "") == "base64"
+    if sample.pop("encoding", "") != "base64":
+        given = [
+            {**tensor, "shape": [1, len(sample[tensor["name"]])], "data": sample[tensor["name"]]}
+            for tensor in tensors
+        ]
+        return json.dumps({"inputs": given}).encode(), {}
     inputs, content = [], b""
     for name, values in sample.items():
-        texts = [base64.b64decode(value) if encoded else value.encode() for value in values]
+        texts = [base64.b64decode(value) for value in values]
         data = b"".join(struct.pack("<I", len(text)) + text for text in texts)
         size = {"binary_data_size": len(data)}
         inputs.append({"name": name, "datatype": "BYTES", "shape": [1, len(texts)], "parameters": size})

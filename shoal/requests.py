@@ -61,9 +61,10 @@ def sample_arrays(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dic
         shape = [max(1, int(size)) for size in entry["shape"]]
         dtype = _dtype(entry["datatype"])
         if entry["name"] in sample:
-            texts = sample[entry["name"]]
-            content = [base64.b64decode(text) if encoded else text.encode() for text in texts]
-            made[entry["name"]] = np.array([content], object)
+            values = sample[entry["name"]]
+            if dtype is object:
+                values = [base64.b64decode(value) if encoded else value.encode() for value in values]
+            made[entry["name"]] = np.array([values], dtype)
         else:
             made[entry["name"]] = np.full(shape, TEXT.encode() if dtype is object else 1, dtype)
     return made

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from export.config import encoder_config, to_text
+from export.config import network_config, to_text
 from export.engines.build import Plan, build_engine
 from export.engines.config import accelerated_config, plan_config
 from export.engines.fingerprint import Fingerprint, Runner, check_fits, compute_capability
@@ -429,7 +429,7 @@ def test_an_engine_that_does_not_fit_is_refused(runner: Runner, reason: str) -> 
 def _network() -> tuple[object, Exported]:
     outputs = (TensorSpec("embedding", "FLOAT", (-1, 384)),)
     exported = Exported(Path("plain.onnx"), INPUTS, outputs, 17, 8)
-    return encoder_config(Recipe(), exported, version=3), exported
+    return network_config("minilm_encoder", exported, 64, 3), exported
 
 
 def test_config_of_an_engine() -> None:

@@ -5,6 +5,8 @@ Preprocessing, prediction and the names of labels are one graph, so that what se
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
@@ -17,6 +19,7 @@ from export.config import network_config
 from export.exported import Exported
 from export.outcome import Outcome, disk_errors_named
 from export.repository import Part, Provenance, Published, Release, staging, write
+from export.tabular.columns import Rows, as_feed
 from export.tabular.recipe import TabularRecipe
 from export.tabular.sample import rows_for
 from export.tabular.source import Estimator, find_estimator
@@ -60,7 +63,8 @@ def export(
         tools = {"python": python_version()} | {name: metadata.version(name) for name in _TOOLS}
         provenance = Provenance(recipe.name, recipe.to_dict(), estimator.describe(), tools)
         with progress.step(f"Write versions to {repository}"):
-            published = write([_release(proven, recipe, estimator)], repository, work, provenance)
+            sample = _sample(estimator, rows)
+            published = write([_release(proven, recipe, estimator, sample)], repository, work, provenance)
     return Outcome((evidence,), tuple(published), _task(estimator))
 
 
@@ -90,15 +94,33 @@ def _check_source(manifest: Manifest) -> None:
         )
 
 
-def _release(proven: Verified, recipe: TabularRecipe, estimator: Estimator) -> Release:
-    make = partial(_config, recipe, proven.exported, _task(estimator))
+def _sample(estimator: Estimator, rows: Rows) -> str:
+    """A row that the model takes, for those who ask whether it answers: not any text is a known category."""
+    feed = as_feed(estimator, rows.take(slice(1)))
+    if not any(array.dtype == object for array in feed.values()):
+        return ""
+    values = {name: array.reshape(-1).tolist() for name, array in feed.items()}
+    # JSON has no NaN.
+    known = {
+        name: [1.0 if isinstance(value, float) and math.isnan(value) else value for value in row]
+        for name, row in values.items()
+    }
+    return json.dumps(known)
+
+
+def _release(proven: Verified, recipe: TabularRecipe, estimator: Estimator, sample: str) -> Release:
+    make = partial(_config, recipe, proven.exported, _task(estimator), sample)
     part = Part(recipe.name, {"model.onnx": proven.exported.path}, make)
     return Release(proven, (part,), recipe.name)
 
 
-def _config(recipe: TabularRecipe, exported: Exported, task: str, version: int) -> triton.ModelConfig:
+def _config(
+    recipe: TabularRecipe, exported: Exported, task: str, sample: str, version: int
+) -> triton.ModelConfig:
     config = network_config(recipe.name, exported, recipe.max_batch_size, version)
     config.parameters["task"].string_value = task
+    if sample:
+        config.parameters["sample"].string_value = sample
     return config
 
 

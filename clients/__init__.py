@@ -12,9 +12,10 @@
 """
 
 from clients.answers import Entity, Found, Generated, Label, ZeroShotLabel
+from clients.async_grpc import AsyncGrpcClient
 from clients.errors import BadInput, ClientError, Overloaded, ServerFault, Timeout, Unavailable, UnknownModel
 from clients.generation import Answer, Part
-from clients.grpc_client import AsyncGrpcClient, GrpcClient
+from clients.grpc_client import GrpcClient
 from clients.http_client import HttpClient
 from clients.vocabulary import Tls
 

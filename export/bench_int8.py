@@ -18,7 +18,8 @@ from export import pipeline, verify
 from export.exported import Exported
 from export.recipe import Recipe
 from export.source import find_checkpoint
-from shoal import machine, show
+from shoal import machine
+from shoal.evidence import evidence_table
 from shoal.progress import Bars
 
 
@@ -43,7 +44,7 @@ def main() -> None:
         evidence = verify.measure(source.subject, graphs, eval_data=options.eval_data, progress=progress)
     rows = [entry.to_dict() for entry in evidence.values()]
     out.print(f"{machine.cpu_model()}, {machine.available_cpus()} CPUs", highlight=False)
-    out.print(show.evidence_table(rows, "INT8 beside plain dynamic quantization"))
+    out.print(evidence_table(rows, "INT8 beside plain dynamic quantization"))
     print(json.dumps(rows))
 
 

@@ -14,10 +14,10 @@ from export.repository import Published
 from shoal.errors import RepositoryError
 
 if TYPE_CHECKING:
+    from export.evidence import Evidence
     from export.generation.verify import GenerationEvidence
     from export.tabular.verify import TabularEvidence
     from export.text2text.verify import Text2TextEvidence
-    from export.verify import Evidence
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ import torch
 from export import config, precisions, verify
 from export.compress.apply import compressed
 from export.device import require_gpu
+from export.evidence import Evidence, Verified, verified
 from export.exported import Exported
 from export.outcome import Outcome, disk_errors_named
 from export.recipe import ON_GPU, Recipe
 from export.repository import Part, Provenance, Published, Release, staging, write
-from export.source import Checkpoint, find_checkpoint, max_length_of
+from export.source import Checkpoint, check_source, find_checkpoint, max_length_of
 from export.tasks import task_of
 from export.tasks.heads import Head
 from export.tasks.images import processor_of
@@ -29,7 +30,6 @@ from export.to_onnx import exporter_of, finish, load_head, network_inputs, to_on
 from export.tokenization import ImageEncoder, TextEncoder
 from export.verify import Subject
 from shoal import corpus
-from shoal.errors import RepositoryError
 from shoal.machine import available_cpus
 from shoal.manifest import Manifest
 from shoal.progress import Silent
@@ -122,7 +122,7 @@ def export(
     repository: Path,
     *,
     progress: Silent | None = None,
-    on_evidence: Callable[[Sequence[verify.Evidence]], None] = lambda evidence: None,
+    on_evidence: Callable[[Sequence[Evidence]], None] = lambda evidence: None,
 ) -> Outcome:
     """Export, optimize, quantize, measure, and publish what is proven.
 
@@ -148,7 +148,7 @@ def export(
             source.subject, candidates, eval_data=recipe.eval_data, notes=notes, progress=progress
         )
         on_evidence(list(evidence.values()))
-        proven = verify.verified(candidates, evidence)
+        proven = verified(candidates, evidence)
         tools = {"python": python_version()} | _installed(_TOOLS)
         provenance = Provenance(recipe.name, recipe.to_dict(), checkpoint.describe(), tools)
         with progress.step(f"Write versions to {repository}"):
@@ -166,15 +166,11 @@ def verify_published(
         found: at least one manifest, all of one model, whose files have been checked.
     """
     require_gpu([manifest.precision for manifest in found if manifest.precision in ON_GPU])
-    evidence: list[verify.Evidence] = []
+    evidence: list[Evidence] = []
     for manifest in found:
         recipe = Recipe.from_dict(manifest.recipe)
         checkpoint = find_checkpoint(recipe.source)
-        if checkpoint.describe()["sha256"] != manifest.source["sha256"]:
-            raise RepositoryError(
-                f"{recipe.source} is not what {manifest.network}/{manifest.version} was made from",
-                hint=f"get revision {manifest.source['revision'] or '(unknown)'} of it, or export again",
-            )
+        check_source(checkpoint, manifest)
         with progress.step(f"Load {checkpoint.id} for version {manifest.version}"):
             source = prepare(recipe, checkpoint)
         graph = Exported.read(repository / manifest.network / str(manifest.version) / "model.onnx")
@@ -208,10 +204,10 @@ def build(
     return made, notes
 
 
-def release(verified: verify.Verified, source: Source) -> Release:
+def release(proven: Verified, source: Source) -> Release:
     """A proven graph and the models around it, as they will stand in the repository."""
     recipe, task, name = source.recipe, source.task, source.recipe.name
-    exported = verified.exported
+    exported = proven.exported
     parts = []
     if isinstance(source.encode, TextEncoder):
         files: dict[str, Path | str] = {
@@ -232,7 +228,7 @@ def release(verified: verify.Verified, source: Source) -> Release:
         parts.append(Part(f"{name}_output", {"model.py": _model_py(module)}, make))
     steps = [part.config(1) for part in parts]
     make = partial(config.ensemble_config, recipe, task, steps, config.facts_of(source.checkpoint, task))
-    return Release(verified, (*parts, Part(name, {}, make)), network)
+    return Release(proven, (*parts, Part(name, {}, make)), network)
 
 
 def _installed(names: Sequence[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from export import verify
 from export.engines.prepare import to_fp16
+from export.evidence import tolerance_of
 from export.exported import Exported
 from export.optimize import fuse, fuse_around_matmuls
 from export.quantize import quantize_int8
@@ -86,7 +87,7 @@ class Material:
 
 
 def _failures(figures: Mapping[str, Any], task: str, precision: str) -> tuple[str, ...]:
-    tolerance = verify.tolerance_of(task, precision)
+    tolerance = tolerance_of(task, precision)
     cosine = 1 - (1 - MARGIN) * (1 - tolerance.min_cosine)
     difference = (1 - MARGIN) * tolerance.max_abs_diff
     checks = {

@@ -25,7 +25,7 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as triton
 
 from export import config
-from export.verify import Verified
+from export.evidence import Verified
 from shoal import machine
 from shoal.manifest import FILENAME, Manifest, sha256
 from shoal.paths import write_json

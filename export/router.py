@@ -42,6 +42,11 @@ def recipe_of(values: dict[str, Any]) -> AnyRecipe:
         ExportError: the source cannot be read.
     """
     kind = _kind_of(values)
+    task = values.get("task")
+    if kind is TabularRecipe and task not in (None, TabularRecipe.TASK):
+        raise UsageError(
+            f"{values['source']} is an estimator over tables, not for {task}", hint="leave --task out"
+        )
     for key, message in _SPECIAL.items():
         if key in values and key not in kind.__dataclass_fields__:
             raise UsageError(message)

@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from shoal.errors import ExportError, UsageError
-from shoal.manifest import sha256
+from shoal.errors import ExportError, RepositoryError, UsageError
+from shoal.manifest import Manifest, sha256
 
 # What is fetched from a hub: configuration, tokenizer, safetensors. Never pickled weights, never code.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*/config.json"]
@@ -121,6 +121,19 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
             hint="pickled weights are not read; save with safe_serialization",
         )
     return checkpoint
+
+
+def check_source(checkpoint: Checkpoint, manifest: Manifest) -> None:
+    """Refuse to measure a version against a checkpoint that it was not made from.
+
+    Raises:
+        RepositoryError: the weights are others.
+    """
+    if checkpoint.describe()["sha256"] != manifest.source["sha256"]:
+        raise RepositoryError(
+            f"{checkpoint.id} is not what {manifest.network}/{manifest.version} was made from",
+            hint=f"get revision {manifest.source['revision'] or '(unknown)'} of it, or export again",
+        )
 
 
 def max_length_of(checkpoint: Checkpoint) -> int:

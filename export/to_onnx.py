@@ -19,9 +19,9 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from export.exported import Exported
+from export.loading import load
 from export.source import Checkpoint
 from export.tasks.heads import Head
 from export.tasks.task import Task
@@ -41,27 +41,8 @@ def load_head(checkpoint: Checkpoint, task: Task) -> Head:
     Raises:
         ExportError: transformers cannot load it, or it lacks what the task needs.
     """
-    transformers_logging.set_verbosity_error()
     _check_architecture(checkpoint, task)
-    try:
-        backbone, loaded = getattr(transformers, task.auto).from_pretrained(
-            checkpoint.folder,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except Exception as error:  # transformers and safetensors raise what they like
-        reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"transformers cannot load {checkpoint.id} for {task.name}: {reason}") from error
-    # A head that the checkpoint lacks would be made up at random, and "proven" against itself.
-    missing = [name for name in loaded["missing_keys"] if "pooler" not in name]
-    if missing:
-        raise ExportError(
-            f"{checkpoint.id} has no weights for {task.name}: {missing[0]} is missing",
-            hint="choose another --task, or a checkpoint that was trained for this one",
-        )
-    return task.head(backbone, checkpoint).eval()
+    return task.head(load(task.auto, checkpoint, task.name), checkpoint).eval()
 
 
 def _check_architecture(checkpoint: Checkpoint, task: Task) -> None:
@@ -71,7 +52,7 @@ def _check_architecture(checkpoint: Checkpoint, task: Task) -> None:
     architecture = str((config.get("architectures") or [""])[0])
     if "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING:
         raise ExportError(
-            f"{checkpoint.id} is a {architecture}, whose code comes with the checkpoint and is not run",
+            f"the code of {architecture} comes with the checkpoint and is not run",
             hint="choose an architecture that transformers has itself",
         )
     wanted = task.auto.removeprefix("AutoModel")

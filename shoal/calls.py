@@ -68,8 +68,9 @@ def infer(
             return
         if sampling or raw:
             raise UsageError(f"{model} generates no text: --set and --raw are for models that do")
-        arrays = requests.arrays_of(metadata, texts, inputs or [])
-        size = int(client.config(model).get("max_batch_size", 0)) or len(texts)
+        config = client.config(model)
+        arrays = requests.arrays_of(config, metadata, texts, inputs or [])
+        size = int(config.get("max_batch_size", 0)) or 1
         start = time.perf_counter()
         answered = [client.infer(model, part) for part in requests.parts(arrays, size)]
         elapsed = 1e3 * (time.perf_counter() - start)

@@ -17,6 +17,7 @@ from rich.markup import escape
 from shoal import __version__, show, versions
 from shoal.calls import chat, infer, loadtest
 from shoal.errors import ServerError, ShoalError, UsageError
+from shoal.evidence import evidence_table
 from shoal.options import (
     DEFAULT_REPOSITORY,
     Detach,
@@ -139,7 +140,7 @@ def export(
         source=source,
         name=name,
         task=task,
-        precisions=precision,
+        precisions=precision or None,
         max_length=max_length,
         eval_data=eval_data,
         engine=engine,
@@ -177,7 +178,7 @@ def verify(
     if as_json:
         print_json({"evidence": rows})
     else:
-        out.print(show.evidence_table(rows, f"{name} against the original"))
+        out.print(evidence_table(rows, f"{name} against the original"))
     raise typer.Exit(1 if any(row["failures"] for row in rows) else 0)
 
 
@@ -321,7 +322,7 @@ def up(
         source=source,
         name=name,
         task=task,
-        precisions=precision,
+        precisions=precision or None,
         max_length=max_length,
         eval_data=eval_data,
         trust_pickle=trust_pickle,

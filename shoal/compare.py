@@ -6,6 +6,7 @@ of a decoder, the tokens it chooses. Needs the extra `serve`, and neither the ch
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ def answers_of(repository: Path, first: Manifest, second: Manifest) -> dict[str,
     """
     if first.recipe.get("task") == "text-generation":
         return _written(repository, first, second)
+    if first.recipe.get("task") == "text2text-generation":
+        return _rewritten(repository, first, second)
     feed = _feed(repository, second)
     outputs = [_run(repository, manifest, feed) for manifest in (first, second)]
     return {
@@ -122,7 +125,14 @@ def _feed(repository: Path, manifest: Manifest) -> dict[str, NDArray]:
     tokenizer = f"{manifest.model}_tokenizer"
     if tokenizer not in manifest.configs:
         chance = np.random.default_rng(0)
-        return {entry.name: _random(entry, chance) for entry in network.input}
+        sample = json.loads(network.parameters["sample"].string_value or "{}")
+        known = {name: np.array([values] * ROWS, object) for name, values in sample.items()}
+        return {
+            entry.name: known[entry.name]
+            if entry.data_type == triton.DataType.TYPE_STRING
+            else _random(entry, chance)
+            for entry in network.input
+        }
     config = _config(manifest, tokenizer)
     settings = Settings.from_config(json_format.MessageToDict(config, preserving_proto_field_name=True))
     version = next(Path(name).parts[1] for name in manifest.files if Path(name).parts[0] == tokenizer)
@@ -140,8 +150,6 @@ def _feed(repository: Path, manifest: Manifest) -> dict[str, NDArray]:
 
 
 def _random(entry: triton.ModelInput, chance: np.random.Generator) -> NDArray:
-    if entry.data_type == triton.DataType.TYPE_STRING:
-        return np.array([["text"]] * ROWS, object)
     # A picture's sides are free in the config; 224 is what most networks read.
     return chance.standard_normal((ROWS, *(size if size > 0 else 224 for size in entry.dims))).astype(
         np.float32
@@ -169,6 +177,27 @@ def _written(repository: Path, first: Manifest, second: Manifest) -> dict[str, A
         prompt: [tokenizer.decode(side[index]) for side in answers] for index, prompt in enumerate(PROMPTS)
     }
     return {"tokens": texts, "same": sum(a == b for a, b in pairs) / len(pairs)}
+
+
+def _rewritten(repository: Path, first: Manifest, second: Manifest) -> dict[str, Any]:
+    """What two encoder-decoders make of the same texts, as they are served."""
+    from serving.models.text2text import Answerer, Settings
+
+    texts = corpus.texts(len(PROMPTS))
+    answers = []
+    for manifest in (first, second):
+        config = json_format.MessageToDict(
+            _config(manifest, manifest.network), preserving_proto_field_name=True
+        )
+        folder = repository / manifest.network / str(manifest.version)
+        answerer = Answerer(folder, Settings.from_config(config))
+        made = answerer.answer([answerer.tokens(text) for text in texts], [TOKENS] * len(texts))
+        answers.append([answerer.text(tokens) for tokens in made])
+    pairs = list(zip(*answers, strict=True))
+    return {
+        "tokens": dict(zip(texts, map(list, pairs), strict=True)),
+        "same": sum(a == b for a, b in pairs) / len(pairs),
+    }
 
 
 def _greedy(runner: Any, prompt: list[int]) -> list[int]:

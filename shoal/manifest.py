@@ -37,7 +37,7 @@ class Manifest:
         onnx: opset, IR version, inputs and outputs, as read from the graph.
         tools: versions of the packages that made and measured it.
         machine: where it was measured.
-        evidence: the figures; see `export.verify.Evidence`.
+        evidence: the figures; see `export.evidence.Evidence`.
         created: ISO 8601, UTC.
     """
 

@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 
 from shoal.errors import UsageError
 
-_NUMBERS = {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64, "INT32": np.int32, "BOOL": np.bool_}
+_NUMBERS = {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64, "INT32": np.int32}
 TEXT = "Fish swim in shoals."
 
 
-def arrays_of(metadata: Mapping[str, Any], texts: Sequence[str], pairs: Sequence[str]) -> dict[str, NDArray]:
+def arrays_of(
+    config: Mapping[str, Any], metadata: Mapping[str, Any], texts: Sequence[str], pairs: Sequence[str]
+) -> dict[str, NDArray]:
     """The inputs of one request.
 
     Args:
-        metadata: of the model, as Triton gives it.
+        config, metadata: of the model, as Triton gives them.
         texts: rows of the input `text`.
         pairs: `NAME=VALUE` of the other inputs, or `NAME=@FILE`; each row gets all of them.
 
@@ -40,7 +42,8 @@ def arrays_of(metadata: Mapping[str, Any], texts: Sequence[str], pairs: Sequence
         raise UsageError(
             f"this model has no input text, it has {', '.join(kinds)}", hint="--input NAME=VALUE"
         )
-    missing = [name for name in kinds if name not in values and not (name == "text" and texts)]
+    given = {*values, *_optional(config), *(["text"] if texts else [])}
+    missing = [name for name in kinds if name not in given]
     if missing:
         example = "TEXT" if missing == ["text"] else f"--input {missing[0]}=VALUE"
         raise UsageError(f"the model wants {', '.join(missing)}", hint=f"give {example}")
@@ -52,12 +55,18 @@ def arrays_of(metadata: Mapping[str, Any], texts: Sequence[str], pairs: Sequence
 
 
 def sample_arrays(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, NDArray]:
-    """One row that a model takes: the sample in its config, or one made up by its types."""
+    """One row that a model takes: the sample in its config, or one made up by its types.
+
+    What is optional is left out: so the answer is what users get who ask for nothing special.
+    """
     stated = config.get("parameters", {}).get("sample", {}).get("string_value", "{}")
     sample = json.loads(stated)
     encoded = sample.pop("encoding", "") == "base64"
     made = {}
+    optional = _optional(config)
     for entry in metadata["inputs"]:
+        if entry["name"] in optional:
+            continue
         shape = [max(1, int(size)) for size in entry["shape"]]
         dtype = _dtype(entry["datatype"])
         if entry["name"] in sample:
@@ -68,6 +77,11 @@ def sample_arrays(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dic
         else:
             made[entry["name"]] = np.full(shape, TEXT.encode() if dtype is object else 1, dtype)
     return made
+
+
+def _optional(config: Mapping[str, Any]) -> set[str]:
+    """Names of the inputs that a request may leave out; metadata do not tell."""
+    return {entry["name"] for entry in config.get("input", ()) if entry.get("optional")}
 
 
 def as_protocol(arrays: Mapping[str, NDArray]) -> list[dict[str, Any]] | None:

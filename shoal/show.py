@@ -32,119 +32,6 @@ def table(title: str, columns: Sequence[str], *, wraps: Collection[str] = ()) ->
     return made
 
 
-def evidence_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """Rows of `to_dict` of any evidence of `export`, with a `version` where published.
-
-    The metric's column is headed by the original's figure.
-    """
-    if "perplexity" in rows[0]:
-        return _generation_table(rows, title)
-    if "rows_from" in rows[0]:
-        return _tabular_table(rows, title)
-    if "answer_match" in rows[0]:
-        return _text2text_table(rows, title)
-    scored = any(row["score"] is not None for row in rows)
-    smaller = any("compression" in row["notes"] for row in rows)
-    embeds = rows[0]["task"] == "sentence-similarity"
-    closeness = "agreement" if smaller or not embeds else "min_cosine"
-    metric = f"{rows[0]['metric']} ({rows[0]['reference_score']:.2f})" if scored else ""
-    columns = [
-        "precision",
-        "#MB",
-        "#max |Δ|",
-        "#min cos" if closeness == "min_cosine" else "#agree",
-        "#batch inv.",
-    ]
-    made = table(
-        title,
-        [*columns, "#ms ×1", "#rows/s ×32", *([f"#{metric}"] if scored else []), "verdict"],
-        wraps=["verdict"] if any(row["failures"] for row in rows) else [],
-    )
-    for row in rows:
-        made.add_row(
-            row["precision"],
-            f"{row['size_bytes'] / 1e6:.1f}",
-            f"{row['max_abs_diff']:.1e}",
-            "" if row[closeness] is None else f"{row[closeness]:.5f}",
-            f"{row['batch_invariance']:.5f}",
-            f"{row['latency_ms']:.2f}",
-            f"{row['throughput']:.0f}",
-            *([f"{row['score']:.2f}"] if scored else []),
-            _verdict(row),
-        )
-    return made
-
-
-def _generation_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """Perplexity and its rise; greedy answers that are the original's, and that are the same alone and in a
-    batch; tokens per second of prefill, and of decoding by batch size."""
-    batches = list(rows[0]["decode_tokens_per_second"])
-    columns = ["precision", "#MB", "#ppl", "#rise", "#greedy", "#batch", "#prefill"]
-    made = table(
-        title,
-        [*columns, *(f"#×{batch}" for batch in batches), "verdict"],
-        wraps=["verdict"] if any(row["failures"] for row in rows) else [],
-    )
-    for row in rows:
-        made.add_row(
-            row["precision"],
-            f"{row['size_bytes'] / 1e6:.0f}",
-            f"{row['perplexity']:.2f}",
-            f"{row['perplexity_rise']:+.1%}",
-            f"{row['greedy_match']:.0%}",
-            f"{row['batch_invariance']:.0%}",
-            f"{row['prefill_tokens_per_second']:.0f}",
-            *(f"{row['decode_tokens_per_second'][batch]:.0f}" for batch in batches),
-            _verdict(row),
-        )
-    return made
-
-
-def _tabular_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """Agreement with the original, and rows per second of both."""
-    columns = ["precision", "#kB", "#max |Δ|", "#agree", "#ms ×1", "#rows/s ×256", "#original"]
-    scored = [row for row in rows if row["value"] is not None]
-    metric = f"{rows[0]['metric']} ({rows[0]['reference_value']:.4f})" if scored else ""
-    made = table(
-        title,
-        [*columns, *([f"#{metric}"] if scored else []), "verdict"],
-        wraps=["verdict"] if any(row["failures"] for row in rows) else [],
-    )
-    for row in rows:
-        made.add_row(
-            row["precision"],
-            f"{row['size_bytes'] / 1e3:.0f}",
-            f"{row['max_abs_diff']:.0e}",
-            f"{row['agreement']:.1%}",
-            f"{row['latency_ms']:.2f}",
-            f"{row['throughput']:,.0f}",
-            f"{row['reference_throughput']:,.0f}",
-            *([f"{row['value']:.4f}"] if scored else []),
-            _verdict(row),
-        )
-    return made
-
-
-def _text2text_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """Logits against the original's; answers, greedy and as served, that are the original's, and that are the
-    same alone and in a batch; one answer's milliseconds and the tokens per second of eight at once."""
-    columns = ["precision", "#MB", "#max |Δ|", "#greedy", "#answers", "#batch", "#ms ×1", "#tokens/s ×8"]
-    made = table(
-        title, [*columns, "verdict"], wraps=["verdict"] if any(row["failures"] for row in rows) else []
-    )
-    for row in rows:
-        made.add_row(
-            row["precision"],
-            f"{row['size_bytes'] / 1e6:.1f}",
-            f"{row['logits_max_abs_diff']:.1e}",
-            *(f"{row[key]:.0%}" for key in ("greedy_match", "answer_match", "batch_invariance")),
-            f"{row['latency_ms']:.1f}",
-            f"{row['tokens_per_second']:.0f}",
-            _verdict(row),
-        )
-    return made
-
-
 def answers_table(outputs: Mapping[str, Sequence[Any]], texts: Sequence[str]) -> Table:
     """What a model answered: a vector a row with its cosine to the first, or a line for each entry of a row.
 
@@ -157,7 +44,7 @@ def answers_table(outputs: Mapping[str, Sequence[Any]], texts: Sequence[str]) ->
     made = table("", ["", *outputs], wraps=list(outputs))
     for row, columns in enumerate(zip(*outputs.values(), strict=True)):
         for index, entries in enumerate(zip(*columns, strict=False)):
-            if index and not entries[0]:  # rows of a response are filled up to the longest
+            if index and entries[0] == "":  # rows of a response are filled up to the longest
                 continue
             asked = texts[row] if not index and row < len(texts) else ""
             made.add_row(escape(_short(asked)), *(escape(_value(entry)) for entry in entries))
@@ -212,12 +99,6 @@ def _figure(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return "" if value is None else str(value)
-
-
-def _verdict(row: Mapping[str, Any]) -> str:
-    if row["failures"]:
-        return f"[red]refused: {'; '.join(row['failures'])}[/]"
-    return f"[green]version {row['version']}[/]" if row.get("version") else "[green]proven[/]"
 
 
 def curl_line(http: str, model: str, inputs: Sequence[Mapping[str, Any]]) -> str:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from shoal import requests, show
 from shoal.errors import MissingDependency, ServerError, ShoalError, UsageError
+from shoal.evidence import evidence_table
 from shoal.progress import Bars
 
 out = Console(soft_wrap=False)
@@ -31,7 +32,9 @@ def recipe_from(file: Path | None, **flags: Any) -> Any:
 
     values: dict[str, Any] = read_toml(file) if file else {}
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in flags.items()}
-    return router.recipe_of(values | {key: value for key, value in plain.items() if value})
+    # A zero is given, and may be wrong; a switch that is off is not.
+    given = {key: value for key, value in plain.items() if value is not None and value is not False}
+    return router.recipe_of(values | given)
 
 
 def run_export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]:
@@ -43,7 +46,7 @@ def run_export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]
     except ShoalError:
         if refused and not as_json:
             rows = [evidence.to_dict() for evidence in refused]
-            out.print(show.evidence_table(rows, f"{settings.name} against the original"))
+            out.print(evidence_table(rows, f"{settings.name} against the original"))
         raise
     result: dict[str, Any] = outcome.to_dict()
     versions = {entry["precision"]: entry["version"] for entry in result["published"]}
@@ -51,7 +54,7 @@ def run_export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]
         row["version"] = versions.get(row["precision"])
     if not as_json:
         if result["evidence"]:
-            out.print(show.evidence_table(result["evidence"], f"{settings.name} against the original"))
+            out.print(evidence_table(result["evidence"], f"{settings.name} against the original"))
         served = result["published"][-1]
         out.print(f"task: {result['task']}", highlight=False)
         out.print(

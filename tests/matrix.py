@@ -7,6 +7,7 @@ the original; `document` writes `docs/models.md` from what came of all of them (
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -357,7 +358,7 @@ def _exactness(evidence: Any) -> str:
         return f"± {bound:.2%}"
     difference = getattr(evidence, "logits_max_abs_diff", None) or evidence.max_abs_diff
     bound = next(b for b in (1e-5, 1e-4, 1e-3) if difference <= b)
-    return f"≤ {bound:.0e}"
+    return f"≤ 1e{round(math.log10(bound))}"
 
 
 def _stable(reason: str) -> str:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,6 +36,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
+from export import evidence, verify
 from export.compress import state
 from export.compress.architecture import Encoder
 from export.compress.distill import Settings, distill
@@ -43,11 +45,15 @@ from export.compress.losses import divergence, squared
 from export.compress.prune import prune
 from export.compress.texts import batch, read_texts, sentences, split
 from export.optimize import fuse_around_matmuls
+from export.pipeline import export
+from export.recipe import Recipe
 from export.tasks.heads import Embedding
 from export.to_onnx import to_onnx
 from shoal.corpus import passages
-from shoal.errors import ExportError, UsageError
+from shoal.errors import ExportError, NotProven, UsageError
+from shoal.manifest import manifests
 from shoal.progress import Advance, Silent
+from tests import tiny
 
 VOCABULARY = 200
 SIZES = {
@@ -514,3 +520,38 @@ def test_sentences() -> None:
         "Five six seven eight",
     ]
     assert sentences("Too short. Yes.") == ["Too short. Yes."]
+
+
+def test_a_recipe_makes_a_smaller_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the recipe to the manifest; and as random models go, it is refused where nothing is forgiven."""
+    source = tiny.make(tmp_path / "tiny", "BertForSequenceClassification", num_labels=3)
+    recipe = Recipe(
+        source=str(source), name="small", precisions=("fp32",), layers=1, ffn=0.5, distill_steps=2
+    )
+    monkeypatch.setattr(verify, "SPEED_ROUNDS", 1)
+    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(evidence, "_SMALLER", evidence.Tolerance(-1.0, 2.0, 0.9, min_agreement=1.1))
+    with pytest.raises(NotProven, match="agreement .* < 110%"):
+        export(recipe, tmp_path / "repository")
+    monkeypatch.setattr(evidence, "_SMALLER", evidence.Tolerance(-1.0, 2.0, 0.9, min_agreement=0.0))
+    (published,) = export(recipe, tmp_path / "repository").published
+    (manifest,) = manifests(tmp_path / "repository", "small")
+    notes = manifest.evidence["notes"]["compression"]
+    assert published.new
+    assert notes["parameters"][1] < notes["parameters"][0]
+    assert notes["distilled"]["steps"] == 2
+    assert Recipe.from_dict(manifest.recipe) == recipe
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"layers": 0}, "layers is 0, it must be at least 1"),
+        ({"heads": 1.5}, "heads is 1.5, it must be a share"),
+        ({"distill_steps": 5}, "nothing is to be smaller"),
+        ({"layers": 1, "distill_text": "texts.txt"}, "distill_text is given and distill_steps is not"),
+    ],
+)
+def test_a_recipe_that_cannot_work(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Recipe.from_dict(values)

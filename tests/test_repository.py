@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from export import pipeline
+from export import evidence, pipeline
+from export.evidence import Verified
 from export.exported import Exported
 from export.pipeline import Outcome, Source, export, prepare, release
 from export.recipe import Recipe
 from export.repository import Provenance, write
 from export.source import find_checkpoint
 from export.tasks.text import SentenceSimilarity
-from export.verify import Verified
 from shoal.errors import NotProven, RepositoryError
 from shoal.manifest import Manifest, manifests
 from shoal.repository import HISTORY, STAGING
@@ -104,8 +104,8 @@ def test_same_bytes_keep_their_version_and_others_get_the_next(own_repository: P
 
 @pytest.mark.usefixtures("brief")
 def test_a_version_that_is_not_proven_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.verify, "_CLOSE", pipeline.verify.Tolerance(0.9999, 1e-4))
-    shown: list[pipeline.verify.Evidence] = []
+    monkeypatch.setattr(evidence, "_CLOSE", evidence.Tolerance(0.9999, 1e-4))
+    shown: list[evidence.Evidence] = []
     repository = tmp_path / "repository"
     with pytest.raises(NotProven, match="nothing is published.*int8: cosine"):
         export(Recipe(precisions=("int8",)), repository, on_evidence=shown.extend)

@@ -50,13 +50,13 @@ from sklearn.preprocessing import (
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
+from export.evidence import Verified
 from export.exported import Exported
 from export.tabular.columns import Rows, as_feed
 from export.tabular.sample import read_rows, rows_for, synthesize
 from export.tabular.source import Estimator, find_estimator, is_estimator
 from export.tabular.to_onnx import to_onnx
 from export.tabular.verify import TabularEvidence, measure
-from export.verify import Verified
 from shoal.errors import ExportError, NotProven, ShoalError, UsageError
 
 GOOD = TabularEvidence(

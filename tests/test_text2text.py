@@ -23,21 +23,22 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from clients import AsyncGrpcClient, BadInput, Generated, GrpcClient, HttpClient
 from export import router
+from export.evidence import Verified
 from export.recipe import Recipe
 from export.text2text import verify
 from export.text2text.checkpoint import find_encoder_decoder, load_original, search_of
 from export.text2text.recipe import Text2TextRecipe
 from export.text2text.to_onnx import to_onnx
-from export.verify import Verified
 from serving.embedded import Server, running
 from serving.models.text2text import Answerer, Settings
 from serving.text2text.search import answer
 from serving.text2text.settings import Search
-from shoal import corpus
+from shoal import corpus, requests
+from shoal.compare import compare
 from shoal.errors import ExportError, NotProven, UsageError
+from shoal.evidence import evidence_table
 from shoal.manifest import manifests
 from shoal.progress import Silent
-from shoal.show import evidence_table
 from tests import tiny
 
 Client = GrpcClient | HttpClient
@@ -351,3 +352,19 @@ def test_the_tokenizer_of_these_tests_is_that_of_transformers(checkpoints: Path)
         raw.encode("Fish swim.").ids
         == AutoTokenizer.from_pretrained(checkpoints / "t5")("Fish swim.").input_ids
     )
+
+
+def test_what_is_optional_need_not_be_typed(served: Server) -> None:
+    with GrpcClient(served.grpc) as client:
+        config, metadata = client.config("t5-greedy"), client.metadata("t5-greedy")
+        assert list(requests.arrays_of(config, metadata, ["Fish swim."], [])) == ["text"]
+        assert list(requests.sample_arrays(config, metadata)) == ["text"]
+        limited = requests.arrays_of(config, metadata, ["Fish swim."], ["max_new_tokens=1"])
+        assert client.infer("t5-greedy", limited)["num_output_tokens"].tolist() == [[1]]
+
+
+def test_two_versions_are_compared_by_what_they_write(repository: Path) -> None:
+    (manifest,) = manifests(repository, "t5-greedy")
+    answers = compare(repository, manifest, manifest)["answers"]
+    assert answers["same"] == 1
+    assert len(answers["tokens"]) == 3

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from export.evidence import Evidence, Verified, verified
 from export.exported import Exported
 from export.pipeline import Outcome
-from export.verify import Evidence, Verified, verified
 from shoal.errors import NotProven
 
 GOOD = Evidence(

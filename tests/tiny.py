@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,14 +32,26 @@ OFFSET = ("roberta", "xlm-roberta", "camembert", "data2vec-text")
 
 @cache
 def wordpiece() -> str:
-    """BERT's kind of tokenizer, trained on sample text, as JSON."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    """BERT's kind of tokenizer over sample text, as JSON.
+
+    Not trained: the trainer breaks ties otherwise in each process, and then no two runs compare.
+    """
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = Counter(re.findall(r"[a-z]+|[^a-z\s]", " ".join(corpus.passages()[:800]).lower()))
+    letters = sorted({letter for word in words for letter in word})
+    endings: Counter[str] = Counter()
+    for word, count in words.items():
+        for length in (2, 3):
+            if len(word) > length:
+                endings[f"##{word[-length:]}"] += count
+    pieces = [*special, *letters, *(f"##{letter}" for letter in letters)]
+    for found, most in ((endings, len(pieces) + 150), (words, VOCABULARY)):
+        ranked = sorted(found, key=lambda piece: (-found[piece], piece))
+        pieces += [piece for piece in ranked if piece not in pieces][: most - len(pieces)]
+    tokenizer = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special)
-    tokenizer.train_from_iterator(corpus.passages()[:800], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

@@ -8,25 +8,23 @@ from pathlib import Path
 from platform import python_version
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel
 
 from export.device import require_gpu
+from export.evidence import verified
 from export.exported import Exported
 from export.generation import publish, verify
 from export.generation.checkpoint import decoder_settings, find_decoder
 from export.generation.quantize import quantize_int4, quantize_int8
 from export.generation.recipe import GenerationRecipe
 from export.generation.to_onnx import to_onnx
+from export.loading import load
 from export.outcome import Outcome, disk_errors_named
 from export.repository import Provenance, Published, staging, write
-from export.source import Checkpoint
-from export.verify import verified
+from export.source import Checkpoint, check_source
 from serving.generation.runner import Runner
 from shoal import corpus
-from shoal.errors import ExportError, RepositoryError
 from shoal.manifest import Manifest
 from shoal.progress import Silent
 
@@ -80,13 +78,8 @@ def verify_published(
     recipe = GenerationRecipe.from_dict(found[-1].recipe)
     require_gpu(_on_gpu(recipe))
     checkpoint = find_decoder(recipe.source)
-    weights = checkpoint.describe()["sha256"]
     for manifest in found:
-        if manifest.source["sha256"] != weights:
-            raise RepositoryError(
-                f"{recipe.source} is not what {manifest.network}/{manifest.version} was made from",
-                hint=f"get revision {manifest.source['revision'] or '(unknown)'} of it, or export again",
-            )
+        check_source(checkpoint, manifest)
     graphs = {
         str(manifest.version): Exported.read(
             repository / manifest.network / str(manifest.version) / "model.onnx"
@@ -151,26 +144,11 @@ def _measure(
 
 
 def load_original(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The PyTorch original in fp32, in evaluation mode: what every version is compared with.
-
-    Raises:
-        ExportError: transformers cannot load it.
-    """
-    transformers_logging.set_verbosity_error()
+    """The PyTorch original; see `export.loading.load`."""
     # PyTorch's fused attention leaves out the cap on attention scores that Gemma 2 was trained with.
     capped = checkpoint.config.get("attn_logit_softcapping")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            attn_implementation="eager" if capped else None,
-        )
-    except Exception as error:  # transformers and safetensors raise what they like
-        reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"transformers cannot load {checkpoint.id}: {reason}") from error
-    return model.eval()
+    options = {"attn_implementation": "eager"} if capped else {}
+    return load("AutoModelForCausalLM", checkpoint, GenerationRecipe.TASK, **options)
 
 
 def _calibration(checkpoint: Checkpoint, plain: Exported, progress: Silent) -> list[list[int]]:

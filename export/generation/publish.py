@@ -10,13 +10,13 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as triton
 
 from export import config as texts
+from export.evidence import Verified
 from export.generation.checkpoint import DecoderSettings
 from export.generation.config import context_of, generation_config
 from export.generation.recipe import GenerationRecipe
 from export.generation.verify import files_of
 from export.repository import Part, Published, Release, move_versions, sync, versions
 from export.source import Checkpoint
-from export.verify import Verified
 
 MODEL_PY = "from serving.models.generation import TritonPythonModel  # noqa: F401\n"
 

@@ -16,6 +16,7 @@ from platform import python_version
 from tritonclient.grpc import model_config_pb2 as triton
 
 from export.config import network_config
+from export.evidence import Verified, verified
 from export.exported import Exported
 from export.outcome import Outcome, disk_errors_named
 from export.repository import Part, Provenance, Published, Release, staging, write
@@ -25,7 +26,6 @@ from export.tabular.sample import rows_for
 from export.tabular.source import Estimator, find_estimator
 from export.tabular.to_onnx import to_onnx
 from export.tabular.verify import TabularEvidence, measure
-from export.verify import Verified, verified
 from shoal.errors import RepositoryError
 from shoal.manifest import Manifest, sha256
 from shoal.progress import Silent

@@ -7,6 +7,7 @@ of logits, the scores of one masked token instead of those of all. Where a row h
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 
-class Head(torch.nn.Module):
+class Head(torch.nn.Module, ABC):
     """A transformer and what a task does with its output.
 
     Args:
@@ -45,9 +46,9 @@ class Head(torch.nn.Module):
         inputs = {name: value for name, value in given.items() if value is not None}
         return dict(zip(self.outputs, self.run(inputs), strict=True))
 
+    @abstractmethod
     def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """The values of `outputs`."""
-        raise NotImplementedError
 
 
 class Embedding(Head):
@@ -133,7 +134,7 @@ class FillMask(Head):
             self._position = None
 
 
-class Grouped(Head):
+class Grouped(Head, ABC):
     """Rows of several sequences, folded into the batch and back."""
 
     def folded(self, inputs: dict[str, Tensor]) -> tuple[Any, list[int]]:

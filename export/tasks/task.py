@@ -79,6 +79,7 @@ class Task(ABC):
         """The outputs of the head as vectors that are compared with the original's, [vectors, width]."""
         return outputs["probabilities"]
 
+    @abstractmethod
     def score(self, answers: Any, eval_data: Path, checkpoint: Checkpoint) -> float:
         """x100, on the user's labelled data.
 
@@ -89,7 +90,6 @@ class Task(ABC):
         Raises:
             UsageError: the file cannot be read.
         """
-        raise NotImplementedError
 
 
 def labels_of(checkpoint: Checkpoint) -> list[str]:

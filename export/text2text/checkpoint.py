@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from transformers import GenerationConfig, PreTrainedModel
 
+from export.loading import load
 from export.source import Checkpoint, find_checkpoint
 from export.text2text.recipe import Text2TextRecipe
 from serving.text2text.settings import Search
@@ -80,26 +79,8 @@ def _architecture(checkpoint: Checkpoint) -> str:
 
 
 def load_original(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The PyTorch original in fp32, in evaluation mode: what every version is compared with.
-
-    Raises:
-        ExportError: transformers cannot load it, or weights are missing.
-    """
-    transformers_logging.set_verbosity_error()
-    try:
-        model, loaded = AutoModelForSeq2SeqLM.from_pretrained(
-            checkpoint.folder,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except Exception as error:  # transformers and safetensors raise what they like
-        reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"transformers cannot load {checkpoint.id}: {reason}") from error
-    if loaded["missing_keys"]:
-        raise ExportError(f"{checkpoint.id} lacks weights: {sorted(loaded['missing_keys'])[0]} is missing")
-    return model.eval()
+    """The PyTorch original; see `export.loading.load`."""
+    return load("AutoModelForSeq2SeqLM", checkpoint, Text2TextRecipe.TASK)
 
 
 def search_of(model: PreTrainedModel, recipe: Text2TextRecipe) -> Search:

@@ -10,17 +10,17 @@ from platform import python_version
 
 from transformers import PreTrainedModel
 
+from export.evidence import verified
 from export.outcome import Outcome, disk_errors_named
 from export.repository import Provenance, Published, staging, write
-from export.source import Checkpoint, max_length_of
+from export.source import Checkpoint, check_source, max_length_of
 from export.text2text import verify
 from export.text2text.checkpoint import find_encoder_decoder, load_original, search_of
 from export.text2text.publish import release
 from export.text2text.recipe import Text2TextRecipe
 from export.text2text.to_onnx import Graphs, to_onnx
-from export.verify import verified
 from serving.models.text2text import TOKENIZER, Answerer, Settings
-from shoal.errors import RepositoryError, UsageError
+from shoal.errors import UsageError
 from shoal.manifest import Manifest
 from shoal.progress import Silent
 
@@ -71,11 +71,7 @@ def verify_published(
     for manifest in found:
         recipe = Text2TextRecipe.from_dict(manifest.recipe)
         checkpoint = find_encoder_decoder(recipe.source)
-        if checkpoint.describe()["sha256"] != manifest.source["sha256"]:
-            raise RepositoryError(
-                f"{recipe.source} is not what {manifest.network}/{manifest.version} was made from",
-                hint=f"get revision {manifest.source['revision'] or '(unknown)'} of it, or export again",
-            )
+        check_source(checkpoint, manifest)
         with progress.step(f"Load {checkpoint.id} for version {manifest.version}"):
             original = load_original(checkpoint)
             settings = settings_of(original, recipe, checkpoint)

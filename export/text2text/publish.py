@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as triton
 
+from export.evidence import Verified
 from export.repository import Part, Release
 from export.text2text.recipe import Text2TextRecipe
 from export.text2text.to_onnx import Graphs
-from export.verify import Verified
 from serving.models import text2text
 from serving.models.text2text import TOKENIZER, Settings
 

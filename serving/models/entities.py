@@ -19,12 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.models.responses import answers
-
-try:  # exists only inside a Triton Python stub
-    import triton_python_backend_utils as pb_utils
-except ModuleNotFoundError:
-    pb_utils = None
+from serving.models.responses import answers, inputs
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 OUTSIDE = "O"
@@ -141,9 +136,7 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> dict[str, NDArray]:
         names = ("text", "probabilities", "offsets", "special_tokens_mask", "subword")
-        texts, scores, offsets, special, subword = (
-            pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names
-        )
+        texts, scores, offsets, special, subword = inputs(request, *names)
         rows = zip(texts.reshape(-1), scores, offsets, special, subword, strict=True)
         return as_arrays(
             [

@@ -18,12 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from serving.models.responses import answers
-
-try:  # exists only inside a Triton Python stub
-    import triton_python_backend_utils as pb_utils
-except ModuleNotFoundError:
-    pb_utils = None
+from serving.models.responses import answers, inputs
 
 FORMATS = ("PNG", "JPEG")
 
@@ -137,7 +132,7 @@ class TritonPythonModel:
         return answers(requests, self._answer)
 
     def _answer(self, request: Any) -> dict[str, NDArray]:
-        files = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
+        files = inputs(request, "image")[0].reshape(-1)
         images = [
             decode(content, f"image {index}", max_bytes=self._max_bytes, max_pixels=self._max_pixels)
             for index, content in enumerate(files)

@@ -13,6 +13,11 @@ except ModuleNotFoundError:
     pb_utils = None
 
 
+def inputs(request: Any, *names: str) -> list[NDArray]:
+    """The arrays of a request's inputs."""
+    return [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names]
+
+
 def answers(requests: Sequence[Any], answer: Callable[[Any], Mapping[str, NDArray]]) -> list[Any]:
     """One response a request, in order. An error is that request's own.
 

@@ -17,13 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.models.responses import answers
-
-try:  # exists only inside a Triton Python stub
-    import triton_python_backend_utils as pb_utils
-except ModuleNotFoundError:
-    pb_utils = None
-
+from serving.models.responses import answers, inputs
 
 CANDIDATES = 12  # spans of a window that are looked at, as in transformers for one answer
 
@@ -106,7 +100,7 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> dict[str, NDArray]:
         names = ("context", "start_logits", "end_logits", "context_mask", "word_offsets")
-        contexts, *features = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names)
+        contexts, *features = inputs(request, *names)
         texts = [text.decode() for text in contexts.reshape(-1)]
         spans = [
             best_span(*row, max_answer_length=self._max_answer_length, null_token=self._null_token)

@@ -16,19 +16,14 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from serving.models.layouts import LAYOUTS, BadText
-from serving.models.responses import answers
+from serving.models.responses import answers, inputs
 from shoal.machine import available_cpus
-
-try:  # exists only inside a Triton Python stub
-    import triton_python_backend_utils as pb_utils
-except ModuleNotFoundError:
-    pb_utils = None
 
 _PARAMETERS = ("layout", "max_length", "length_buckets", "max_text_bytes", "max_sequences", "pad_id")
 
@@ -90,7 +85,7 @@ class Limits(Protocol):
     def max_text_bytes(self) -> int: ...
 
 
-def decode(rows: Sequence[Sequence[bytes]], limits: Limits, what: str = "text") -> list[list[str]]:
+def decode(rows: Iterable[Iterable[bytes]], limits: Limits, what: str = "text") -> list[list[str]]:
     """Bytes of one input of a request, by row, to text.
 
     Args:
@@ -138,10 +133,9 @@ class TritonPythonModel:
 
     def _encode(self, request: Any) -> dict[str, Any]:
         settings = self._settings
-        texts = {
-            name: decode(pb_utils.get_input_tensor_by_name(request, name).as_numpy(), settings, name)
-            for name in self._layout.INPUTS
-        }
+        names = self._layout.INPUTS
+        given = zip(names, inputs(request, *names), strict=True)
+        texts = {name: decode(rows, settings, name) for name, rows in given}
         batch = self._layout.encode(texts)
         if len(batch.encodings) > settings.max_sequences:
             raise BadText(

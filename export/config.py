@@ -74,12 +74,11 @@ def tokenizer_config(recipe: Recipe, task: Task, encode: TextEncoder, version: i
     for name in encode.features:
         kind, dims = _FEATURES[name]
         config.output.append(_output(name, kind, grouped + dims))
-    buckets = [bucket for bucket in recipe.length_buckets if bucket < encode.max_length] + [encode.max_length]
     _set_parameters(
         config,
         layout=str(task.layout),
         max_length=str(encode.max_length),
-        length_buckets=",".join(map(str, buckets)),
+        length_buckets=",".join(map(str, buckets_of(recipe, encode.max_length))),
         max_text_bytes=str(recipe.max_text_bytes),
         max_sequences=str(recipe.max_sequences),
         pad_id=str(encode.pad_id),
@@ -196,6 +195,13 @@ def facts_of(checkpoint: Checkpoint, task: Task) -> dict[str, str]:
 def batch_size_of(recipe: Recipe, task: Task) -> int:
     """Most rows in one request."""
     return recipe.max_batch_size or task.max_batch_size
+
+
+def buckets_of(recipe: Recipe, max_length: int | None) -> list[int]:
+    """Lengths in tokens to which the tokenizer pads; none of what has no tokens."""
+    if not max_length:
+        return []
+    return [*(bucket for bucket in recipe.length_buckets if bucket < max_length), max_length]
 
 
 def to_text(config: triton.ModelConfig) -> str:

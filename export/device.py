@@ -6,23 +6,43 @@ from collections.abc import Sequence
 
 import onnxruntime
 
+from export.engines.library import Library
+from export.recipe import ACCELERATED, ENGINES
 from shoal.errors import ExportError
 from shoal.machine import gpus
 
+CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
+
+
+def provider_of(precision: str, on_gpu: Sequence[str]) -> str:
+    """ONNX Runtime's name of what runs a precision.
+
+    Args:
+        on_gpu: precisions that are for a GPU.
+    """
+    if precision not in on_gpu:
+        return CPU
+    return TENSORRT if precision == ACCELERATED else CUDA
+
 
 def require_gpu(precisions: Sequence[str]) -> None:
-    """A GPU's graph is measured on a GPU, and nothing is published unmeasured.
+    """What is for a GPU is measured on a GPU, and nothing is published unmeasured.
 
     Args:
         precisions: those that are for a GPU; with none, nothing is required.
 
     Raises:
         ExportError: there is none, or this onnxruntime cannot use it.
+        MissingDependency: an engine is to be built, and TensorRT is not installed.
     """
     if not precisions:
         return
-    why = "" if gpus() else "there is none"
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        why = "this onnxruntime has no CUDA: install onnxruntime-gpu in its place"
+    providers = {provider_of(name, precisions) for name in precisions if name not in ENGINES}
+    missing = sorted(providers.difference(onnxruntime.get_available_providers()))
+    why = f"this onnxruntime has no {missing[0]}: install onnxruntime-gpu in its place" if missing else ""
+    if not gpus():
+        why = "there is none"
     if why:
         raise ExportError(f"{', '.join(precisions)} must be measured on an NVIDIA GPU; {why}")
+    if set(precisions).intersection(ENGINES):
+        Library("tensorrt")

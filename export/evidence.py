@@ -58,11 +58,13 @@ def tolerance_of(task: str, precision: str, *, smaller: bool = False) -> Toleran
     """
     if smaller:
         return _SMALLER
-    if precision == "fp32":
+    if precision.endswith("fp32"):
         return _EXACT
     if task != SentenceSimilarity.name:
         return _AGREEING
-    return {"fp16": _HALF, "int4": _COARSE}.get(precision, _CLOSE)
+    if precision.endswith("fp16"):
+        return _HALF
+    return _COARSE if precision == "int4" else _CLOSE
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Evidence:
     Attributes:
         task: what it is for.
         precision: which tolerance applies.
-        size_bytes: of the ONNX file.
+        size_bytes: of the ONNX file, or of the engine.
         max_abs_diff: largest difference of a component against the original, relative to the original's
             largest where that is above 1.
         min_cosine, mean_cosine: of a vector (embedding, probabilities) against the original's, over `cases`.

@@ -32,6 +32,16 @@ class Exported:
     opset: int
     ir_version: int
 
+    @property
+    def filename(self) -> str:
+        """What it is called in a version's folder."""
+        return "model.onnx"
+
+    @property
+    def provenance(self) -> dict[str, Any] | None:
+        """What binds it to a machine, for the manifest: an ONNX file nothing, an engine its fingerprint."""
+        return None
+
     @classmethod
     def read(cls, path: Path) -> Exported:
         """Read the specs from the graph; weights are not loaded twice.

@@ -12,14 +12,19 @@ from platform import python_version
 from typing import Any
 
 import torch
+from tritonclient.grpc import model_config_pb2 as triton
 
 from export import config, precisions, verify
 from export.compress.apply import compressed
 from export.device import require_gpu
+from export.engines.config import ENGINE_CACHE, accelerated_config, plan_config
+from export.engines.engine import TAIL, Engine, make_engine, published_engine
+from export.engines.library import Library
+from export.engines.shapes import Profile, from_buckets, from_traffic, read_traffic, whole
 from export.evidence import Evidence, Verified, verified
 from export.exported import Exported
 from export.outcome import Outcome, disk_errors_named
-from export.recipe import ON_GPU, Recipe
+from export.recipe import ACCELERATED, ENGINES, ON_GPU, Recipe
 from export.repository import Part, Provenance, Published, Release, staging, write
 from export.source import Checkpoint, check_source, find_checkpoint, max_length_of
 from export.tasks import task_of
@@ -30,8 +35,10 @@ from export.to_onnx import exporter_of, finish, load_head, network_inputs, to_on
 from export.tokenization import ImageEncoder, TextEncoder
 from export.verify import Subject
 from shoal import corpus
+from shoal.engine import check_fits, compute_capability
 from shoal.machine import available_cpus
 from shoal.manifest import Manifest
+from shoal.paths import cache_dir
 from shoal.progress import Silent
 
 _TOOLS = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "tokenizers", "numpy")
@@ -173,7 +180,7 @@ def verify_published(
         check_source(checkpoint, manifest)
         with progress.step(f"Load {checkpoint.id} for version {manifest.version}"):
             source = prepare(recipe, checkpoint)
-        graph = Exported.read(repository / manifest.network / str(manifest.version) / "model.onnx")
+        graph = published_network(manifest, repository)
         measured = verify.measure(
             source.subject,
             {manifest.precision: graph},
@@ -184,6 +191,18 @@ def verify_published(
         evidence.append(measured[manifest.precision])
     versions = [Published(m.network, m.version, m.precision, new=False) for m in found]
     return Outcome(tuple(evidence), tuple(versions), source.task.name)
+
+
+def published_network(manifest: Manifest, repository: Path) -> Exported:
+    """The network of a version in the repository, whose files have been checked.
+
+    Raises:
+        RepositoryError: it is an engine that does not fit this machine.
+    """
+    if manifest.engine is None:
+        return Exported.read(repository / manifest.network / str(manifest.version) / "model.onnx")
+    check_fits(manifest.engine, Library(manifest.engine["flavour"]).runner, manifest.rebuild)
+    return published_engine(repository, manifest)
 
 
 def build(
@@ -200,8 +219,44 @@ def build(
     notes: dict[str, precisions.Notes] = {}
     for precision in source.recipe.precisions:
         graph, notes[precision] = precisions.MAKERS[precision](material, work / f"{precision}-bare.onnx")
-        made[precision] = finish(graph, work / f"{precision}.onnx", head, source.task, source.checkpoint)
+        finished = finish(graph, work / f"{precision}.onnx", head, source.task, source.checkpoint)
+        made[precision] = _engine(finished, source, progress) if precision in ENGINES else finished
     return made, notes
+
+
+def profiles_of(source: Source) -> tuple[Profile, ...]:
+    """The shapes that TensorRT builds for: of the traffic that the recipe names, or of its buckets."""
+    recipe, batch = source.recipe, config.batch_size_of(source.recipe, source.task)
+    buckets = config.buckets_of(recipe, source.encode.max_length) or (1,)  # a picture has no length
+    if recipe.traffic is None:
+        return from_buckets(batch, buckets)
+    return from_traffic(read_traffic(recipe.traffic), batch, buckets[-1])
+
+
+def _engine(graph: Exported, source: Source, progress: Silent) -> Engine:
+    """A finished graph as an engine for the GPU that is here. Untried: it takes one."""
+    cache = cache_dir() / "tensorrt"
+    cache.mkdir(parents=True, exist_ok=True)
+    return make_engine(
+        graph,
+        graph.path.with_suffix(".plan"),
+        profiles_of(source),
+        timing_cache=cache / f"{compute_capability()}.timing",
+        progress=progress,
+    )
+
+
+def _network_config(proven: Verified, source: Source, version: int) -> triton.ModelConfig:
+    """For ONNX Runtime, for TensorRT, or for the one through the other."""
+    exported = proven.exported
+    if isinstance(exported, Engine):
+        computed = replace(exported, outputs=exported.computed)
+        onnx_config = config.encoder_config(source.recipe, source.task, computed, version)
+        return plan_config(onnx_config, exported, exported.fingerprint)
+    onnx_config = config.encoder_config(source.recipe, source.task, exported, version)
+    if proven.evidence.precision == ACCELERATED:
+        return accelerated_config(onnx_config, exported, whole(profiles_of(source)), ENGINE_CACHE)
+    return onnx_config
 
 
 def release(proven: Verified, source: Source) -> Release:
@@ -220,8 +275,12 @@ def release(proven: Verified, source: Source) -> Release:
         make = partial(config.image_config, recipe, task, source.encode.processor)
         parts.append(Part(f"{name}_preprocessor", {"model.py": _model_py("images")}, make))
     network = f"{name}_encoder"
-    make = partial(config.encoder_config, recipe, task, exported)
-    parts.append(Part(network, {"model.onnx": exported.path}, make))
+    make = partial(_network_config, proven, source)
+    parts.append(Part(network, {exported.filename: exported.path}, make))
+    if isinstance(exported, Engine) and exported.tail is not None:
+        batch = config.batch_size_of(recipe, task)
+        make = partial(config.network_config, f"{name}_{TAIL}", exported.tail, batch)
+        parts.append(Part(f"{name}_{TAIL}", {exported.tail.filename: exported.tail.path}, make))
     if (output := task.output_model(source.checkpoint)) is not None:
         module, parameters = output
         make = partial(config.output_config, recipe, task, exported, module, parameters)

@@ -110,6 +110,10 @@ def _fp16(material: Material, path: Path) -> tuple[Exported, Notes]:
         return to_fp16(material.plain, path), {}
 
 
+def _plain(material: Material, path: Path) -> tuple[Exported, Notes]:
+    return material.plain, {}
+
+
 def _int8(material: Material, path: Path) -> tuple[Exported, Notes]:
     return quantize_int8(material.fused, path, material.calibration, material.progress), {}
 
@@ -137,4 +141,7 @@ MAKERS: Mapping[str, Callable[[Material, Path], tuple[Exported, Notes]]] = {
     "int8-static": _int8_static,
     "int4": _int4,
     "fp16": _fp16,
+    "tensorrt-fp32": _plain,
+    "tensorrt-fp16": _fp16,
+    "ort-tensorrt-fp16": _fp16,
 }

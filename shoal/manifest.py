@@ -39,6 +39,7 @@ class Manifest:
         machine: where it was measured.
         evidence: the figures; see `export.evidence.Evidence`.
         created: ISO 8601, UTC.
+        engine: fingerprint of a TensorRT engine, see `export.engines.fingerprint`; None: no engine.
     """
 
     model: str
@@ -54,11 +55,17 @@ class Manifest:
     machine: dict[str, Any]
     evidence: dict[str, Any]
     created: str
+    engine: dict[str, Any] | None = None
     schema: int = field(default=SCHEMA)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
         return asdict(self)
+
+    @property
+    def rebuild(self) -> str:
+        """The command that makes this version anew."""
+        return f"shoal export {self.source['id']} --name {self.model} --precision {self.precision}"
 
     @classmethod
     def load(cls, path: Path) -> Manifest:

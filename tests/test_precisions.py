@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from export.device import CUDA
 from export.outcome import Outcome
 from export.pipeline import export
 from export.precisions import MAKERS
@@ -70,7 +71,7 @@ def test_each_is_another_kind_of_product(made: tuple[Path, Outcome]) -> None:
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_a_gpus_session_never_falls_back_to_the_cpu(made: tuple[Path, Outcome]) -> None:
     with pytest.raises(ExportError, match="must be measured on an NVIDIA GPU, and onnxruntime cannot"):
-        open_session(made[0] / "tiny_encoder" / "1" / "model.onnx", gpu=True)
+        open_session(made[0] / "tiny_encoder" / "1" / "model.onnx", CUDA)
 
 
 @pytest.mark.skipif(bool(gpus()), reason="there is a GPU to measure on")

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.engines.fingerprint import Fingerprint, compute_capability
+from export.engines.fingerprint import Fingerprint
 from export.engines.library import Library, one_line
 from export.engines.shapes import Profile
 from export.exported import Exported
 from export.graph import CONTRIB
+from shoal.engine import compute_capability
 from shoal.errors import ExportError, UsageError
 from shoal.manifest import sha256
 from shoal.progress import Advance, Silent

@@ -19,6 +19,8 @@ from export.exported import Exported
 from shoal.errors import ExportError
 
 FILENAME = "model.plan"
+# Where the server may write in the container; see docker-compose.
+ENGINE_CACHE = PurePosixPath("/var/cache/shoal")
 
 
 def plan_config(
@@ -78,8 +80,6 @@ def accelerated_config(
     exported: Exported,
     profile: Profile,
     cache: PurePosixPath,
-    *,
-    fp16: bool = False,
 ) -> triton.ModelConfig:
     """The config of an ONNX file that ONNX Runtime runs through TensorRT.
 
@@ -88,19 +88,18 @@ def accelerated_config(
     one before it built. Our own onnxruntime backend, that of the embedded server, refuses this config: it
     takes no parameters of accelerators.
 
+    Precision is that of the graph, so no `precision_mode`: TensorRT 11 takes it from nowhere else.
+
     Args:
         network: from `export.config.encoder_config`; it is not changed.
         profile: the shapes engines are built for; `shapes.whole` makes one of several.
         cache: folder inside the container, writable to the server, for engines and what was measured.
-        fp16: let TensorRT compute in fp16. TensorRT 11 no longer takes that from outside the graph: there,
-            give it a graph from `prepare.to_fp16` instead.
     """
     config = triton.ModelConfig()
     config.CopyFrom(network)
     accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
     shapes = {spec.name: profile.of(spec) for spec in exported.inputs}
     accelerator.parameters.update(
-        precision_mode="FP16" if fp16 else "FP32",
         trt_engine_cache_enable="true",
         trt_engine_cache_path=str(cache),
         trt_timing_cache_enable="true",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from export.engines.fingerprint import Runner, compute_capability
+from shoal.engine import Runner, compute_capability
 from shoal.errors import ExportError, MissingDependency
 
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}

@@ -1,0 +1,82 @@
+"""What is to be served is what was measured, and can run here: looked at before every start.
+
+The embedded server looks by itself. Before another Triton: `python -m serving.check /models COMMAND...`
+runs the command where nothing is wrong, and else says what is and exits with 1.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+from serving.inspection import inspect
+from shoal.engine import check_fits, triton_runner
+from shoal.errors import RepositoryError, ShoalError
+from shoal.manifest import Manifest, manifests, served_versions
+
+EMBEDDED = ("onnxruntime", "python")  # backends of the embedded server
+CONTAINER = (*EMBEDDED, "tensorrt")
+
+
+def check(repository: Path, backends: Collection[str]) -> None:
+    """Compare files and partners with the manifests, inspect what has none, and ask engines for their GPU.
+
+    Args:
+        backends: those that the server has.
+
+    Raises:
+        RepositoryError: there is no model, or the first thing that is wrong.
+        MissingDependency: a file without a manifest cannot be inspected.
+    """
+    if not any(repository.glob("*/config.pbtxt")):
+        raise RepositoryError(f"{repository} holds no models", hint="shoal export")
+    found = list(manifests(repository))
+    for config in sorted(repository.glob("*/config.pbtxt")):
+        _check_backend(config, backends, found)
+    known: set[Path] = set()
+    for manifest in found:
+        manifest.check_files(repository)
+        manifest.check_partners(repository)
+        known.update(repository / name for name in manifest.files)
+        if manifest.engine and _served(manifest, repository):
+            check_fits(manifest.engine, triton_runner(), manifest.rebuild)
+    for path in sorted(repository.glob("*/*/*.onnx")):
+        if path not in known:  # no evidence of ours: at least it must read nothing but its own
+            inspect(path)
+
+
+def _check_backend(config: Path, backends: Collection[str], found: list[Manifest]) -> None:
+    text = config.read_text()
+    stated = re.search(r'^(?:backend: "(\w+)"|platform: "(tensorrt)_plan")', text, re.MULTILINE)
+    backend = (stated[1] or stated[2]) if stated else None
+    if backend is not None and backend not in backends:
+        others = [m for m in found if m.network == config.parent.name and not m.engine]
+        other = f"shoal promote {others[-1].model} {others[-1].version}" if others else ""
+        raise RepositoryError(
+            f"{config.parent} needs the backend {backend}, which the embedded Triton lacks",
+            hint=f"serve it in the container, or {other or 'leave it out of this repository'}",
+        )
+    if backend == "onnxruntime" and not any(config.parent.glob("*/*.onnx")):
+        raise RepositoryError(f"{config.parent} has a config but no weights", hint="run: shoal export")
+
+
+def _served(manifest: Manifest, repository: Path) -> bool:
+    return manifest.version in served_versions(repository / manifest.network)
+
+
+def main() -> None:
+    """Check, then become the command."""
+    repository, command = Path(sys.argv[1]), sys.argv[2:]
+    try:
+        check(repository, CONTAINER)
+    except ShoalError as error:
+        sys.exit(f"error: {error.message}" + (f"; {error.hint}" if error.hint else ""))
+    if command:
+        os.execvp(command[0], command)  # noqa: S606
+
+
+if __name__ == "__main__":
+    main()

@@ -122,7 +122,7 @@ def test_stopping_leaves_nothing(repository: Path) -> None:
     server = start(repository, ANY)
     assert server.alive
     assert len(_leftovers(server)) > 3
-    assert stop(server) is True
+    assert stop(server, grace=60.0) is True
     assert not server.alive
     assert _leftovers(server) == []
 

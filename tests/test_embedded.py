@@ -138,7 +138,7 @@ def test_it_finishes_what_runs_before_it_stops(repository: Path) -> None:
         thread = threading.Thread(target=slow)
         thread.start()
         time.sleep(0.2)
-        assert stop(server) is True
+        assert stop(server, grace=60.0) is True
         thread.join()
     assert answers == [(64, 384)]
 

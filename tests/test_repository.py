@@ -281,7 +281,7 @@ def test_an_interrupted_export_leaves_no_half_version(
     time.sleep(delay)
     process.send_signal(how)
     _, error = process.communicate(timeout=60)
-    # An interrupt inside `exec`, as dataclasses are made by, is one that CPython ends by however it was handled.
+    # An interrupt inside `exec`, by which dataclasses are made, is one that CPython ends by, handled or not.
     assert process.returncode in ((130, -how) if how == signal.SIGINT else (-how,)), error
     assert not [p for p in repository.iterdir() if p.is_dir()]
     if how == signal.SIGINT:

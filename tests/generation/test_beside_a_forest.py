@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,9 @@ from serving.embedded import Server, running
 from shoal.compare import compare
 from shoal.errors import NotProven, RepositoryError, UsageError
 from shoal.manifest import manifests
+from tests.tiny import make
 
+ROOT = Path(__file__).parent.parent.parent
 Client = GrpcClient | HttpClient
 TABLE = pd.DataFrame(
     {
@@ -56,6 +59,8 @@ def everything(
     shutil.copytree(decoder_repository, repository, copy_function=os.link)
     for source in ("example:forest", str(files / "shop.skops"), str(files / "price.skops")):
         router.export(router.recipe_of({"source": source}), repository)
+    names = make(files / "names", "BertForTokenClassification", num_labels=3, num_hidden_layers=1)
+    router.export(router.recipe_of({"source": str(names), "precisions": ["fp32"]}), repository)
     with running(repository) as server:
         yield repository, server
 
@@ -95,6 +100,13 @@ def test_columns_of_text_and_numbers(caller: Client, files: Path) -> None:
         caller.classify_rows({**table, "age": [1]}, model="shop")
     with pytest.raises(BadInput, match="column age holds neither numbers alone nor text alone"):
         caller.classify_rows({**table, "age": [1, "x"]}, model="shop")
+
+
+def test_the_readmes_python_runs(everything: tuple[Path, Server], capsys: pytest.CaptureFixture[str]) -> None:
+    code = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[2]
+    exec(compile(code.replace("127.0.0.1:8001", everything[1].grpc), "README.md", "exec"), {})  # noqa: S102
+    said = capsys.readouterr().out
+    assert "malignant" in said and "Guido" in said
 
 
 def test_a_regression(caller: Client, files: Path) -> None:

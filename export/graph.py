@@ -22,6 +22,7 @@ class Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
         _constants_to_initializers(model.graph)
+        _read_constants_themselves(model.graph)
         self.constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
         self.producer = {name: node for node in model.graph.node for name in node.output}
         self.consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
@@ -188,3 +189,13 @@ def _constants_to_initializers(graph: onnx.GraphProto) -> None:
             graph.initializer[-1].name = node.output[0]
     del graph.node[:]
     graph.node.extend(kept)
+
+
+def _read_constants_themselves(graph: onnx.GraphProto) -> None:
+    """Let nodes read an initializer and not its `Identity`, as which the tracer writes an equal one."""
+    originals = {initializer.name: initializer.name for initializer in graph.initializer}
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = originals.get(name, name)
+        if node.op_type == "Identity" and node.input[0] in originals:
+            originals[node.output[0]] = node.input[0]

@@ -20,7 +20,7 @@ fast CPU kernels (VNNI, AMX) take unsigned activations by signed weights. docs/i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import TensorProto, helper
 
 from export.exported import Exported
 from export.graph import CONTRIB, Graph
@@ -37,13 +37,14 @@ from shoal.machine import available_cpus
 from shoal.progress import Silent
 
 FLOOR = 1e-9  # keeps a row of zeros from dividing by zero
+TOKEN_MAX = 127
 GELU_MINIMUM = 0.17  # GELU is never below -0.16997, so a row's maximum bounds its magnitude from there on
 # 7 of 8 bits: on a CPU without VNNI the integer product adds pairs of 16-bit numbers with saturation, and a
 # network of full range is good where it was measured and wrong where it is served.
 WEIGHT_MAX = 63
 MIGRATION = 0.5  # SmoothQuant's alpha: how much of the difficulty moves from activations to weights
 
-Feed = Mapping[str, NDArray[np.int64]]
+Feed = Mapping[str, NDArray]
 
 
 @dataclass(frozen=True)
@@ -78,23 +79,62 @@ def quantize_int8(
         ExportError: there is nothing to quantize, as in a network of convolutions.
     """
     graph = Graph(onnx.load(fused.path))
-    groups = graph.products()
-    if not groups:
+    names = list(graph.products())
+    if not names:
         raise ExportError("the graph has no product with a constant matrix", hint="--precision fp32")
-    ranges = observe_ranges(fused.path, list(groups), calibration, progress or Silent())
-    for activation, products in groups.items():
-        _quantize_group(graph, activation, products, ranges[activation], dynamic)
-    graph.keep_residual_sums_apart()
+    progress = progress or Silent()
+    ranges = observe_ranges(fused.path, names, calibration, progress, total=len(calibration))
+    quantize_products(graph, ranges, dynamic=dynamic)
     graph.save(path)
     return Exported.read(path)
 
 
+def quantize_products(graph: Graph, ranges: Mapping[str, Range], *, dynamic: bool) -> None:
+    """Quantize every product with a constant matrix, in place; see the module for how.
+
+    Args:
+        ranges: of what the products read, from `observe_ranges`.
+        dynamic: no scale comes from `ranges`, which serve to smooth alone.
+    """
+    for activation, products in graph.products().items():
+        _quantize_group(graph, activation, products, ranges[activation], dynamic)
+    graph.keep_residual_sums_apart()
+
+
+def quantize_table(graph: Graph, gather: onnx.NodeProto) -> None:
+    """Quantize a table of token vectors, in place: int8 with one scale a token.
+
+    Args:
+        gather: the node that takes vectors from the table; a tied table is found behind its Transpose.
+    """
+    tied = graph.producer.get(gather.input[0])
+    table = graph.constants[gather.input[0]] if tied is None else graph.constants[tied.input[0]].T
+    scales = symmetric_scales(table, 1, TOKEN_MAX)[:, None]
+    ids = gather.input[1]
+    graph.drop(gather)
+    codes = graph.constant("int8/tokens", np.rint(table / scales).astype(np.int8))
+    row = graph.add("Gather", [codes, ids], "int8/token")
+    factor = graph.add("Gather", [graph.constant("int8/token_scales", scales), ids], "int8/token_scale")
+    cast = graph.add("Cast", [row], "int8/token_cast", to=TensorProto.FLOAT)
+    graph.add("Mul", [cast, factor], gather.output[0])
+
+
+def symmetric_scales(weight: NDArray[np.float32], axis: int, most: int) -> NDArray[np.float32]:
+    """What integers in [-most, most] are multiplied by to stand for a matrix: its scales over an axis."""
+    largest = np.abs(weight).max(axis=axis) / most
+    return np.maximum(largest, np.finfo(np.float32).tiny).astype(np.float32)
+
+
 def observe_ranges(
-    path: Path, names: Sequence[str], calibration: Sequence[Feed], progress: Silent
+    path: Path, names: Sequence[str], calibration: Iterable[Feed], progress: Silent, *, total: int
 ) -> dict[str, Range]:
-    """Run the fp32 graph on real text and keep each channel's range, padding left out."""
+    """Run the fp32 graph on real text and keep each channel's range, padding left out.
+
+    Args:
+        total: how many feeds there are in `calibration`.
+    """
     seen: dict[str, Range] = {}
-    with progress.step("Calibrate INT8 on sample text", total=len(calibration)) as advance:
+    with progress.step("Calibrate INT8 on sample text", total=total) as advance:
         for activations in observe(path, names, calibration):
             for name, rows in activations.items():
                 low, high = rows.min(axis=0), rows.max(axis=0)
@@ -106,16 +146,17 @@ def observe_ranges(
 
 
 def observe(
-    path: Path, names: Sequence[str], calibration: Sequence[Feed]
+    path: Path, names: Sequence[str], calibration: Iterable[Feed]
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
     """Values of the fp32 graph for one feed after another, as [rows, channels], padding left out."""
-    model = onnx.load(path)
-    model.graph.output.extend(helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names)
+    model = onnx.load(path, load_external_data=False)
+    model.graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in names)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cpus()
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    observed = path.with_name(f"observed-{path.name}")  # beside the weights, where those are in a second file
+    onnx.save(model, observed)
+    session = onnxruntime.InferenceSession(str(observed), options, providers=["CPUExecutionProvider"])
+    observed.unlink()
     for feed in calibration:
         values = session.run(list(names), dict(feed))
         mask = feed.get("attention_mask")
@@ -153,9 +194,7 @@ def _quantize_group(
     for index, (node, weight) in enumerate(zip(products, weights, strict=True)):
         bias, output = graph.take_bias(node)
         name = f"{prefix}/{index}"
-        columns = np.maximum(np.abs(weight).max(axis=0) / WEIGHT_MAX, np.finfo(np.float32).tiny).astype(
-            np.float32
-        )
+        columns = symmetric_scales(weight, 0, WEIGHT_MAX)
         operands = [
             codes,
             graph.constant(f"{name}/weight", np.rint(weight / columns).astype(np.int8)),

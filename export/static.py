@@ -124,7 +124,7 @@ def _smoothed(path: Path, written: Path, calibration: Sequence[Feed], progress: 
     groups = graph.products()
     if not groups:
         raise ExportError("int8-static: the graph has no product with a constant matrix to quantize")
-    ranges = observe_ranges(path, list(groups), calibration, progress)
+    ranges = observe_ranges(path, list(groups), calibration, progress, total=len(calibration))
     for activation, products in groups.items():
         producer = graph.producer.get(activation)
         weights = [graph.constants[node.input[1]] for node in products]

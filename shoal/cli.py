@@ -131,8 +131,9 @@ def export(
     Precisions: fp32; int8, in which no answer depends on its batch; int8-static in
     standard Q/DQ; int8-dynamic; int4; on a GPU fp16, engines as tensorrt-fp32 and
     tensorrt-fp16, and ort-tensorrt-fp16, ONNX Runtime through TensorRT. Text generation:
-    fp32, int8, int4, and fp16, int4-fp16 on a GPU. Each is compared with the original;
-    one that misses its tolerance gets no version, and the exit code is 1.
+    fp32, int8, int4, and fp16, int4-fp16 on a GPU. Text to text: fp32, int8. Each is
+    compared with the original; one that misses its tolerance gets no version, and the
+    exit code is 1.
 
     Example: shoal export ./my-classifier --name mood --precision int8 --eval-data labelled.csv
 

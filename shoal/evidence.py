@@ -33,7 +33,7 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
         return _generation(first)
     if "rows_from" in first:
         return _tabular(first)
-    return _TEXT2TEXT if "answer_match" in first else _encoder(rows)
+    return _text2text(first) if "answer_match" in first else _encoder(rows)
 
 
 def _figure(heading: str, key: str, form: str, unit: float = 1.0) -> Column:
@@ -57,9 +57,14 @@ def _encoder(rows: Sequence[Row]) -> list[Column]:
         _figure("#ms ×1", "latency_ms", ".2f"),
         _figure("#rows/s ×32", "throughput", ".0f"),
     ]
-    if first["score"] is not None:
-        columns.append(_figure(f"#{first['metric']} ({first['reference_score']:.2f})", "score", ".2f"))
-    return columns
+    return columns + _score(first)
+
+
+def _score(first: Row) -> list[Column]:
+    """The metric on labelled data, where there are some."""
+    if first["score"] is None:
+        return []
+    return [_figure(f"#{first['metric']} ({first['reference_score']:.2f})", "score", ".2f")]
 
 
 def _generation(first: Row) -> list[Column]:
@@ -94,18 +99,22 @@ def _tabular(first: Row) -> list[Column]:
     return columns
 
 
-# Logits against the original's; answers, greedy and as served, that are the original's, and that are the same
-# alone and in a batch; one answer's milliseconds and the tokens per second of eight at once.
-_TEXT2TEXT: list[Column] = [
-    _PRECISION,
-    _figure("#MB", "size_bytes", ".1f", 1e6),
-    _figure("#max |Δ|", "logits_max_abs_diff", ".1e"),
-    _figure("#greedy", "greedy_match", ".0%"),
-    _figure("#answers", "answer_match", ".0%"),
-    _figure("#batch", "batch_invariance", ".0%"),
-    _figure("#ms ×1", "latency_ms", ".1f"),
-    _figure("#tokens/s ×8", "tokens_per_second", ".0f"),
-]
+def _text2text(first: Row) -> list[Column]:
+    """Logits against the original's, and the tokens they choose; answers, greedy and as served, that are the
+    original's, and that are the same alone and in a batch; one answer's milliseconds and the tokens per
+    second of eight at once."""
+    columns = [
+        _PRECISION,
+        _figure("#MB", "size_bytes", ".1f", 1e6),
+        _figure("#max |Δ|", "logits_max_abs_diff", ".1e"),
+        _figure("#tokens", "agreement", ".1%"),
+        _figure("#greedy", "greedy_match", ".0%"),
+        _figure("#answers", "answer_match", ".0%"),
+        _figure("#batch", "batch_invariance", ".0%"),
+        _figure("#ms ×1", "latency_ms", ".1f"),
+        _figure("#tokens/s ×8", "tokens_per_second", ".0f"),
+    ]
+    return columns + _score(first)
 
 
 def _verdict(row: Row) -> str:

@@ -1,14 +1,17 @@
 """Encoder-decoders over the wire, on a real Triton, against what transformers' `generate` makes of the text.
 
 Models are tiny and random. Many tokens end an answer, so that answers have different lengths and their rows
-leave the batch at different times.
+leave the batch at different times. Those in INT8 have learnt their answers: a random model's tokens are close
+calls, which a trained one's are not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import csv
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,17 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from clients import AsyncGrpcClient, BadInput, Generated, GrpcClient, HttpClient
-from export import router
+from export import quantize, router
 from export.evidence import Verified
 from export.recipe import Recipe
 from export.text2text import verify
 from export.text2text.checkpoint import find_encoder_decoder, load_original, search_of
+from export.text2text.labelled import chrf, read_pairs
 from export.text2text.recipe import Text2TextRecipe
 from export.text2text.to_onnx import to_onnx
 from serving.embedded import Server, running
@@ -54,7 +59,15 @@ SEARCHES: dict[str, dict[str, Any]] = {
 MODELS = ["t5-greedy", "t5-beams", "bart-beams", "marian-greedy"]
 ENDS = [2, *range(100, 300)]
 TOKENS = 20
+# Of one layer each, to learn fast; the generation config of each.
+TAUGHT: dict[str, dict[str, Any]] = {"t5-taught": {}, "bart-taught": {"num_beams": 4}, "marian-taught": {}}
+LEARNS = {
+    **{key: 1 for key in ("num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")},
+    "spread": 1.0,
+}
 TEXTS = [*corpus.texts(6, seed=3), "Guido van Rossum wrote Python, in Amsterdam."]
+# Those that evidence is taken on are taught too.
+LESSONS = {text: text[9::-1] for text in [*corpus.texts(12, seed=7), *TEXTS]}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,6 +88,15 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for search, values in SEARCHES.items():
             shutil.copytree(folder / name, folder / f"{name}-{search}")
             asks(folder / f"{name}-{search}", eos_token_id=ENDS, max_new_tokens=TOKENS, **values)
+    for name, values in TAUGHT.items():
+        architecture, config = ARCHITECTURES[name.partition("-")[0]]
+        tiny.make_encoder_decoder(
+            folder / name,
+            architecture,
+            **config | LEARNS | {"scale_embedding": architecture == "MarianMTModel"},
+        )
+        tiny.teach(folder / name, LESSONS)
+        asks(folder / name, max_new_tokens=TOKENS, **values)
     return folder
 
 
@@ -86,12 +108,27 @@ def asks(folder: Path, **values: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def repository(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the taught models have learnt, but for one target."""
+    path = tmp_path_factory.mktemp("labelled") / "pairs.jsonl"
+    pairs = LESSONS | {TEXTS[0]: "Something else."}
+    lines = [json.dumps({"text": text, "target": target}) for text, target in pairs.items()]
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def repository(checkpoints: Path, labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("text2text") / "model_repository"
     for name in MODELS:
-        recipe = router.recipe_of({"source": str(checkpoints / name), "name": name})
+        recipe = router.recipe_of({"source": str(checkpoints / name), "name": name, "precisions": ["fp32"]})
         assert isinstance(recipe, Text2TextRecipe)  # read from the checkpoint's own config
         assert router.export(recipe, made).task == "text2text-generation"
+    for name in TAUGHT:
+        recipe = router.recipe_of(
+            {"source": str(checkpoints / name), "name": name, "eval_data": str(labelled)}
+        )
+        assert [entry.failures for entry in router.export(recipe, made).evidence] == [[], []]
     return made
 
 
@@ -108,14 +145,14 @@ def caller(request: pytest.FixtureRequest, served: Server) -> Iterator[Client]:
         yield client
 
 
-def original(folder: Path, texts: list[str], **options: Any) -> list[Generated]:
+def original(folder: Path, texts: list[str], ends: Any = ENDS, **options: Any) -> list[Generated]:
     """transformers' answers to a padded batch, by the checkpoint's own settings."""
     model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
     with torch.inference_mode():
         made = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, **options)
-    rows = [up_to_end(row) for row in made[:, 1:].tolist()]
+    rows = [up_to_end(row, ends) for row in made[:, 1:].tolist()]
     return [
         Generated(
             tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False), len(row)
@@ -124,7 +161,7 @@ def original(folder: Path, texts: list[str], **options: Any) -> list[Generated]:
     ]
 
 
-def up_to_end(tokens: list[int], ends: Any = ENDS) -> list[int]:
+def up_to_end(tokens: list[int], ends: Any) -> list[int]:
     """An answer without what fills its row up."""
     for index, token in enumerate(tokens):
         if token in ends:
@@ -139,6 +176,19 @@ def test_answers_are_those_of_generate(caller: Client, checkpoints: Path, model:
     assert caller.text_to_text(TEXTS, model=model, batch_size=3) == expected
     assert len({entry.text for entry in expected}) > 3
     assert len({entry.output_tokens for entry in expected}) > 1
+
+
+@pytest.mark.parametrize("model", TAUGHT)
+def test_int8_is_served_with_the_answers_of_the_original(
+    caller: Client, checkpoints: Path, repository: Path, model: str
+) -> None:
+    versions = {manifest.precision: manifest for manifest in manifests(repository, model)}
+    assert {name: manifest.version for name, manifest in versions.items()} == {"fp32": 1, "int8": 2}
+    assert caller.metadata(model)["versions"] == ["2"]
+    expected = original(checkpoints / model, TEXTS, ends=[2])
+    assert [entry.text for entry in expected] == [LESSONS[text] for text in TEXTS]
+    assert caller.text_to_text(TEXTS, model=model) == expected
+    assert caller.text_to_text(TEXTS, model=model, batch_size=1) == expected
 
 
 def test_shorter_answers(caller: Client, checkpoints: Path) -> None:
@@ -220,8 +270,99 @@ def test_verify_published(repository: Path) -> None:
     (evidence,) = outcome.evidence
     assert (outcome.task, evidence.failures) == ("text2text-generation", [])
     assert evidence_table([evidence.to_dict()], "marian").row_count == 1
-    with pytest.raises(UsageError, match="--eval-data is not for text2text-generation"):
-        router.verify_published("marian-greedy", repository, eval_data=Path("some.csv"))
+
+
+@pytest.mark.parametrize("model", TAUGHT)
+def test_evidence_of_int8(checkpoints: Path, repository: Path, model: str) -> None:
+    exact, small = (manifest.evidence for manifest in manifests(repository, model))
+    assert small["proven"]
+    assert small["agreement"] >= 0.97
+    assert small["batch_invariance"] >= 0.9
+    assert exact["logits_max_abs_diff"] < 1e-4 < small["logits_max_abs_diff"] < 0.15
+    assert small["size_bytes"] < 0.6 * exact["size_bytes"]
+    for graph in ("encoder", "decoder"):
+        nodes = onnx.load(repository / model / "2" / f"{graph}.onnx").graph.node
+        weights = {node.input[0] for node in nodes if node.op_type == "Gather"}
+        assert "int8/tokens" in weights
+        assert sum(node.op_type == "MatMulIntegerToFloat" for node in nodes) >= 8
+
+
+def test_verify_scores_labelled_data(checkpoints: Path, repository: Path, labelled: Path) -> None:
+    outcome = router.verify_published("t5-taught", repository, eval_data=labelled)
+    pairs = read_pairs(labelled)
+    texts, targets = zip(*pairs, strict=True)
+    expected = chrf(
+        [entry.text for entry in original(checkpoints / "t5-taught", list(texts), ends=[2])], targets
+    )
+    assert 80 < expected < 100
+    for evidence, manifest in zip(outcome.evidence, manifests(repository, "t5-taught"), strict=True):
+        assert (evidence.precision, evidence.failures) == (manifest.precision, [])
+        assert evidence.metric == manifest.evidence["metric"] == "chrF"
+        assert evidence.reference_score == manifest.evidence["reference_score"] == pytest.approx(expected)
+        assert evidence.score == pytest.approx(expected, abs=1)
+        worse = dataclasses.replace(evidence, score=expected - 1.2)
+        limit = {"fp32": "0.5", "int8": "1.0"}[evidence.precision]
+        assert worse.failures == [f"chrF loses 1.20 > {limit}"]
+    rows = [entry.to_dict() for entry in outcome.evidence]
+    assert f"chrF ({expected:.2f})" in [column.header for column in evidence_table(rows, "t5").columns]
+
+
+def test_a_bad_int8_is_refused(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "WEIGHT_MAX", 1)
+    source = str(checkpoints / "marian-taught")
+    outcome = router.export(Text2TextRecipe(source, name="rough"), tmp_path / "repository")
+    exact, rough = outcome.evidence
+    assert not exact.failures
+    assert any(failure.startswith("tokens agree 0.") for failure in rough.failures)
+    assert [version.precision for version in outcome.published] == ["fp32"]
+
+
+def test_labelled_files_are_read(tmp_path: Path) -> None:
+    pairs = [(f'A "text", {number}', f"un texte\tnº {number}\n") for number in range(12)]
+    rows = [("text", "target"), *pairs]
+    for name, dialect in {"pairs.csv": "excel", "pairs.tsv": "excel-tab"}.items():
+        with (tmp_path / name).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, dialect).writerows(rows)
+    lines = [json.dumps({"text": a, "target": b, "id": 7}, ensure_ascii=False) for a, b in pairs]
+    (tmp_path / "pairs.jsonl").write_text("\n\n".join(lines), encoding="utf-8")
+    for name in ("pairs.csv", "pairs.tsv", "pairs.jsonl"):
+        assert read_pairs(tmp_path / name) == pairs
+
+
+GOOD = "a,b\n" * 12
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("x.csv", "a,b\n", "line 1: it names other columns than text,target"),
+        ("x.csv", "", "line 1: it names other columns than text,target"),
+        ("x.csv", f"text,target\n{GOOD}a,b,c\n", "line 14: it has 3 columns, not 2"),
+        ("x.csv", f'text,target\n"a\nb",c\n\n{GOOD}a,\n', "line 17: its target is empty"),
+        ("x.csv", f'text,target\n{GOOD}a,"b\n{GOOD}', "line 14: it is not CSV: unexpected end of data"),
+        ("x.tsv", f"text,target\n{GOOD}", "line 1: it names other columns than text,target"),
+        ("x.csv", "text,target\na,b\n", "x.csv has 1 pairs, at least 10 are needed"),
+        ("x.csv", b"text,target\na,b\ncaf\xe9,b\n", "line 3: it is not UTF-8"),
+        ("x.jsonl", '{"text": "a", "target": "b"}\n\n{"text": "a"', "line 3: it is not JSON"),
+        ("x.jsonl", '{"text": "a", "target": 7}', "line 1: it is not an object with the texts text and"),
+        ("x.jsonl", '["a", "b"]', "line 1: it is not an object with the texts text and target"),
+        ("x.jsonl", '{"text": " ", "target": "b"}', "line 1: its text is empty"),
+        (".", "", "cannot be read: Is a directory"),
+        ("nowhere.csv", None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_a_bad_labelled_file_is_told_before_anything_is_made(
+    checkpoints: Path, tmp_path: Path, name: str, content: str | bytes | None, said: str
+) -> None:
+    if content:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    elif name == "x.csv":
+        (tmp_path / name).touch()
+    recipe = Text2TextRecipe(str(checkpoints / "t5-taught"), name="x", eval_data=tmp_path / name)
+    with pytest.raises(UsageError, match=re.escape(said)) as caught:
+        router.export(recipe, tmp_path / "repository")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "repository").exists()
 
 
 def test_other_weights_are_not_proven(checkpoints: Path, tmp_path: Path) -> None:
@@ -231,16 +372,19 @@ def test_other_weights_are_not_proven(checkpoints: Path, tmp_path: Path) -> None
     graphs = to_onnx(model, tmp_path)
     shutil.copyfile(source / "tokenizer.json", tmp_path / "tokenizer.json")
     settings = Settings(search_of(model, Text2TextRecipe(str(source))), 128, 1000)
-    answerer = Answerer(tmp_path, settings)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    reference = verify.measure_reference(model, settings.search, verify.samples(answerer), Silent())
-    evidence = verify.measure(
-        reference, answerer.runner, settings.search, precision="fp32", size_bytes=1, progress=Silent()
-    )
+    evidence = verify.measure(model, {"fp32": graphs}, settings, progress=Silent())["fp32"]
     failures = " ".join(evidence.failures)
-    for said in ("encoder difference", "encoder cosine", "logits difference", "greedy answers", "answers"):
+    for said in (
+        "encoder difference",
+        "encoder cosine",
+        "logits difference",
+        "tokens",
+        "greedy answers",
+        "answers",
+    ):
         assert said in failures
     with pytest.raises(NotProven, match="fp32 is not published: encoder difference"):
         Verified(graphs, evidence)
@@ -329,8 +473,8 @@ def test_checkpoints_that_cannot_be(checkpoints: Path, tmp_path: Path) -> None:
         with pytest.raises(ExportError, match=key):
             search_of(model, Text2TextRecipe("x"))
         setattr(model.generation_config, key, None)
-    with pytest.raises(UsageError, match="unknown precision int8"):
-        Text2TextRecipe("x", precisions=("int8",))
+    with pytest.raises(UsageError, match="unknown precision int4"):
+        Text2TextRecipe("x", precisions=("int4",))
     with pytest.raises(UsageError, match="num_beams is 0, it must be at least 1"):
         Text2TextRecipe("x", num_beams=0)
     asked = router.recipe_of({"source": str(checkpoints / "t5"), "name": "x", "task": "sentence-similarity"})
@@ -342,8 +486,9 @@ def test_other_architectures_of_the_family(tmp_path: Path) -> None:
         options = {"spread": 2.0} if kind == "MT5" else {}
         source = tiny.make_encoder_decoder(tmp_path / kind, f"{kind}ForConditionalGeneration", **options)
         recipe = Text2TextRecipe(str(source), max_new_tokens=8)
-        (evidence,) = router.export(recipe, tmp_path / "repository").evidence
-        assert evidence.failures == []
+        exact, small = router.export(recipe, tmp_path / "repository").evidence
+        assert exact.failures == []
+        assert small.precision == "int8"  # it is built, whatever is then said of it
 
 
 def test_the_tokenizer_of_these_tests_is_that_of_transformers(checkpoints: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,28 @@ def make_encoder_decoder(folder: Path, architecture: str, *, spread: float = SPR
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, model_max_length=128, **BYTE_LEVEL)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def teach(folder: Path, pairs: Mapping[str, str], *, steps: int = 100, rate: float = 0.02) -> None:
+    """Train an encoder-decoder, in place, to answer some texts, so that none of its tokens is a close call.
+
+    Args:
+        pairs: text -> answer.
+    """
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    given = tokenizer(list(pairs), return_tensors="pt", padding=True, truncation=True)
+    labels = tokenizer(list(pairs.values()), return_tensors="pt", padding=True).input_ids
+    labels[labels == tokenizer.pad_token_id] = -100
+    optimizer = torch.optim.Adam(model.parameters(), rate)
+    for step in range(steps):
+        # Without the slow start Marian learns it or not, by chance.
+        optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / 20) * (1 - step / steps)
+        optimizer.zero_grad()
+        inputs = {"input_ids": given.input_ids, "attention_mask": given.attention_mask}
+        model(**inputs, labels=labels).loss.backward()
+        optimizer.step()
+    model.eval().save_pretrained(folder, safe_serialization=True)
 
 
 def make_vit(folder: Path, **config: Any) -> Path:

@@ -46,7 +46,7 @@ from export.generation.to_onnx import (
     save,
 )
 from export.graph import CONTRIB, Graph
-from export.quantize import WEIGHT_MAX
+from export.quantize import WEIGHT_MAX, quantize_table, symmetric_scales
 from shoal.machine import available_cpus
 from shoal.progress import Silent
 
@@ -55,7 +55,6 @@ from shoal.progress import Silent
 INT4_BLOCK, INT8_BLOCK = 16, 32
 MIGRATION = 0.3  # SmoothQuant's alpha: how much of the difficulty moves from activations to weights
 GRAM_BYTES = 2 << 30  # of sample statistics that are held at once
-TOKEN_MAX = 127
 
 
 @dataclass
@@ -310,7 +309,7 @@ def _quantize_group(
     codes = graph.add("QuantizeLinear", [normalized, scale, zero], f"{prefix}/codes")
     weights = [graph.constants[node.input[1]] for node in products]
     weight = np.concatenate(weights, axis=1)
-    columns = _scales(weight, 0, WEIGHT_MAX)
+    columns = symmetric_scales(weight, 0, WEIGHT_MAX)
     operands = [
         codes,
         graph.constant(f"{prefix}/weight", round_with_gram(weight, columns, WEIGHT_MAX, gram)),
@@ -332,21 +331,7 @@ def _quantize_group(
 
 
 def _quantize_embedding(graph: Graph) -> None:
-    """The table of token vectors as int8, one scale a token; a tied table is found behind its Transpose."""
+    """The table of token vectors."""
     nodes = graph.model.graph.node
     (gather,) = (node for node in nodes if node.op_type == "Gather" and INPUT_IDS in node.input)
-    tied = graph.producer.get(gather.input[0])
-    table = graph.constants[gather.input[0]] if tied is None else graph.constants[tied.input[0]].T
-    scales = _scales(table, 1, TOKEN_MAX)[:, None]
-    graph.drop(gather)
-    codes = graph.constant("int8/tokens", np.rint(table / scales).astype(np.int8))
-    row = graph.add("Gather", [codes, INPUT_IDS], "int8/token")
-    factor = graph.add("Gather", [graph.constant("int8/token_scales", scales), INPUT_IDS], "int8/token_scale")
-    cast = graph.add("Cast", [row], "int8/token_cast", to=TensorProto.FLOAT)
-    graph.add("Mul", [cast, factor], gather.output[0])
-
-
-def _scales(weight: NDArray[np.float32], axis: int, most: int) -> NDArray[np.float32]:
-    """Symmetric scales over an axis."""
-    largest = np.abs(weight).max(axis=axis) / most
-    return np.maximum(largest, np.finfo(np.float32).tiny).astype(np.float32)
+    quantize_table(graph, gather)

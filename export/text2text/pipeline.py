@@ -16,11 +16,12 @@ from export.repository import Provenance, Published, staging, write
 from export.source import Checkpoint, check_source, max_length_of
 from export.text2text import verify
 from export.text2text.checkpoint import find_encoder_decoder, load_original, search_of
+from export.text2text.labelled import read_pairs
 from export.text2text.publish import release
+from export.text2text.quantize import quantize_int8
 from export.text2text.recipe import Text2TextRecipe
 from export.text2text.to_onnx import Graphs, to_onnx
-from serving.models.text2text import TOKENIZER, Answerer, Settings
-from shoal.errors import UsageError
+from serving.models.text2text import TOKENIZER, Settings
 from shoal.manifest import Manifest
 from shoal.progress import Silent
 
@@ -38,21 +39,21 @@ def export(
     """Export, measure, and publish what is proven; see `export.pipeline.export`."""
     progress = progress or Silent()
     checkpoint = find_encoder_decoder(recipe.source)
+    labelled = read_pairs(recipe.eval_data) if recipe.eval_data else []
     with staging(repository) as work, disk_errors_named(repository):
         with progress.step(f"Load {checkpoint.id}"):
             original = load_original(checkpoint)
             settings = settings_of(original, recipe, checkpoint)
-        with progress.step("Export to ONNX through optimum"):
-            graphs = to_onnx(original, work)
-            shutil.copyfile(checkpoint.folder / TOKENIZER, work / TOKENIZER)
-        (precision,) = recipe.precisions
-        measured = {precision: _measure(original, settings, graphs, precision, progress)}
+        candidates = build(original, recipe, settings, checkpoint, work, progress)
+        measured = verify.measure(original, candidates, settings, labelled=labelled, progress=progress)
         on_evidence(list(measured.values()))
-        proven = verified({precision: graphs}, measured)
+        proven = verified(candidates, measured)
         tools = {"python": python_version()} | {name: metadata.version(name) for name in _TOOLS}
         provenance = Provenance(recipe.name, recipe.to_dict(), checkpoint.describe(), tools)
         with progress.step(f"Write versions to {repository}"):
-            releases = [release(item, graphs, recipe, settings) for item in proven]
+            releases = [
+                release(item, candidates[item.evidence.precision], recipe, settings) for item in proven
+            ]
             published = write(releases, repository, work, provenance)
     return Outcome(tuple(measured.values()), tuple(published), recipe.TASK)
 
@@ -65,8 +66,7 @@ def verify_published(
     Args:
         found: at least one manifest, all of one model, whose files have been checked.
     """
-    if eval_data is not None:
-        raise UsageError(f"--eval-data is not for {Text2TextRecipe.TASK}")
+    labelled = read_pairs(eval_data) if eval_data else []
     evidence: list[Evidence] = []
     for manifest in found:
         recipe = Text2TextRecipe.from_dict(manifest.recipe)
@@ -75,10 +75,31 @@ def verify_published(
         with progress.step(f"Load {checkpoint.id} for version {manifest.version}"):
             original = load_original(checkpoint)
             settings = settings_of(original, recipe, checkpoint)
-        folder = repository / manifest.network / str(manifest.version)
-        evidence.append(_measure(original, settings, Graphs.read_both(folder), manifest.precision, progress))
+        graphs = {manifest.precision: Graphs.read_both(repository / manifest.network / str(manifest.version))}
+        measured = verify.measure(original, graphs, settings, labelled=labelled, progress=progress)
+        evidence.extend(measured.values())
     versions = [Published(m.network, m.version, m.precision, new=False) for m in found]
     return Outcome(tuple(evidence), tuple(versions), Text2TextRecipe.TASK)
+
+
+def build(
+    original: PreTrainedModel,
+    recipe: Text2TextRecipe,
+    settings: Settings,
+    checkpoint: Checkpoint,
+    work: Path,
+    progress: Silent,
+) -> dict[str, Graphs]:
+    """Both graphs in each precision, in the recipe's order, and beside them their tokenizer."""
+    folders = {precision: work / precision for precision in {"fp32", *recipe.precisions}}
+    for folder in folders.values():
+        folder.mkdir()
+        shutil.copyfile(checkpoint.folder / TOKENIZER, folder / TOKENIZER)
+    with progress.step("Export to ONNX through optimum"):
+        made = {"fp32": to_onnx(original, folders["fp32"])}
+    if "int8" in recipe.precisions:
+        made["int8"] = quantize_int8(made["fp32"], folders["int8"], settings, progress)
+    return {precision: made[precision] for precision in recipe.precisions}
 
 
 def settings_of(original: PreTrainedModel, recipe: Text2TextRecipe, checkpoint: Checkpoint) -> Settings:
@@ -86,16 +107,4 @@ def settings_of(original: PreTrainedModel, recipe: Text2TextRecipe, checkpoint: 
     stated = max_length_of(checkpoint)
     return Settings(
         search_of(original, recipe), min(recipe.max_length or stated, stated), recipe.max_text_bytes
-    )
-
-
-def _measure(
-    original: PreTrainedModel, settings: Settings, graphs: Graphs, precision: str, progress: Silent
-) -> Evidence:
-    """Evidence for graphs, beside which their tokenizer lies."""
-    answerer = Answerer(graphs.path.parent, settings)
-    reference = verify.measure_reference(original, settings.search, verify.samples(answerer), progress)
-    size = sum(part.stat().st_size for part in graphs.files)
-    return verify.measure(
-        reference, answerer.runner, settings.search, precision=precision, size_bytes=size, progress=progress
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from export.recipe import check_name, check_precisions, name_of, to_plain, values_of
@@ -16,15 +17,17 @@ class Text2TextRecipe:
     Attributes:
         source: an installed pip package that ships a checkpoint, a local folder, or a hub id.
         name: what users will call the model.
-        precisions: which versions to make.
+        precisions: which versions to make, in this order; the last that is proven is served.
         max_length: longest text in tokens, longer text is truncated; None: what the checkpoint says.
         max_new_tokens: longest answer; None: what the checkpoint's generation config says, else 256.
         num_beams: answers that compete, 1: greedy; None: what the checkpoint's generation config says.
         max_batch_size: most texts in one request and in one batch.
         max_text_bytes: longest text in bytes of UTF-8 that is accepted at all.
+        eval_data: texts and the answers they should have, for chrF as part of the evidence; see
+            `export.text2text.labelled`.
     """
 
-    PRECISIONS: ClassVar[tuple[str, ...]] = ("fp32",)
+    PRECISIONS: ClassVar[tuple[str, ...]] = ("fp32", "int8")
     TASK: ClassVar[str] = "text2text-generation"
 
     source: str
@@ -35,6 +38,7 @@ class Text2TextRecipe:
     num_beams: int | None = None
     max_batch_size: int = 16
     max_text_bytes: int = 32_768
+    eval_data: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.name:

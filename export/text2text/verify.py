@@ -15,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from export.text2text.labelled import Pair, chrf
 from export.text2text.recipe import Text2TextRecipe
-from serving.models.text2text import Answerer
+from export.text2text.to_onnx import Graphs
+from serving.models.text2text import Answerer, Settings
 from serving.text2text.runner import Runner, cross_names, padded
 from serving.text2text.search import answer
 from serving.text2text.settings import Search
@@ -26,25 +28,39 @@ from shoal.progress import Silent
 
 SAMPLES = 12
 ANSWER_TOKENS = 24
+EVAL_BATCH = 16
 SPEED_BATCH = 8
 SPEED_TOKENS = 16
 SPEED_ROUNDS = 5
 TIE = 1e-3  # two tokens whose logits are closer than this, relative to the largest, are equally right
+METRIC = "chrF"
+_ORIGINAL = "original"
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a precision must reach against the original; see `Text2TextEvidence`."""
+    """What a precision must reach against the original; see `Text2TextEvidence`.
+
+    Attributes:
+        max_loss: of the metric on labelled data.
+    """
 
     max_abs_diff: float
     min_cosine: float
+    agreement: float
     greedy: float
     answers: float
     invariance: float
+    max_loss: float
 
 
 # A beam search has many near ties: one answer of a dozen may turn on a last digit.
-TOLERANCES = {"fp32": Tolerance(1e-3, 0.9999, 1.0, 0.9, 0.9)}
+TOLERANCES = {
+    "fp32": Tolerance(1e-3, 0.9999, 0.999, 1.0, 0.9, 0.9, 0.5),
+    # One token that falls otherwise changes all that follow it in an answer: so what counts is each token,
+    # given those of the original before it.
+    "int8": Tolerance(0.15, 0.9, 0.97, 0.0, 0.0, 0.9, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -58,12 +74,15 @@ class Text2TextEvidence:
             its cross-attention, a vector a token and head), in a padded batch; differences are relative to
             the original's largest where that is above 1.
         logits_max_abs_diff, logits_min_cosine: of the next token's logits, in the original's greedy answer.
+        agreement: share of these logits whose largest is the original's, or as large as that within `TIE`.
         greedy_match: share of texts whose greedy answer is the original's, token by token; a token that is
             as likely as the original's within `TIE` ends the comparison.
         answer_match: share of texts whose answer, searched as it is served, is that of `generate`.
         batch_invariance: share of texts whose answer is the same alone and in a batch with all the others.
         latency_ms: median of one answer of 16 tokens to a text of 16, milliseconds, in process.
         tokens_per_second: generated, 8 such texts at once, in process.
+        metric, score, reference_score: chrF between greedy answers and the targets of the user's labelled
+            data, 0 to 100, of this version and of the original; None without such data.
         cases: [tokens of the text, tokens of the original's answer] of what was compared.
         cpus: threads the speed was measured with.
     """
@@ -74,11 +93,15 @@ class Text2TextEvidence:
     encoder_min_cosine: float
     logits_max_abs_diff: float
     logits_min_cosine: float
+    agreement: float
     greedy_match: float
     answer_match: float
     batch_invariance: float
     latency_ms: float
     tokens_per_second: float
+    metric: str | None = None
+    score: float | None = None
+    reference_score: float | None = None
     cases: tuple[tuple[int, int], ...] = ()
     cpus: int = field(default_factory=available_cpus)
     task: str = Text2TextRecipe.TASK
@@ -92,6 +115,7 @@ class Text2TextEvidence:
             (f"{part} cosine", f"{part}_min_cosine", wanted.min_cosine) for part in ("encoder", "logits")
         ]
         shares = [
+            ("tokens agree", "agreement", wanted.agreement),
             ("greedy answers agree", "greedy_match", wanted.greedy),
             ("answers agree", "answer_match", wanted.answers),
             ("alone and in a batch agree", "batch_invariance", wanted.invariance),
@@ -101,6 +125,10 @@ class Text2TextEvidence:
         for name, key, least in [*large, *shares]:
             if not getattr(self, key) >= least:
                 misses.append(f"{name} {getattr(self, key):.5g} < {least:g}")
+        if self.score is not None and self.reference_score is not None:
+            loss = self.reference_score - self.score
+            if not loss <= wanted.max_loss:
+                misses.append(f"{self.metric} loses {loss:.2f} > {wanted.max_loss}")
         return misses
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,40 +156,93 @@ class Reference:
     answers: tuple[tuple[int, ...], ...]
 
 
-def samples(answerer: Answerer) -> tuple[tuple[int, ...], ...]:
+def measure(
+    original: PreTrainedModel,
+    candidates: Mapping[str, Graphs],
+    settings: Settings,
+    *,
+    labelled: Sequence[Pair] = (),
+    progress: Silent,
+) -> dict[str, Text2TextEvidence]:
+    """Measure every candidate against the original; speeds are taken in turn, so that they compare.
+
+    Args:
+        original: in PyTorch.
+        candidates: precision -> graphs, beside which their tokenizer lies.
+        settings: how they are served.
+        labelled: the user's texts and targets, for the metric.
+    """
+    search = settings.search
+    answerers = {name: Answerer(graphs.path.parent, settings) for name, graphs in candidates.items()}
+    reference = _measure_reference(original, search, _samples(next(iter(answerers.values()))), progress)
+    found: dict[str, dict[str, Any]] = {}
+    with progress.step("Compare with the PyTorch original", total=len(answerers)) as advance:
+        for name, answerer in answerers.items():
+            found[name] = _compare(answerer.runner, reference, search)
+            advance()
+    speeds = _speeds({name: answerer.runner for name, answerer in answerers.items()}, search, progress)
+    scores = _scores(original, answerers, search, labelled, progress) if labelled else {}
+    return {
+        name: Text2TextEvidence(
+            precision=name,
+            size_bytes=sum(part.stat().st_size for part in graphs.files),
+            **found[name],
+            latency_ms=speeds[name][0],
+            tokens_per_second=speeds[name][1],
+            metric=METRIC if scores else None,
+            score=scores.get(name),
+            reference_score=scores.get(_ORIGINAL),
+            cases=tuple(
+                (len(text), len(made)) for text, made in zip(reference.texts, reference.answers, strict=True)
+            ),
+        )
+        for name, graphs in candidates.items()
+    }
+
+
+def _samples(answerer: Answerer) -> tuple[tuple[int, ...], ...]:
     """Token ids of texts whose lengths are spread as real requests are."""
     return tuple(tuple(answerer.tokens(text)) for text in corpus.texts(SAMPLES, seed=7))
 
 
-def measure_reference(
+def _measure_reference(
     model: PreTrainedModel, search: Search, texts: Sequence[Sequence[int]], progress: Silent
 ) -> Reference:
     """Answers of the PyTorch original in fp32 to the texts as one padded batch, and its logits."""
     torch.set_num_threads(available_cpus())
+    short = _short(search)
     ids, mask = (torch.from_numpy(array) for array in padded(texts, search.pad))
-    given = {"input_ids": ids, "attention_mask": mask}
-    with progress.step("Measure the original"), torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on a generation config of beams that is asked for one
-        greedy = _generated(model, given, replace(search, num_beams=1))
+    with progress.step("Measure the original"), torch.inference_mode():
+        greedy = _generated(model, replace(short, num_beams=1), texts)
         fed, _ = padded([[search.start, *tokens[:-1]] for tokens in greedy], search.pad)
-        output = model(**given, decoder_input_ids=torch.from_numpy(fed), use_cache=True)
+        output = model(
+            input_ids=ids, attention_mask=mask, decoder_input_ids=torch.from_numpy(fed), use_cache=True
+        )
         logits = tuple(row[: len(tokens)].numpy() for row, tokens in zip(output.logits, greedy, strict=True))
-        answers = _generated(model, given, search)
+        answers = _generated(model, short, texts)
     pairs = [value for layer in output.past_key_values.to_legacy_cache() for value in layer[2:4]]
     cross = {name: value.numpy() for name, value in zip(cross_names(len(pairs) // 2), pairs, strict=True)}
     return Reference(tuple(map(tuple, texts)), cross, greedy, logits, answers)
 
 
+def _short(search: Search) -> Search:
+    return replace(search, max_new_tokens=min(search.max_new_tokens, ANSWER_TOKENS))
+
+
 def _generated(
-    model: PreTrainedModel, given: Mapping[str, torch.Tensor], search: Search
+    model: PreTrainedModel, search: Search, texts: Sequence[Sequence[int]]
 ) -> tuple[tuple[int, ...], ...]:
     """transformers' answers, by the model's own generation config but for what a recipe may change."""
-    made = model.generate(
-        **given,
-        num_beams=search.num_beams,
-        early_stopping=search.early_stopping if search.num_beams > 1 else False,
-        max_new_tokens=min(search.max_new_tokens, ANSWER_TOKENS),
-    )
+    ids, mask = (torch.from_numpy(array) for array in padded(texts, search.pad))
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on a generation config of beams that is asked for one
+        made = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            num_beams=search.num_beams,
+            early_stopping=search.early_stopping if search.num_beams > 1 else False,
+            max_new_tokens=search.max_new_tokens,
+        )
     answers = []
     for tokens in made[:, 1:].tolist():
         ends = [index for index, token in enumerate(tokens) if token in search.ends]
@@ -169,47 +250,54 @@ def _generated(
     return tuple(answers)
 
 
-def measure(
-    reference: Reference,
-    runner: Runner,
-    search: Search,
-    *,
-    precision: str,
-    size_bytes: int,
-    progress: Silent,
-) -> Text2TextEvidence:
-    """Measure one version.
+def _compare(runner: Runner, reference: Reference, search: Search) -> dict[str, Any]:
+    """The figures of `Text2TextEvidence` but for speeds and scores."""
+    short, texts = _short(search), reference.texts
+    encoder = _difference(*_vectors_of_texts(runner, reference, search.pad))
+    found, expected = _next_tokens(runner, reference, search)
+    logits = _difference(found, expected)
+    greedy = [_answers(runner, replace(short, num_beams=1), [text])[0] for text in texts]
+    alone = [_answers(runner, short, [text])[0] for text in texts]
+    return {
+        "encoder_max_abs_diff": encoder[0],
+        "encoder_min_cosine": encoder[1],
+        "logits_max_abs_diff": logits[0],
+        "logits_min_cosine": logits[1],
+        "agreement": _agreement(found, expected),
+        "greedy_match": float(np.mean([_same_greedily(*row) for row in _rows(greedy, reference)])),
+        "answer_match": _share(alone, reference.answers),
+        "batch_invariance": _share(alone, _answers(runner, short, texts)),
+    }
 
-    Args:
-        runner: of the graphs.
-        search: how it answers.
-    """
-    texts = reference.texts
-    short = replace(search, max_new_tokens=min(search.max_new_tokens, ANSWER_TOKENS))
-    find = partial(_answers, runner, short)
-    with progress.step("Compare with the PyTorch original"):
-        encoder = _difference(*_vectors_of_texts(runner, reference, search.pad))
-        logits = _difference(*_next_tokens(runner, reference, search))
-        greedy = [_answers(runner, replace(short, num_beams=1), [text])[0] for text in texts]
-    with progress.step("Compare each text alone and in a batch"):
-        alone = [find([text])[0] for text in texts]
-        together = find(texts)
-    with progress.step("Measure speed"):
-        latency, speed = _speeds(runner, search)
-    return Text2TextEvidence(
-        precision=precision,
-        size_bytes=size_bytes,
-        encoder_max_abs_diff=encoder[0],
-        encoder_min_cosine=encoder[1],
-        logits_max_abs_diff=logits[0],
-        logits_min_cosine=logits[1],
-        greedy_match=float(np.mean([_same_greedily(*row) for row in _rows(greedy, reference)])),
-        answer_match=_share(alone, reference.answers),
-        batch_invariance=_share(alone, together),
-        latency_ms=latency,
-        tokens_per_second=speed,
-        cases=tuple((len(text), len(tokens)) for text, tokens in zip(texts, reference.answers, strict=True)),
-    )
+
+def _scores(
+    original: PreTrainedModel,
+    answerers: Mapping[str, Answerer],
+    search: Search,
+    labelled: Sequence[Pair],
+    progress: Silent,
+) -> dict[str, float]:
+    """chrF of the greedy answers of the original and of each candidate."""
+    greedy = replace(search, num_beams=1)
+    tokenizer = next(iter(answerers.values()))  # they share it
+    texts, targets = [tokenizer.tokens(text) for text, _ in labelled], [target for _, target in labelled]
+    finders: dict[str, Callable[[Sequence[Sequence[int]]], Sequence[Sequence[int]]]] = {
+        _ORIGINAL: partial(_generated, original, greedy)
+    }
+    finders |= {name: partial(_answers, answerer.runner, greedy) for name, answerer in answerers.items()}
+    batches = range(0, len(texts), EVAL_BATCH)
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    scores = {}
+    with progress.step("Score the labelled data", total=len(finders) * len(batches)) as advance:
+        for name, find in finders.items():
+            answers = [""] * len(texts)
+            for start in batches:
+                part = order[start : start + EVAL_BATCH]
+                for index, tokens in zip(part, find([texts[index] for index in part]), strict=True):
+                    answers[index] = tokenizer.text(tokens)
+                advance()
+            scores[name] = chrf(answers, targets)
+    return scores
 
 
 def _answers(runner: Runner, search: Search, texts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -241,6 +329,13 @@ def _next_tokens(runner: Runner, reference: Reference, search: Search) -> tuple[
     return np.concatenate(found), np.concatenate(reference.logits)
 
 
+def _agreement(found: NDArray, expected: NDArray) -> float:
+    """Share of rows whose largest component is the original's, or as large as that up to a tie."""
+    chosen = np.take_along_axis(expected, found.argmax(axis=1)[:, None], axis=1)[:, 0]
+    gaps = expected.max(axis=1) - chosen
+    return float((gaps <= TIE * np.maximum(1.0, np.abs(expected).max(axis=1))).mean())
+
+
 def _difference(found: NDArray, expected: NDArray) -> tuple[float, float]:
     """Largest difference of a component, relative to the largest above 1, and least cosine of a vector."""
     scale = max(1.0, float(np.abs(expected).max()))
@@ -266,16 +361,26 @@ def _share(found: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) ->
     return float(np.mean([tuple(a) == tuple(b) for a, b in zip(found, expected, strict=True)]))
 
 
-def _speeds(runner: Runner, search: Search) -> tuple[float, float]:
+def _speeds(
+    runners: Mapping[str, Runner], search: Search, progress: Silent
+) -> dict[str, tuple[float, float]]:
     """Milliseconds of one answer, and tokens per second of several; as served, but of one fixed length."""
     fixed = replace(search, ends=(), forced_eos=-1, min_new_tokens=0, max_new_tokens=SPEED_TOKENS)
-    seconds: dict[int, list[float]] = {1: [], SPEED_BATCH: []}
-    for _ in range(SPEED_ROUNDS):
-        for count, taken in seconds.items():
-            texts = [[1] * SPEED_TOKENS] * count
-            taken.append(_seconds(partial(_answers, runner, fixed, texts)))
-    alone, together = (statistics.median(taken) for taken in seconds.values())
-    return 1e3 * alone, SPEED_BATCH * SPEED_TOKENS / together
+    seconds: dict[str, dict[int, list[float]]] = {name: {1: [], SPEED_BATCH: []} for name in runners}
+    with progress.step("Measure speed", total=SPEED_ROUNDS) as advance:
+        for _ in range(SPEED_ROUNDS):
+            for name, runner in runners.items():
+                for count, taken in seconds[name].items():
+                    texts = [[1] * SPEED_TOKENS] * count
+                    taken.append(_seconds(partial(_answers, runner, fixed, texts)))
+            advance()
+    medians = {
+        name: [statistics.median(taken) for taken in by_count.values()] for name, by_count in seconds.items()
+    }
+    return {
+        name: (1e3 * alone, SPEED_BATCH * SPEED_TOKENS / together)
+        for name, (alone, together) in medians.items()
+    }
 
 
 def _seconds(call: Callable[[], Any]) -> float:

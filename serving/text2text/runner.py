@@ -101,11 +101,14 @@ class Running:
             Logits of the next, float32 [rows, vocabulary].
         """
         runner = self._runner
-        feed = self._about | dict(zip(runner.cache, self._past, strict=True))
-        feed[INPUT_IDS] = _value(tokens.reshape(-1, 1))
         names = [name.replace("past_key_values", "present") for name in runner.cache]
-        logits, *self._past = runner.decoder.run_with_ort_values([LOGITS, *names], feed)
+        logits, *self._past = runner.decoder.run_with_ort_values([LOGITS, *names], self.feed(tokens))
         return np.asarray(logits.numpy()[:, -1])
+
+    def feed(self, tokens: NDArray[np.int64]) -> dict[str, onnxruntime.OrtValue]:
+        """All that the decoder reads in a step, by name; see `step`."""
+        past = dict(zip(self._runner.cache, self._past, strict=True))
+        return self._about | past | {INPUT_IDS: _value(tokens.reshape(-1, 1))}
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         """Let row i of what follows be row `rows[i]` of what was; int64 [rows that follow]."""

@@ -18,7 +18,7 @@ from export.text2text import verify
 from export.text2text.checkpoint import find_encoder_decoder, load_original, search_of
 from export.text2text.publish import release
 from export.text2text.recipe import Text2TextRecipe
-from export.text2text.to_onnx import Graphs, to_onnx
+from export.text2text.to_onnx import Graphs, require_optimum, to_onnx
 from serving.models.text2text import TOKENIZER, Answerer, Settings
 from shoal.errors import UsageError
 from shoal.manifest import Manifest
@@ -37,6 +37,7 @@ def export(
 ) -> Outcome:
     """Export, measure, and publish what is proven; see `export.pipeline.export`."""
     progress = progress or Silent()
+    require_optimum()
     checkpoint = find_encoder_decoder(recipe.source)
     with staging(repository) as work, disk_errors_named(repository):
         with progress.step(f"Load {checkpoint.id}"):

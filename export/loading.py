@@ -26,6 +26,7 @@ def load(kind: str, checkpoint: Checkpoint, purpose: str, **options: Any) -> Pre
             random, and "proven" against themselves.
     """
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         model, loaded = getattr(transformers, kind).from_pretrained(
             checkpoint.folder,

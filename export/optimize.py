@@ -6,8 +6,10 @@ depends on the machine they are made on, so that one file serves everywhere.
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +43,16 @@ def _run(exported: Exported, path: Path, config: Any, options: FusionOptions) ->
         logging.getLogger(name).setLevel(logging.ERROR)
     heads, width = _attention_sizes(config)
     try:
-        model = optimizer.optimize_model(
-            str(exported.path),
-            model_type="bert",
-            num_heads=heads,
-            hidden_size=width,
-            optimization_options=options,
-            opt_level=0,  # no optimization by a session: that would bake in this machine
-        )
-    except RuntimeError:
+        with redirect_stdout(io.StringIO()):  # what it fails to infer of dynamo's graphs it prints
+            model = optimizer.optimize_model(
+                str(exported.path),
+                model_type="bert",
+                num_heads=heads,
+                hidden_size=width,
+                optimization_options=options,
+                opt_level=0,  # no optimization by a session: that would bake in this machine
+            )
+    except (IndexError, RuntimeError):
         # A fusion that takes another exporter's graph for optimum's leaves nodes without their inputs. Less
         # is fused then: a session fuses at load what it can by itself.
         shutil.copyfile(exported.path, path)

@@ -95,12 +95,10 @@ def find_checkpoint(source: str) -> Checkpoint:
 
 def _from_hub(source: str) -> Checkpoint:
     from huggingface_hub import snapshot_download  # noqa: PLC0415
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
-    from requests.exceptions import RequestException  # noqa: PLC0415
 
     try:
         folder = Path(snapshot_download(source, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, RequestException, OSError) as error:
+    except Exception as error:  # what requests raises, or httpx: that depends on the client's version
         raise UsageError(
             f"{source} is not a folder, not an installed package, and could not be had from the hub",
             hint=f"check the name and the network; {type(error).__name__}",
@@ -118,7 +116,7 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     if not any(folder.glob("*.safetensors")):
         raise ExportError(
             f"{folder} has no *.safetensors",
-            hint="pickled weights are not read; save with safe_serialization",
+            hint="pickled weights are not read; save as safetensors",
         )
     return checkpoint
 

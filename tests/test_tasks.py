@@ -18,6 +18,7 @@ from PIL import Image
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers import models as st_models
 from transformers import pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from clients import AsyncGrpcClient, BadInput, GrpcClient, HttpClient
 from export import verify
@@ -172,6 +173,10 @@ def test_token_classification(caller: Client, checkpoints: dict[str, str]) -> No
     assert len({len(entities) for entities in got}) > 1  # rows of different lengths in one response
 
 
+@pytest.mark.skipif(
+    "question-answering" not in PIPELINE_REGISTRY.get_supported_tasks(),
+    reason="transformers 5 has no such pipeline to compare with",
+)
 def test_question_answering(caller: Client, checkpoints: dict[str, str]) -> None:
     ask = original("question-answering", checkpoints["squad"])
     long = " ".join(sorted(corpus.passages(), key=len)[-2:])[:3000]  # several windows

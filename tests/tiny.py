@@ -15,6 +15,9 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+# transformers 5 offers it at its top only beside torchvision.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
 from shoal import corpus
 
 VOCABULARY = 800
@@ -146,7 +149,7 @@ def make_encoder_decoder(folder: Path, architecture: str, *, spread: float = SPR
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.mul_(spread)
-    model.save_pretrained(folder, safe_serialization=True)
+    model.save_pretrained(folder)
     raw = Tokenizer.from_str(byte_level())
     raw.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, model_max_length=128, **BYTE_LEVEL)
@@ -205,11 +208,12 @@ def make_image(
     torch.manual_seed(0)
     kind = getattr(transformers, architecture)
     save(kind(kind.config_class(**config)), folder, spread)
-    make_processor = getattr(transformers, processor)
-    sides = {"height": 32, "width": 32}
-    whole = "shortest_edge" not in make_processor().size
-    prepared = make_processor(size=sides if whole else {"shortest_edge": 32}, crop_size=sides)
-    (folder / "preprocessor_config.json").write_text(json.dumps(prepared.to_dict()))
+    settings, sides = folder / "preprocessor_config.json", {"height": 32, "width": 32}
+    # By its name in a file, since transformers 5 has two classes for each.
+    settings.write_text(json.dumps({"image_processor_type": processor}))
+    whole = "shortest_edge" not in AutoImageProcessor.from_pretrained(folder).size
+    changes = {"size": sides if whole else {"shortest_edge": 32}, "crop_size": sides}
+    settings.write_text(AutoImageProcessor.from_pretrained(folder, **changes).to_json_string())
     return folder
 
 
@@ -235,4 +239,4 @@ def save(model: Any, folder: Path, spread: float = SPREAD) -> None:
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.mul_(spread)
-    model.eval().save_pretrained(folder, safe_serialization=True)
+    model.eval().save_pretrained(folder)

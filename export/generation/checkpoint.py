@@ -120,7 +120,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     except Exception as error:  # transformers raises what it likes
         reason = str(error).strip().splitlines()[0]
         raise ExportError(f"transformers cannot read {gguf.name}: {reason}") from error
-    model.save_pretrained(folder, safe_serialization=True)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     fields = GGUFReader(gguf).fields
     names = {key: f"tokenizer.ggml.{key}" for key in ("add_bos_token", "model", "pre")}

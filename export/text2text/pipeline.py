@@ -20,7 +20,7 @@ from export.text2text.labelled import read_pairs
 from export.text2text.publish import release
 from export.text2text.quantize import quantize_int8
 from export.text2text.recipe import Text2TextRecipe
-from export.text2text.to_onnx import Graphs, to_onnx
+from export.text2text.to_onnx import Graphs, require_optimum, to_onnx
 from serving.models.text2text import TOKENIZER, Settings
 from shoal.manifest import Manifest
 from shoal.progress import Silent
@@ -38,6 +38,7 @@ def export(
 ) -> Outcome:
     """Export, measure, and publish what is proven; see `export.pipeline.export`."""
     progress = progress or Silent()
+    require_optimum()
     checkpoint = find_encoder_decoder(recipe.source)
     labelled = read_pairs(recipe.eval_data) if recipe.eval_data else []
     with staging(repository) as work, disk_errors_named(repository):

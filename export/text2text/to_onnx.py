@@ -14,22 +14,22 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
-from optimum.exporters.onnx import export as optimum_export
-from optimum.exporters.tasks import TasksManager
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from export.exported import Exported
 from export.generation.to_onnx import save
 from export.generation.verify import files_of
+from export.text2text.recipe import Text2TextRecipe
 from export.to_onnx import OPSET
 from serving.text2text.runner import ATTENTION_MASK, DECODER, ENCODER, INPUT_IDS, cross_names
-from shoal.errors import ExportError
+from shoal.errors import ExportError, install_hint
 
 # Where architectures keep a decoder layer's cross-attention, and the names of its two projections.
 _CROSS = {"EncDecAttention": ("k", "v"), "encoder_attn": ("k_proj", "v_proj")}
@@ -106,12 +106,29 @@ class Encoder(torch.nn.Module):
         return dict(zip(cross_names(len(self.keys)), made, strict=True))
 
 
+def require_optimum() -> None:
+    """Raise where encoder-decoders cannot be exported.
+
+    Raises:
+        ExportError: optimum is not installed, as beside transformers 5.
+    """
+    if find_spec("optimum") is None:
+        raise ExportError(
+            f"{Text2TextRecipe.TASK} is exported through optimum, which needs transformers 4",
+            hint=install_hint("export"),
+        )
+
+
 def to_onnx(model: PreTrainedModel, folder: Path) -> Graphs:
     """Export both graphs, `encoder.onnx` and `decoder.onnx`, into a folder that exists.
 
     Raises:
         ExportError: optimum has no exporter for this architecture, or it failed.
     """
+    # Registers what optimum knows; not to be had with transformers 5.
+    from optimum.exporters.onnx import model_configs  # noqa: PLC0415, F401
+    from optimum.exporters.tasks import TasksManager  # noqa: PLC0415
+
     config = model.config
     try:
         make_config = TasksManager.get_exporter_config_constructor(
@@ -163,12 +180,14 @@ def _encoder_config(plain: Any, wrapped: Encoder) -> Any:
 
 
 def _export(module: torch.nn.Module, config: Any, path: Path) -> None:
+    from optimum.exporters.onnx import export  # noqa: PLC0415 - not with transformers 5
+
     made = path.with_name(f"raw-{path.name}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer's remarks on transformers' own code
             logging.getLogger("optimum").setLevel(logging.ERROR)
-            optimum_export(module, config, made, opset=OPSET)
+            export(module, config, made, opset=OPSET)
     except Exception as error:  # the tracer and optimum raise what they like
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind = module.config.model_type

@@ -57,7 +57,7 @@ class TextEncoder:
         features: Sequence[str],
         **options: str,
     ) -> None:
-        self._path, self._layout, self.options = tokenizer, LAYOUTS[layout], options
+        self.path, self._layout, self.options = tokenizer, LAYOUTS[layout], options
         self.pad_id, self.features = pad_id, tuple(features)
         self.max_length = max_length
         self._by_length: dict[int, Layout] = {}
@@ -73,7 +73,7 @@ class TextEncoder:
         """See `Encoder`."""
         limit = min(max_length or self.max_length, self.max_length)
         if limit not in self._by_length:
-            self._by_length[limit] = self._layout(self._path, limit, **self.options)
+            self._by_length[limit] = self._layout(self.path, limit, **self.options)
         batch = self._by_length[limit].encode({name: [row[name] for row in rows] for name in rows[0]})
         return batch.arrays(pad_to or batch.longest, self.pad_id, self.features)
 

@@ -116,6 +116,7 @@ def measure(
     *,
     eval_data: Path | None = None,
     notes: Mapping[str, Mapping[str, Any]] | None = None,
+    on_labelled: Callable[[Sequence[Row]], None] = lambda rows: None,
     progress: Silent | None = None,
 ) -> dict[str, Evidence]:
     """Measure every candidate against the reference; speeds are taken in turn, so that they compare.
@@ -124,6 +125,7 @@ def measure(
         candidates: precision -> exported graph.
         eval_data: labelled data, see the task.
         notes: of a precision, for its evidence.
+        on_labelled: called with the rows of `eval_data`, once each, as they are scored.
 
     Raises:
         UsageError: `eval_data` cannot be read.
@@ -150,7 +152,7 @@ def measure(
     if eval_data is not None:
         with progress.step("Score the labelled data", total=len(models) + 1) as advance:
             for name, model in {"reference": reference, **models}.items():
-                answer = _answering(model, subject)
+                answer = _answering(model, subject, on_labelled if model is reference else None)
                 scores[name] = task.score(answer, eval_data, subject.checkpoint)
                 advance()
     return {
@@ -218,8 +220,12 @@ def is_embedding(task: Task) -> bool:
     return task.name == SentenceSimilarity.name
 
 
-def _answering(model: Model, subject: Subject) -> Callable[[Sequence[Row]], tuple[Outputs, Feed]]:
+def _answering(
+    model: Model, subject: Subject, on_rows: Callable[[Sequence[Row]], None] | None = None
+) -> Callable[[Sequence[Row]], tuple[Outputs, Feed]]:
     def answer(rows: Sequence[Row]) -> tuple[Outputs, Feed]:
+        if on_rows is not None:
+            on_rows(rows)
         feed = subject.feed(rows)
         return model(feed), feed
 

@@ -6,6 +6,9 @@ holds its longest sequence, so that requests of different lengths meet in one ba
 Text longer than `max_length` tokens is truncated; an empty text, text that is not UTF-8, or text of more
 than `max_text_bytes` bytes is an error of that request alone.
 
+Of a share of requests a monitor is shown a row, where whoever starts the server wants that:
+`serving.drift.tap`.
+
 Parameters in config.pbtxt: `layout`, `max_length` and `length_buckets` in tokens, `max_text_bytes`,
 `max_sequences` of one request, `pad_id`, and what the layout needs. Its outputs are the features that the
 config lists.
@@ -15,13 +18,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from serving.models.layouts import LAYOUTS, BadText
+from serving.drift.tap import Tap
+from serving.models.layouts import LAYOUTS, BadText, Batch
 from serving.models.responses import answers, inputs
 from shoal.machine import available_cpus
 
@@ -126,6 +131,7 @@ class TritonPythonModel:
         self._features = [output["name"] for output in config["output"]]
         path = Path(args["model_repository"]) / args["model_version"] / "tokenizer.json"
         self._layout = LAYOUTS[settings.layout](path, settings.max_length, **settings.options)
+        self._tap = Tap(args["model_name"], args["model_version"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order; a bad text fails its own request only."""
@@ -142,4 +148,11 @@ class TritonPythonModel:
                 f"the request makes {len(batch.encodings)} sequences of tokens, at most"
                 f" {settings.max_sequences} are accepted; send fewer rows, labels or shorter texts"
             )
+        if self._tap.wants:
+            self._show(batch)
         return batch.arrays(settings.bucket(batch.longest), settings.pad_id, self._features)
+
+    def _show(self, batch: Batch) -> None:
+        """Let a monitor have the first sequence of any row."""
+        encoding = random.choice(batch.encodings[:: batch.sequences or 1])  # noqa: S311 - a sample
+        self._tap.send(encoding.ids, encoding.type_ids if "token_type_ids" in self._features else None)

@@ -13,7 +13,16 @@
 
 from clients.answers import Entity, Found, Generated, Label, ZeroShotLabel
 from clients.async_grpc import AsyncGrpcClient
-from clients.errors import BadInput, ClientError, Overloaded, ServerFault, Timeout, Unavailable, UnknownModel
+from clients.errors import (
+    BadInput,
+    ClientError,
+    Denied,
+    Overloaded,
+    ServerFault,
+    Timeout,
+    Unavailable,
+    UnknownModel,
+)
 from clients.generation import Answer, Part
 from clients.grpc_client import GrpcClient
 from clients.http_client import HttpClient
@@ -24,6 +33,7 @@ __all__ = [
     "AsyncGrpcClient",
     "BadInput",
     "ClientError",
+    "Denied",
     "Entity",
     "Found",
     "Generated",

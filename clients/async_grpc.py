@@ -31,6 +31,7 @@ from clients.vocabulary import (
     to_arrays,
     to_inputs,
 )
+from shoal.admin import GRPC_HEADER
 
 T = TypeVar("T")
 CONCURRENT_BATCHES = 8
@@ -43,11 +44,20 @@ class AsyncGrpcClient:
         url: host:port of Triton's gRPC endpoint.
         timeout: deadline of each call in seconds.
         tls: certificates; None: plain text.
+        admin_key: opens a server's closed endpoints, of which `config` is one; "": none.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0, tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout: float = 30.0,
+        tls: Tls | None = None,
+        admin_key: str = "",
+    ) -> None:
         self.url = url = host_and_port(url)
         self.timeout = timeout
+        self._admin = {GRPC_HEADER: admin_key} if admin_key else None
         with translated(url):
             self._client = triton_aio.InferenceServerClient(url, **(tls.grpc_options() if tls else {}))
         self._flags: dict[str, dict[str, NDArray]] = {}
@@ -277,7 +287,9 @@ class AsyncGrpcClient:
     async def config(self, model: str) -> dict[str, Any]:
         """See `BlockingClient.config`."""
         with translated(self.url):
-            answer = await self._client.get_model_config(model, as_json=True, client_timeout=self.timeout)
+            answer = await self._client.get_model_config(
+                model, headers=self._admin, as_json=True, client_timeout=self.timeout
+            )
             return dict(answer["config"])
 
     async def close(self) -> None:

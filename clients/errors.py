@@ -5,6 +5,7 @@ ClientError
 ├── Overloaded      the server's queue is full: try again later, and send less
 ├── BadInput        the request can never succeed as it is: change it
 │   └── UnknownModel    no such model or version is served
+├── Denied          the endpoint is closed, and the key was wrong or missing
 ├── Timeout         no answer before the deadline
 └── ServerFault     the server failed on a request it accepted
 """
@@ -18,9 +19,19 @@ from contextlib import contextmanager
 import grpc
 from tritonclient.utils import InferenceServerException
 
+from shoal.admin import VARIABLE
 from shoal.errors import ClientError
 
-__all__ = ["BadInput", "ClientError", "Overloaded", "ServerFault", "Timeout", "Unavailable", "UnknownModel"]
+__all__ = [
+    "BadInput",
+    "ClientError",
+    "Denied",
+    "Overloaded",
+    "ServerFault",
+    "Timeout",
+    "Unavailable",
+    "UnknownModel",
+]
 
 
 class Unavailable(ClientError):
@@ -39,6 +50,10 @@ class UnknownModel(BadInput):
     """No such model, or no such version of it, is served."""
 
 
+class Denied(ClientError):
+    """The endpoint is closed to who has no admin key."""
+
+
 class Timeout(ClientError):
     """There was no answer before the deadline."""
 
@@ -50,6 +65,7 @@ class ServerFault(ClientError):
 # Triton 2.51 answers "queue full", "stopping" and "unknown version" with codes that overlap, so the
 # text decides first. Each pattern is from the server's own messages.
 _BY_TEXT: tuple[tuple[str, type[ClientError]], ...] = (
+    (r"protocol is restricted|API is restricted", Denied),
     (r"[Ee]xceeds maximum queue size|queue is full", Overloaded),
     (r"unknown model|is not found|version .* not found", UnknownModel),
     (r"[Ss]tub process|is not ready|stopping|shutting down|not available|failed to connect", Unavailable),
@@ -64,6 +80,7 @@ _BY_STATUS: dict[str, type[ClientError]] = {
     "StatusCode.RESOURCE_EXHAUSTED": BadInput,  # a message larger than gRPC's limit
     "StatusCode.DEADLINE_EXCEEDED": Timeout,
     "400": BadInput,
+    "403": Denied,
     "404": UnknownModel,
     "413": BadInput,
     "429": Overloaded,
@@ -85,7 +102,8 @@ def from_triton(error: InferenceServerException, url: str) -> ClientError:
                 break
     if kind is Timeout:
         message = "no answer before the deadline"
-    return (kind or ServerFault)(f"{url}: {message}")
+    hint = f"the server's admin key opens it: ${VARIABLE}, or admin_key=..." if kind is Denied else ""
+    return (kind or ServerFault)(f"{url}: {message}", hint=hint)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from clients.vocabulary import (
     to_arrays,
     to_inputs,
 )
+from shoal.admin import GRPC_HEADER
 
 DEFAULT_URL = "127.0.0.1:8001"
 # Errors in a stream with the status of the error, and not as a text alone.
@@ -37,11 +38,20 @@ class GrpcClient(BlockingClient):
         url: host:port of Triton's gRPC endpoint.
         timeout: deadline of each call in seconds.
         tls: certificates; None: plain text.
+        admin_key: opens a server's closed endpoints, of which `config` is one; "": none.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0, tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout: float = 30.0,
+        tls: Tls | None = None,
+        admin_key: str = "",
+    ) -> None:
         super().__init__(timeout)
         self.url = url = host_and_port(url)
+        self._admin = {GRPC_HEADER: admin_key} if admin_key else None
         self._options = tls.grpc_options() if tls else {}
         with translated(url):
             self._client = triton.InferenceServerClient(url, **self._options)
@@ -112,7 +122,9 @@ class GrpcClient(BlockingClient):
     def config(self, model: str) -> dict[str, Any]:
         """See `BlockingClient.config`."""
         with translated(self.url):
-            answer = self._client.get_model_config(model, as_json=True, client_timeout=self.timeout)
+            answer = self._client.get_model_config(
+                model, headers=self._admin, as_json=True, client_timeout=self.timeout
+            )
             return dict(answer["config"])
 
     def ready(self, model: str = "") -> bool:

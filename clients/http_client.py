@@ -27,6 +27,7 @@ from clients.vocabulary import (
     to_arrays,
     to_inputs,
 )
+from shoal.admin import HEADER
 
 DEFAULT_URL = "127.0.0.1:8000"
 
@@ -40,15 +41,24 @@ class HttpClient(BlockingClient):
         url: host:port of Triton's HTTP endpoint, or of a proxy before it.
         timeout: deadline of each call in seconds.
         tls: certificates; None: plain text. Triton itself speaks HTTP only, a proxy adds TLS.
+        admin_key: opens a server's closed endpoints, of which `config` is one; "": none.
 
     Raises:
         RuntimeError: by every call from another thread.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0, tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout: float = 30.0,
+        tls: Tls | None = None,
+        admin_key: str = "",
+    ) -> None:
         super().__init__(timeout)
         self.url = url = host_and_port(url)
         self._tls = tls
+        self._admin = {HEADER: admin_key} if admin_key else None
         self._thread = threading.get_ident()
         options: dict[str, Any] = {"ssl": True, "ssl_context_factory": tls.context} if tls else {}
         self._client = triton.InferenceServerClient(
@@ -97,7 +107,7 @@ class HttpClient(BlockingClient):
     def config(self, model: str) -> dict[str, Any]:
         """See `BlockingClient.config`."""
         with self._call(None):
-            return dict(self._client.get_model_config(model))
+            return dict(self._client.get_model_config(model, headers=self._admin))
 
     def _connection(self, timeout: float) -> HTTPConnection:
         if self._tls:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,8 +25,8 @@ from typing import Any
 import psutil
 
 from serving import probe
-from serving.check import EMBEDDED, check
-from serving.wheel import Wheel, find_wheel
+from serving.check import check
+from serving.distribution import Distribution, Embedded
 from shoal.errors import ServerError, UsageError
 from shoal.paths import cache_dir, write_json
 
@@ -156,18 +156,39 @@ def start(
                 hint="allowed: --log-..., --trace-config, --metrics-config, --cache-config, --rate-limit,"
                 " --grpc-use-ssl..., --grpc-server-..., --grpc-root-cert, each as --name=value",
             )
+    return launch(Embedded.find(), repository, ports, detach=detach, timeout=timeout, arguments=arguments)
+
+
+def launch(
+    distribution: Distribution,
+    repository: Path,
+    ports: Ports,
+    *,
+    address: str = LOOPBACK,
+    detach: bool = False,
+    timeout: float = START_SECONDS,
+    arguments: Sequence[str] = (),
+    headers: Mapping[str, str] | None = None,
+    output: int | None = None,
+) -> Server:
+    """`start`, of any Triton, at any address, with any arguments: for who knows what to open to whom.
+
+    Args:
+        headers: that open the endpoints which the arguments close, to ask whether it is ready.
+        output: file descriptor for what the server writes; None: its log.
+    """
     repository = repository.resolve()
-    check(repository, EMBEDDED)
-    wheel = find_wheel()
+    check(repository, distribution.backends)
     ports = _free_ports(ports)
     folder = _new_run_folder()
     server = None
     try:
-        _lay_out_backends(wheel, folder / "backends")
-        process = _spawn(wheel, repository, ports, folder, arguments, detach)
+        process = _spawn(
+            distribution, repository, ports, folder, arguments, address=address, detach=detach, output=output
+        )
         server = Server(process.pid, time.time(), ports, repository, folder)
         write_json(folder / STATE, server.to_dict())
-        _wait_until_ready(server, process, timeout)
+        _wait_until_ready(server, process, timeout, headers)
     except BaseException:
         if server is not None:
             stop(server, grace=2.0)
@@ -203,7 +224,7 @@ def stop(server: Server, *, grace: float = STOP_SECONDS) -> bool:
         _, left = psutil.wait_procs([process], timeout=grace)
     clean = not left
     # Stubs outlive a server that was killed.
-    left += _stubs(server.folder)
+    left += stubs(server)
     for straggler in left:
         with suppress(psutil.NoSuchProcess):
             straggler.kill()
@@ -267,37 +288,26 @@ def _new_run_folder() -> Path:
     return folder
 
 
-def _lay_out_backends(wheel: Wheel, folder: Path) -> None:
-    """The backend directory: Triton's Python backend, and ours, each where Triton looks for it.
-
-    Copies of 3 MB: Triton refuses a library that a symlink takes out of its backend directory.
-    """
-    python = folder / "python"
-    python.mkdir(parents=True)
-    for part in (*(wheel.root / "backends" / "python").glob("*.*"), wheel.stub):
-        shutil.copy(part, python)
-    onnxruntime = folder / "onnxruntime"
-    onnxruntime.mkdir()
-    (onnxruntime / "model.py").write_text(
-        "from serving.backends.onnxruntime.model import TritonPythonModel  # noqa: F401\n"
-    )
-
-
 def _spawn(
-    wheel: Wheel, repository: Path, ports: Ports, folder: Path, arguments: Sequence[str], detach: bool
+    distribution: Distribution,
+    repository: Path,
+    ports: Ports,
+    folder: Path,
+    arguments: Sequence[str],
+    *,
+    address: str,
+    detach: bool,
+    output: int | None,
 ) -> subprocess.Popen[bytes]:
     command = [
-        str(wheel.server),
+        *distribution.command(folder),
         f"--model-repository={repository}",
-        f"--backend-directory={folder / 'backends'}",
-        f"--cache-directory={wheel.root / 'caches'}",
         f"--backend-config=python,shm-region-prefix-name={_region_prefix(folder)}",
-        "--allow-gpu-metrics=false",
-        f"--http-address={LOOPBACK}",
+        f"--http-address={address}",
         f"--http-port={ports.http}",
-        f"--grpc-address={LOOPBACK}",
+        f"--grpc-address={address}",
         f"--grpc-port={ports.grpc}",
-        f"--metrics-address={LOOPBACK}",
+        f"--metrics-address={address}",
         f"--metrics-port={ports.metrics}",
         *arguments,
     ]
@@ -306,23 +316,25 @@ def _spawn(
     with (folder / "server.log").open("wb") as log:
         return subprocess.Popen(
             command,
-            env=wheel.environment(),
+            env=distribution.environment(),
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=log if output is None else output,
             stderr=subprocess.STDOUT,
             # Ctrl-C on the terminal reaches us, and we stop the server in order.
             start_new_session=True,
         )
 
 
-def _wait_until_ready(server: Server, process: subprocess.Popen[bytes], timeout: float) -> None:
+def _wait_until_ready(
+    server: Server, process: subprocess.Popen[bytes], timeout: float, headers: Mapping[str, str] | None
+) -> None:
     deadline = time.monotonic() + timeout
     reason = "it did not answer"
     while time.monotonic() < deadline:
         if process.poll() is not None:
             words = important_lines(server.log)
             raise ServerError(f"Triton stopped while starting (exit code {process.returncode}):\n{words}")
-        problem = probe.problem(server.http, timeout=min(5.0, timeout))
+        problem = probe.problem(server.http, timeout=min(5.0, timeout), headers=headers)
         if problem is None:
             return
         reason = problem
@@ -354,9 +366,9 @@ def _region_prefix(folder: Path) -> str:
     return f"shoal_{folder.name}_"
 
 
-def _stubs(folder: Path) -> list[psutil.Process]:
+def stubs(server: Server) -> list[psutil.Process]:
     """The server's Python processes, by the shared-memory region that each names on its command line."""
-    prefix = _region_prefix(folder)
+    prefix = _region_prefix(server.folder)
     processes = psutil.process_iter(["cmdline"])
     return [p for p in processes if any(arg.startswith(prefix) for arg in p.info["cmdline"] or [])]
 

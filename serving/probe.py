@@ -11,66 +11,125 @@ import http.client
 import json
 import struct
 import sys
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+Headers = Mapping[str, str]
 # A value of each kind that any model takes; -1 dims become 1.
 _SAMPLES: dict[str, Any] = {"BYTES": "ready?", "BOOL": True}
 
 
-def problem(address: str, *, timeout: float = 5.0) -> str | None:
+def problem(address: str, *, timeout: float = 5.0, headers: Headers | None = None) -> str | None:
     """What keeps the server at `host:port` from serving, or None.
 
     Args:
         timeout: seconds for each of the calls.
+        headers: that every call carries: the key of endpoints that are closed.
     """
     try:
-        _call(address, "v2/health/ready", timeout=timeout)
-        for name in entry_models(address, timeout=timeout):
-            infer_once(address, name, timeout=timeout)
-    except urllib.error.HTTPError as error:
-        return f"{error.url.partition(address)[2]} answers {error.code}: {_body(error)}"
-    except (OSError, http.client.HTTPException, ValueError) as error:
+        for question in questions(address, timeout=timeout, headers=headers):
+            send(question.request(), timeout=timeout)
+    except OSError as error:
+        return reason_of(error)
+    except (http.client.HTTPException, ValueError) as error:
         return str(error) or type(error).__name__
     return None
 
 
-def entry_models(address: str, *, timeout: float = 5.0) -> list[str]:
+@dataclass(frozen=True)
+class Question:
+    """The smallest inference of one model.
+
+    Attributes:
+        varied: whether each must be another one: the model's answers are cached, and what comes out of a
+            cache proves nothing.
+    """
+
+    model: str
+    url: str
+    body: Any
+    headers: Headers
+    varied: bool
+
+    def request(self) -> urllib.request.Request:
+        """To send."""
+        body = self.body
+        if self.varied:
+            body = json.loads(json.dumps(body))
+            texts = next(tensor["data"] for tensor in body["inputs"] if tensor["datatype"] == "BYTES")
+            texts[0] = f"{texts[0]} {time.time_ns()}"
+        return _request(self.url, body, self.headers)
+
+
+def questions(address: str, *, timeout: float = 5.0, headers: Headers | None = None) -> list[Question]:
+    """One for each model that users call.
+
+    Raises:
+        OSError: the server is not ready, or does not answer.
+        ValueError, http.client.HTTPException: it is not Triton.
+    """
+    headers = headers or {}
+    send(_request(f"{address}/v2/health/ready", headers=headers), timeout=timeout)
+    return [_smallest(address, name, timeout, headers) for name in _entry_models(address, timeout, headers)]
+
+
+def send(request: urllib.request.Request, *, timeout: float = 5.0) -> bytes:
+    """The body of the answer.
+
+    Raises:
+        OSError: there is none, or it is an error: `urllib.error.HTTPError`.
+    """
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback is never proxied
+    with opener.open(request, timeout=timeout) as response:
+        return bytes(response.read())
+
+
+def reason_of(error: OSError) -> str:
+    """In one line."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"/{error.url.split('/', 3)[3]} answers {error.code}: {_body(error)}"
+    return str(error) or type(error).__name__
+
+
+def _entry_models(address: str, timeout: float, headers: Headers) -> list[str]:
     """Models that users call: all that are ready but the steps of an ensemble."""
-    index = json.loads(_call(address, "v2/repository/index", {}, timeout=timeout))
+    index = _json(f"{address}/v2/repository/index", timeout, headers, {})
     ready = [entry["name"] for entry in index if entry.get("state") == "READY"]
     steps: set[str] = set()
     for name in ready:
-        config = json.loads(_call(address, f"v2/models/{name}/config", timeout=timeout))
+        config = _json(f"{address}/v2/models/{name}/config", timeout, headers)
         steps.update(step["model_name"] for step in config.get("ensemble_scheduling", {}).get("step", []))
     return [name for name in dict.fromkeys(ready) if name not in steps]
 
 
-def infer_once(address: str, model: str, *, timeout: float = 5.0) -> None:
-    """One inference on the smallest input that the model's metadata allows; of a decoder, one token."""
-    config = json.loads(_call(address, f"v2/models/{model}/config", timeout=timeout))
+def _smallest(address: str, model: str, timeout: float, headers: Headers) -> Question:
+    """On the smallest input that the model's metadata allows; of a decoder, one token."""
+    url = f"{address}/v2/models/{model}"
+    config = _json(f"{url}/config", timeout, headers)
     if config.get("model_transaction_policy", {}).get("decoupled"):  # not to be had through `infer`
         body = {"text_input": "ready?", "sampling_parameters": '{"max_tokens": 1, "temperature": 0}'}
-        _call(address, f"v2/models/{model}/generate", body, timeout=timeout)
-        return
-    metadata = json.loads(_call(address, f"v2/models/{model}", timeout=timeout))
+        return Question(model, f"{url}/generate", body, headers, varied=False)
+    varied = bool(config.get("response_cache", {}).get("enable"))
+    tensors = _json(url, timeout, headers)["inputs"]
     if sample := config.get("parameters", {}).get("sample"):
-        content, headers = _sample(json.loads(sample["string_value"]), metadata["inputs"])
-        _call(address, f"v2/models/{model}/infer", content, timeout=timeout, headers=headers)
-        return
+        content, more = _sample(json.loads(sample["string_value"]), tensors)
+        return Question(model, f"{url}/infer", content, {**headers, **more}, varied)
     inputs = []
-    for tensor in metadata["inputs"]:
+    for tensor in tensors:
         shape = [max(1, int(size)) for size in tensor["shape"]]
         count = 1
         for size in shape:
             count *= size
         value = _SAMPLES.get(tensor["datatype"], 1)
         inputs.append({**tensor, "shape": shape, "data": [value] * count})
-    _call(address, f"v2/models/{model}/infer", {"inputs": inputs}, timeout=timeout)
+    return Question(model, f"{url}/infer", {"inputs": inputs}, headers, varied)
 
 
-def _sample(sample: dict[str, Any], tensors: list[dict[str, Any]]) -> tuple[bytes, dict[str, str]]:
+def _sample(sample: dict[str, Any], tensors: list[dict[str, Any]]) -> tuple[Any, dict[str, str]]:
     """One row that the model's own config gives, as a request: in JSON, or in the protocol's binary form.
 
     Source: KServe's binary tensor data extension; a picture's file does not fit into JSON.
@@ -80,7 +139,7 @@ def _sample(sample: dict[str, Any], tensors: list[dict[str, Any]]) -> tuple[byte
             {**tensor, "shape": [1, len(sample[tensor["name"]])], "data": sample[tensor["name"]]}
             for tensor in tensors
         ]
-        return json.dumps({"inputs": given}).encode(), {}
+        return {"inputs": given}, {}
     inputs, content = [], b""
     for name, values in sample.items():
         texts = [base64.b64decode(value) for value in values]
@@ -98,14 +157,13 @@ def main() -> None:
     sys.exit(reason and f"not serving: {reason}")
 
 
-def _call(
-    address: str, path: str, body: Any = None, *, timeout: float, headers: dict[str, str] | None = None
-) -> bytes:
+def _request(url: str, body: Any = None, headers: Headers | None = None) -> urllib.request.Request:
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://{address}/{path}", data=data, headers=headers or {})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback is never proxied
-    with opener.open(request, timeout=timeout) as response:
-        return bytes(response.read())
+    return urllib.request.Request(f"http://{url}", data=data, headers=dict(headers or {}))
+
+
+def _json(url: str, timeout: float, headers: Headers, body: Any = None) -> Any:
+    return json.loads(send(_request(url, body, headers), timeout=timeout))
 
 
 def _body(error: urllib.error.HTTPError) -> str:

@@ -1,0 +1,86 @@
+"""The command: `python -m serving.supervisor /models --address 0.0.0.0`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from serving.distribution import Embedded, Installed
+from serving.embedded import Ports
+from serving.supervisor.logs import say
+from serving.supervisor.loop import Supervisor
+from serving.supervisor.settings import Settings
+from shoal.errors import ShoalError
+
+
+def _path(given: str) -> Path | None:
+    """A file, or none where a variable of the compose file is empty."""
+    return Path(given) if given else None
+
+
+def main() -> int:
+    """Read the flags, then supervise until told to stop."""
+    parser = argparse.ArgumentParser(prog="python -m serving.supervisor", description=__doc__)
+    known = Settings(Path())
+    parser.add_argument("repository", type=Path, help="the model repository")
+    parser.add_argument(
+        "--address", default=known.address, help="inside a container 0.0.0.0; default: %(default)s"
+    )
+    parser.add_argument("--http-port", type=int, default=known.ports.http)
+    parser.add_argument("--grpc-port", type=int, default=known.ports.grpc)
+    parser.add_argument("--metrics-port", type=int, default=known.ports.metrics)
+    parser.add_argument(
+        "--watch-port", type=int, default=known.watch_port, help="/health and /metrics of its own"
+    )
+    parser.add_argument(
+        "--admin-key", type=_path, help="file; closes what reads or changes the server itself"
+    )
+    parser.add_argument("--tls-cert", type=_path, help="PEM; gRPC over TLS")
+    parser.add_argument("--tls-key", type=_path, help="PEM")
+    parser.add_argument(
+        "--tls-client-ca", type=_path, help="PEM; only clients with a certificate of this authority"
+    )
+    parser.add_argument("--cache-mb", type=int, default=known.cache_mb, help="response cache; default: none")
+    parser.add_argument(
+        "--traces", default=known.traces, help="URL of an OTLP collector, http://otel:4318/v1/traces"
+    )
+    parser.add_argument(
+        "--trace-rate", type=int, default=known.trace_rate, help="trace one request of so many"
+    )
+    parser.add_argument(
+        "--drift-share", type=float, default=known.drift_share, help="watch this share of the rows for drift"
+    )
+    parser.add_argument("--grace", type=float, default=known.grace, help="seconds to finish requests in")
+    parser.add_argument(
+        "--timeout", type=float, default=known.timeout, help="seconds until all models must answer"
+    )
+    parser.add_argument(
+        "--installed", action="store_true", help="the tritonserver on PATH, not the one of pip"
+    )
+    given = parser.parse_args()
+    try:
+        settings = Settings(
+            given.repository,
+            address=given.address,
+            ports=Ports(given.http_port, given.grpc_port, given.metrics_port),
+            watch_port=given.watch_port,
+            admin_key=given.admin_key,
+            certificate=given.tls_cert,
+            private_key=given.tls_key,
+            client_authority=given.tls_client_ca,
+            cache_mb=given.cache_mb,
+            traces=given.traces,
+            trace_rate=given.trace_rate,
+            drift_share=given.drift_share,
+            grace=given.grace,
+            timeout=given.timeout,
+        )
+        return Supervisor(settings, Installed.find() if given.installed else Embedded.find()).run()
+    except ShoalError as error:
+        say(error.message, level="error", hint=error.hint)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

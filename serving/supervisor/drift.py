@@ -1,0 +1,38 @@
+"""The drift monitor beside a supervised server: a thread that listens, and gauges among the supervisor's."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from prometheus_client import CollectorRegistry
+
+from serving.drift.monitor import Monitor, asks, bound, watched_in
+from serving.drift.tap import SHARE, SOCKET
+from serving.supervisor.logs import say
+from serving.supervisor.settings import Settings
+from shoal.errors import RepositoryError
+from shoal.paths import cache_dir
+
+
+def watch_drift(settings: Settings, registry: CollectorRegistry) -> None:
+    """Tell the servers that are started from now on where to send rows, and compare what comes.
+
+    Over TLS inputs alone are compared: to ask the network for answers takes a certificate of a client.
+    """
+    ask = None if settings.certificate else asks(f"127.0.0.1:{settings.ports.grpc}")
+    try:
+        monitor = Monitor(watched_in(settings.repository), ask)
+    except RepositoryError as error:  # no reason not to serve
+        say(f"drift is not watched: {error.message}", level="warning", hint=error.hint)
+        return
+    path = cache_dir() / "drift.socket"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.environ[SOCKET], os.environ[SHARE] = str(path), str(settings.drift_share)
+    registry.register(monitor)
+
+    def listen() -> None:
+        with bound(path) as receiver:
+            monitor.listen(receiver, threading.Event())
+
+    threading.Thread(target=listen, daemon=True).start()

@@ -1,0 +1,69 @@
+"""Triton's lines as one JSON object each, with the id of the request that they are about.
+
+A line of Triton 2.51 with `--log-format=ISO8601` is `2026-11-23T17:00:00Z I 71 server.cc:849] "text"`, and a
+message that is about a request holds `[request id: NAME]`. What models print comes as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Callable
+from datetime import datetime, timezone
+
+_LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ) ([IWEV]) (\d+) (\S+?)\] (.*)", re.DOTALL)
+_REQUEST = re.compile(r"\[request id: ([^\]]*)\] ?")
+_LEVELS = {"I": "info", "W": "warning", "E": "error", "V": "verbose"}
+_TABLE = ("+-", "| ")  # what Triton draws at every start
+_NO_ID = "<id_unknown>"
+
+
+def entry(line: str) -> dict[str, str]:
+    """A line as `time`, `level`, `message`, and where they are known `where` and `request_id`."""
+    found = _LINE.fullmatch(line)
+    if not found:
+        return {"time": now(), "level": "info", "where": "model", "message": line}
+    time, level, _, where, text = found.groups()
+    if text.startswith('"') and text.endswith('"'):
+        try:
+            text = json.loads(text)
+        except ValueError:
+            text = text[1:-1]
+    made = {"time": time, "level": _LEVELS[level], "where": where, "message": text}
+    if request := _REQUEST.search(text):
+        made["message"] = text.replace(request[0], "", 1)
+        if request[1] != _NO_ID:
+            made["request_id"] = request[1]
+    return made
+
+
+def now() -> str:
+    """In Triton's form."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def say(message: str, *, level: str = "info", **more: object) -> None:
+    """A line of the supervisor's own."""
+    print_line({"time": now(), "level": level, "where": "supervisor", "message": message, **more})
+
+
+def print_line(made: dict[str, object] | dict[str, str]) -> None:
+    """In one write, so that lines of two threads do not mix."""
+    os.write(1, (json.dumps(made, ensure_ascii=False) + "\n").encode())
+
+
+class Pipe:
+    """A file descriptor to write to; what arrives is told line by line, by a thread of its own."""
+
+    def __init__(self, told: Callable[[str], None] = lambda line: print_line(entry(line))) -> None:
+        source, self.descriptor = os.pipe()
+        threading.Thread(target=self._read, args=(source, told), daemon=True).start()
+
+    @staticmethod
+    def _read(source: int, told: Callable[[str], None]) -> None:
+        with open(source, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.strip() and not line.startswith(_TABLE):
+                    told(line.rstrip("\n"))

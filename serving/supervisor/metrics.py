@@ -1,0 +1,140 @@
+"""What Prometheus reads of the supervisor, and `/health` for the container's health check."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import psutil
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from serving.embedded import Server, stubs
+from serving.supervisor.watch import Health
+from shoal.errors import ServerError
+from shoal.machine import available_cpus
+
+
+class Metrics:
+    """Everything that is counted, and the port it is read from.
+
+    Raises:
+        ServerError: the port cannot be had.
+    """
+
+    def __init__(self, address: str, port: int) -> None:
+        self.registry = CollectorRegistry()
+        self.server: Server | None = None
+        self.problem: str | None = "starting"
+        self._success = self._gauge(
+            "shoal_probe_success", "1: the model answered its last question", ["model"]
+        )
+        self._seconds = self._gauge("shoal_probe_seconds", "That answer took so long", ["model"])
+        self._failures = Counter(
+            "shoal_probe_failures", "Questions without an answer", ["model", "reason"], registry=self.registry
+        )
+        self._restarts = Counter(
+            "shoal_restarts", "Starts after the first", ["reason"], registry=self.registry
+        )
+        self._up = self._gauge("shoal_server_up", "1: every model answered after the last start")
+        self._start = self._gauge("shoal_server_start_seconds", "The last start took so long until then")
+        self._gauge("shoal_cpus", "CPUs that may be used").set(available_cpus())
+        self.registry.register(_Processes(self))
+        self._told: dict[tuple[str, str], int] = {}
+        self._listener = _listen(self, address, port)
+
+    def _gauge(self, name: str, text: str, labels: list[str] | None = None) -> Gauge:
+        return Gauge(name, text, labels or [], registry=self.registry)
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._listener.server_address[1])
+
+    def started(self, server: Server, seconds: float) -> None:
+        """Every model of a server has answered."""
+        self.server, self.problem = server, None
+        self._told.clear()
+        self._up.set(1)
+        self._start.set(seconds)
+
+    def ended(self, reason: str) -> None:
+        """The server does not serve any more."""
+        self.server, self.problem = None, reason
+        self._up.set(0)
+        self._success.clear()
+
+    def restarted(self, reason: str) -> None:
+        """It is started again."""
+        self._restarts.labels(reason).inc()
+
+    def told(self, model: str, health: Health) -> None:
+        """A model has answered, or has not."""
+        self._success.labels(model).set(health.failures == 0)
+        self._seconds.labels(model).set(health.seconds)
+        for reason, count in health.failed.items():
+            self._failures.labels(model, reason).inc(count - self._told.get((model, reason), 0))
+            self._told[model, reason] = count
+
+    def close(self) -> None:
+        """Give the port back."""
+        self._listener.shutdown()
+        self._listener.server_close()
+
+
+class _Processes:
+    """Memory and CPU time of the server and its stubs, looked up when they are asked for."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._spent: dict[psutil.Process, float] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        server, memory = self._metrics.server, 0
+        try:
+            processes = [psutil.Process(server.pid), *stubs(server)] if server else []
+        except psutil.NoSuchProcess:
+            processes = []
+        for process in processes:
+            try:
+                # Of what several share (libraries, shared memory) each has its part.
+                memory += process.memory_full_info().pss
+                times = process.cpu_times()
+                self._spent[process] = times.user + times.system
+            except psutil.Error:
+                continue
+        yield GaugeMetricFamily("shoal_memory_bytes", "Of the server and its models", value=memory)
+        spent = sum(self._spent.values())
+        yield CounterMetricFamily("shoal_cpu_seconds", "Of the server and its models", value=spent)
+
+
+def _listen(metrics: Metrics, address: str, port: int) -> ThreadingHTTPServer:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self._answer(200, generate_latest(metrics.registry), CONTENT_TYPE_LATEST)
+            elif self.path == "/health":
+                problem = metrics.problem
+                body = (problem or "serving") + "\n"
+                self._answer(503 if problem else 200, body.encode(), "text/plain; charset=utf-8")
+            else:
+                self._answer(404, b"there is /metrics and /health\n", "text/plain; charset=utf-8")
+
+        def _answer(self, status: int, body: bytes, kind: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Scrapes are not news."""
+
+    try:
+        listener = ThreadingHTTPServer((address, port), Handler)
+    except OSError as error:
+        raise ServerError(f"port {port} cannot be had: {error.strerror}") from error
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    return listener

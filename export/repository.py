@@ -64,11 +64,13 @@ class Release:
     Attributes:
         parts: in the order in which requests pass them, the ensemble last.
         network: which of them holds the weights.
+        reference: statistics by which drift is seen, see `export.reference`; None: there are none.
     """
 
     verified: Verified
     parts: Sequence[Part]
     network: str
+    reference: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,7 @@ def _manifest(
         configs=configs,
         onnx=release.verified.exported.describe(),
         engine=release.verified.exported.provenance,
+        reference=release.reference,
         tools=provenance.tools,
         machine=machine.describe(),
         evidence=release.verified.evidence.to_dict(),

@@ -17,6 +17,7 @@ from locust import User, constant, events, task
 
 from clients import ClientError, GrpcClient, HttpClient
 from shoal import corpus, requests
+from shoal.admin import key_from_environment
 
 grpc_gevent.init_gevent()  # gRPC's own threads must yield to Locust's greenlets
 
@@ -78,7 +79,7 @@ class GrpcUser(LoadUser):
 
     def connect(self, options: Any) -> GrpcClient:
         """See `LoadUser`."""
-        return GrpcClient(options.grpc_url, timeout=options.deadline)
+        return GrpcClient(options.grpc_url, timeout=options.deadline, admin_key=key_from_environment())
 
 
 class HttpUser(LoadUser):
@@ -89,7 +90,7 @@ class HttpUser(LoadUser):
 
     def connect(self, options: Any) -> HttpClient:
         """See `LoadUser`."""
-        return HttpClient(options.http_url, timeout=options.deadline)
+        return HttpClient(options.http_url, timeout=options.deadline, admin_key=key_from_environment())
 
 
 class RowUser(LoadUser):

@@ -40,6 +40,7 @@ class Manifest:
         evidence: the figures; see `export.evidence.Evidence`.
         created: ISO 8601, UTC.
         engine: fingerprint of a TensorRT engine, see `export.engines.fingerprint`; None: no engine.
+        reference: statistics of sample input and output, see `serving.drift`; None: there are none.
     """
 
     model: str
@@ -56,6 +57,7 @@ class Manifest:
     evidence: dict[str, Any]
     created: str
     engine: dict[str, Any] | None = None
+    reference: dict[str, Any] | None = None
     schema: int = field(default=SCHEMA)
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,11 +79,12 @@ class Manifest:
         hint = "export the model again"
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-            manifest = cls(**raw)
-        except (OSError, ValueError, TypeError) as error:
+            schema = raw["schema"]
+            manifest = cls(**raw) if schema == SCHEMA else None
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise RepositoryError(f"{path} is not a readable manifest: {error}", hint=hint) from error
-        if manifest.schema != SCHEMA:
-            raise RepositoryError(f"{path} has schema {manifest.schema}, this is {SCHEMA}", hint=hint)
+        if manifest is None:
+            raise RepositoryError(f"{path} has schema {schema}, this is {SCHEMA}", hint=hint)
         place = (path.parent.parent.name, path.parent.name)
         if place != (manifest.network, str(manifest.version)):
             raise RepositoryError(

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from shoal import requests, show
+from shoal.admin import key_from_environment
 from shoal.errors import MissingDependency, ServerError, ShoalError, UsageError
 from shoal.evidence import evidence_table
 from shoal.progress import Bars
@@ -156,7 +157,7 @@ def connect(protocol: str, url: str | None, repository: Path, timeout: float) ->
     if protocol not in kinds:
         raise UsageError(f"unknown protocol {protocol}", hint="grpc or http")
     address = url or getattr(find_server(repository), protocol)
-    return kinds[protocol](address, timeout=timeout), address
+    return kinds[protocol](address, timeout=timeout, admin_key=key_from_environment()), address
 
 
 def first_answer(protocol: str, server: Any, model: str) -> dict[str, Any]:

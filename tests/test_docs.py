@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import typer.main
-import yaml
 
 from serving.embedded import Server
 from shoal.cli import app
@@ -72,13 +71,3 @@ def test_the_readmes_python_runs(server: Server, capsys: pytest.CaptureFixture[s
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - our own README
     assert names["vectors"].shape == (2, 384)
     assert "text 0 is empty" in capsys.readouterr().out
-
-
-def test_compose_serves_this_repository_on_loopback() -> None:
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    triton = compose["services"]["triton"]
-    assert triton["volumes"] == ["./model_repository:/models:ro"]
-    assert all(port.startswith("127.0.0.1:") for port in triton["ports"])
-    assert (ROOT / triton["build"]["dockerfile"]).exists()
-    copied = re.findall(r"^COPY (.+) \S+$", (ROOT / triton["build"]["dockerfile"]).read_text(), re.MULTILINE)
-    assert all((ROOT / name).exists() for names in copied for name in names.split())

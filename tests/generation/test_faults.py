@@ -27,7 +27,7 @@ from clients import (
     Timeout,
 )
 from serving import probe
-from serving.embedded import Server, _stubs, running
+from serving.embedded import Server, running, stubs
 from shoal import corpus
 from shoal.manifest import manifests
 from tests.generation.metrics import metric, settled
@@ -122,7 +122,7 @@ def test_answers_do_not_depend_on_who_joins_and_leaves(
 
 def _footprint(server: Server) -> tuple[int, int, int]:
     """Threads, open files and shared-memory regions of the server and its stubs."""
-    processes = [psutil.Process(server.pid), *_stubs(server.folder)]
+    processes = [psutil.Process(server.pid), *stubs(server)]
     regions = len(list(Path("/dev/shm").glob(f"shoal_{server.folder.name}_*")))
     return sum(p.num_threads() for p in processes), sum(p.num_fds() for p in processes), regions
 
@@ -187,7 +187,7 @@ def test_a_killed_stub_ends_streams_by_their_deadline(decoder_repository: Path, 
         for thread in threads:
             thread.start()
         time.sleep(1.5)
-        for stub in _stubs(server.folder):
+        for stub in stubs(server):
             os.kill(stub.pid, signal.SIGKILL)
         outcomes = [ended.get(timeout=20) for _ in threads]
         for thread in threads:

@@ -67,6 +67,7 @@ class ServerFault(ClientError):
 _BY_TEXT: tuple[tuple[str, type[ClientError]], ...] = (
     (r"protocol is restricted|API is restricted", Denied),
     (r"[Ee]xceeds maximum queue size|queue is full", Overloaded),
+    (r"has no available versions", Unavailable),  # it is being unloaded: the server stops
     (r"unknown model|is not found|version .* not found", UnknownModel),
     (r"[Ss]tub process|is not ready|stopping|shutting down|not available|failed to connect", Unavailable),
     (r"[Dd]eadline [Ee]xceeded|[Tt]imeout|timed out", Timeout),

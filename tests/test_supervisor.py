@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -15,15 +17,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as triton_grpc
 import trustme
 from tritonclient.utils import InferenceServerException
 
-from clients import ClientError, Denied, GrpcClient, HttpClient, Tls, Unavailable
+from clients import BadInput, ClientError, Denied, GrpcClient, HttpClient, Tls, Unavailable
 from serving.supervisor.logs import entry
 from serving.supervisor.settings import CLOSED, Settings, read_key
 from shoal.admin import GRPC_HEADER, HEADER
@@ -158,6 +163,17 @@ def test_a_client_is_told_what_is_closed(supervised: Supervised) -> None:
             assert client.config("minilm")["name"] == "minilm"
 
 
+def test_a_refused_request_is_found_by_its_id(supervised: Supervised) -> None:
+    with GrpcClient(supervised.grpc) as client, pytest.raises(BadInput, match="text 1 is empty"):
+        client.infer("minilm", {"text": np.array([["a"], [" "]], object)}, request_id="order-17")
+    lines = [json.loads(line) for line in supervised.log.read_text().splitlines()]
+    (line,) = [line for line in lines if line.get("request_id") == "order-17"]
+    assert (
+        line["level"] == "warning"
+        and line["message"] == "refused: text 1 is empty; leave it out of the request"
+    )
+
+
 def test_drift_is_watched_beside_it(supervised: Supervised) -> None:
     with GrpcClient(supervised.grpc) as client:
         for number in range(120):
@@ -225,6 +241,48 @@ def _command(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
+
+
+def test_one_requests_spans_reach_a_collector(repository: Path, tmp_path: Path) -> None:
+    """OTLP over HTTP: the request, its tokenizer and its network, under the trace that the caller began."""
+    received: list[dict[str, Any]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    collector = HTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{collector.server_port}/v1/traces"
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    with _supervised(repository, tmp_path, f"--traces={url}", "--trace-rate=1") as made:
+        body = {"inputs": [{"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": ["Fish swim."]}]}
+        request = urllib.request.Request(
+            f"http://{made.http}/v2/models/minilm/infer",
+            json.dumps(body).encode(),
+            {"traceparent": f"00-{trace}-b7ad6b7169203331-01"},
+        )
+        urllib.request.urlopen(request, timeout=30)
+        deadline = time.monotonic() + 30
+        names: set[str] = set()
+        while time.monotonic() < deadline and not {"minilm", "minilm_tokenizer", "minilm_encoder"} <= names:
+            time.sleep(0.5)
+            spans = [
+                span
+                for batch in list(received)
+                for resource in batch["resourceSpans"]
+                for scope in resource["scopeSpans"]
+                for span in scope["spans"]
+            ]
+            names = {span["name"] for span in spans if span["traceId"] == trace}
+    collector.shutdown()
+    assert {"minilm", "minilm_tokenizer", "minilm_encoder"} <= names
 
 
 def test_tls_refuses_plain_text_and_strangers(repository: Path, tmp_path: Path) -> None:

@@ -32,8 +32,10 @@ def _response(request: Any, answer: Callable[[Any], Mapping[str, NDArray]]) -> A
         arrays = answer(request)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in arrays.items()])
     except ValueError as error:
+        pb_utils.Logger.log_warn(f"[request id: {request.request_id()}] refused: {error}")
         return _failed(error, pb_utils.TritonError.INVALID_ARG)
     except Exception as error:  # noqa: BLE001 - the requests beside this one must not fail with it
+        pb_utils.Logger.log_error(f"[request id: {request.request_id()}] {type(error).__name__}: {error}")
         return _failed(error, pb_utils.TritonError.INTERNAL)
 
 

@@ -34,7 +34,7 @@ def entry(line: str) -> dict[str, str]:
     made = {"time": time, "level": _LEVELS[level], "where": where, "message": text}
     if request := _REQUEST.search(text):
         made["message"] = text.replace(request[0], "", 1)
-        if request[1] != _NO_ID:
+        if request[1] not in ("", _NO_ID):
             made["request_id"] = request[1]
     return made
 

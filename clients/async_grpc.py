@@ -16,7 +16,7 @@ from clients import answers
 from clients.answers import Call, Entity, Found, Generated, Label, ZeroShotLabel
 from clients.errors import ClientError, translated
 from clients.generation import Answer, Part, flags_of, joined, microseconds, request_arrays
-from clients.grpc_client import DEFAULT_URL, STREAM_HEADERS, read_part
+from clients.grpc_client import DEFAULT_URL, read_part
 from clients.vocabulary import (
     BATCH_SIZE,
     TABLE_BATCH_SIZE,
@@ -109,18 +109,23 @@ class AsyncGrpcClient:
             }
 
         with translated(self.url):
-            responses = self._client.stream_infer(requests(), stream_timeout=timeout, headers=STREAM_HEADERS)
+            responses = self._client.stream_infer(requests(), stream_timeout=timeout)
+            ended = False
             try:
                 async for result, error in responses:
+                    ended |= error is not None
                     if error is not None:
                         raise error
                     part, final = read_part(result)
+                    ended |= final or bool(part and part.finish_reason)
                     if part is not None:
                         yield part
-                    if final:
-                        return
             finally:
-                responses.cancel()
+                if ended:  # see `GrpcClient._stream`; the call must be read to its end, or gRPC cancels it
+                    async for _ in responses:
+                        pass
+                else:
+                    responses.cancel()
 
     async def complete(self, prompt: str, **options: Any) -> Answer:
         """See `BlockingClient.complete`."""

@@ -65,6 +65,7 @@ class ServerFault(ClientError):
 # Triton 2.51 answers "queue full", "stopping" and "unknown version" with codes that overlap, so the
 # text decides first. Each pattern is from the server's own messages.
 _BY_TEXT: tuple[tuple[str, type[ClientError]], ...] = (
+    (r"^invalid request: |model expects|unexpected inference|expected \d+ inputs|unexpected shape", BadInput),
     (r"protocol is restricted|API is restricted", Denied),
     (r"[Ee]xceeds maximum queue size|queue is full", Overloaded),
     (r"has no available versions", Unavailable),  # it is being unloaded: the server stops
@@ -101,6 +102,7 @@ def from_triton(error: InferenceServerException, url: str) -> ClientError:
             if re.search(pattern, message):
                 kind = by_text
                 break
+    message = message.removeprefix("invalid request: ")
     if kind is Timeout:
         message = "no answer before the deadline"
     hint = f"the server's admin key opens it: ${VARIABLE}, or admin_key=..." if kind is Denied else ""

@@ -27,8 +27,6 @@ from clients.vocabulary import (
 from shoal.admin import GRPC_HEADER
 
 DEFAULT_URL = "127.0.0.1:8001"
-# Errors in a stream with the status of the error, and not as a text alone.
-STREAM_HEADERS = {"triton_grpc_error": "true"}
 
 
 class GrpcClient(BlockingClient):
@@ -93,10 +91,11 @@ class GrpcClient(BlockingClient):
         with translated(self.url):
             # A client has one stream at most; those of one address share their connections.
             stream = triton.InferenceServerClient(self.url, **self._options)
+            final = ended = False
             try:
-                stream.start_stream(
-                    lambda result, error: arrived.put((result, error)), headers=STREAM_HEADERS
-                )
+                # Without `triton_grpc_error`, which gives errors a status and makes Triton 2.51 crash where
+                # several come at once: `clients.errors` tells them by their text.
+                stream.start_stream(lambda result, error: arrived.put((result, error)))
                 stream.async_stream_infer(
                     model,
                     to_inputs(triton.InferInput, inputs),
@@ -104,19 +103,22 @@ class GrpcClient(BlockingClient):
                     enable_empty_final_response=True,
                     timeout=microseconds(timeout),
                 )
-                final = False
                 while not final:
                     try:
                         result, error = arrived.get(timeout=max(0.0, deadline - time.monotonic()))
                     except Empty:
                         raise TimeoutError from None
+                    ended = error is not None
                     if error is not None:
                         raise error
                     part, final = read_part(result)
                     if part is not None:
+                        ended = final or bool(part.finish_reason)
                         yield part
             finally:
-                stream.stop_stream(cancel_requests=True)
+                # An answer that has ended is not cancelled: a cancellation that meets the end of its request
+                # makes Triton 2.51 crash, or keep the model for ever.
+                stream.stop_stream(cancel_requests=not (final or ended))
                 stream.close()
 
     def config(self, model: str) -> dict[str, Any]:

@@ -146,13 +146,15 @@ _OTHER_ENCODERS = (
     # optimum does not know it: through PyTorch's own exporter.
     Case("ERNIE", "ErnieModel", "sentence-similarity", small=True),
     # Not in transformers itself: their code comes with the checkpoint, and is not run.
-    Case("GTE", "NewModel", "sentence-similarity", {"model_type": "new"}, refused="whose code comes with"),
+    Case(
+        "GTE", "NewModel", "sentence-similarity", {"model_type": "new"}, refused="comes with the checkpoint"
+    ),
     Case(
         "NomicBERT",
         "NomicBertModel",
         "sentence-similarity",
         {"model_type": "nomic_bert"},
-        "whose code comes with",
+        "comes with the checkpoint",
     ),
 )
 

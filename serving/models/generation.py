@@ -47,6 +47,7 @@ TEXT_INPUT, TEXT_OUTPUT = "text_input", "text_output"
 # No token is longer than this, so that a longer text need not be tokenized to be refused.
 BYTES_PER_TOKEN = 128
 STOP_SECONDS = 10.0
+BAD_REQUEST = "invalid request: "  # errors in a gRPC stream have no status: clients tell them by this
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class TritonPythonModel:
             except QueueFull as error:
                 answer.fail(pb_utils.TritonError.UNAVAILABLE, str(error))
             except (BadRequest, ValueError) as error:
-                answer.fail(pb_utils.TritonError.INVALID_ARG, str(error))
+                answer.fail(pb_utils.TritonError.INVALID_ARG, f"{BAD_REQUEST}{error}")
             except Exception as error:  # noqa: BLE001 - the requests beside this one must not fail with it
                 answer.fail(pb_utils.TritonError.INTERNAL, f"{type(error).__name__}: {error}")
 

@@ -135,6 +135,7 @@ def test_what_cannot_be_measured_here_is_not_published(tmp_path: Path) -> None:
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int4-fp16"])
 def test_a_gpus_graph_is_built_for_serving(tmp_path: Path, precision: str) -> None:
     """Built here, and run where there is a GPU."""

@@ -33,10 +33,8 @@ def problem(address: str, *, timeout: float = 5.0, headers: Headers | None = Non
     try:
         for question in questions(address, timeout=timeout, headers=headers):
             send(question.request(), timeout=timeout)
-    except OSError as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         return reason_of(error)
-    except (http.client.HTTPException, ValueError) as error:
-        return str(error) or type(error).__name__
     return None
 
 
@@ -88,7 +86,7 @@ def send(request: urllib.request.Request, *, timeout: float = 5.0) -> bytes:
         return bytes(response.read())
 
 
-def reason_of(error: OSError) -> str:
+def reason_of(error: Exception) -> str:
     """In one line."""
     if isinstance(error, urllib.error.HTTPError):
         return f"/{error.url.split('/', 3)[3]} answers {error.code}: {_body(error)}"

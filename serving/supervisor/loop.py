@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
+from http.client import HTTPException
 from types import FrameType
 
 from serving import embedded
@@ -103,7 +104,10 @@ class Supervisor:
         return server
 
     def _watch(self, server: embedded.Server) -> tuple[str, str]:
-        watch = Watch(server, self._headers, self.metrics.told)
+        try:
+            watch = Watch(server, self._headers, self.metrics.told)
+        except (OSError, ValueError, HTTPException) as error:
+            return "server died", f"it stopped answering as soon as it was ready: {error}"
         try:
             while (problem := watch.problem()) is None:
                 time.sleep(LOOK_SECONDS)

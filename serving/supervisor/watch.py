@@ -7,6 +7,7 @@ import time
 import urllib.error
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 
 import psutil
@@ -38,6 +39,9 @@ class Watch:
         server: that has just become ready.
         headers: for endpoints that are closed.
         told: called with a model's name and health after each of its answers.
+
+    Raises:
+        OSError, ValueError, http.client.HTTPException: the server does not answer, ready as it was.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class Watch:
         if not self._server.alive:
             return "server died", "tritonserver ended by itself"
         for process, model in self._stubs.items():
-            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+            if _ended(process):
                 return "model process died", f"the process of {model} ended"
         for name, health in self.health.items():
             if health.failures >= FAILURES:
@@ -80,7 +84,7 @@ class Watch:
                 probe.send(question.request(), timeout=ANSWER_SECONDS)
             except urllib.error.HTTPError as error:
                 kind, health.reason = ("busy" if error.code in _BUSY else "error"), probe.reason_of(error)
-            except OSError as error:
+            except (OSError, HTTPException) as error:
                 kind, health.reason = "no answer", probe.reason_of(error)
             if self._ended.is_set():
                 return
@@ -91,7 +95,16 @@ class Watch:
             self._told(question.model, health)
 
 
+def _ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # between the two questions
+        return True
+
+
 def _model(process: psutil.Process) -> str:
     """The model that a stub runs: the first of its arguments is a file of it, `.../NAME/VERSION/model.py`."""
-    parts = Path(process.cmdline()[1]).parts
-    return parts[-3] if len(parts) > 2 else f"process {process.pid}"
+    try:
+        return Path(process.cmdline()[1]).parts[-3]
+    except (psutil.Error, IndexError):
+        return f"process {process.pid}"

@@ -47,7 +47,7 @@ class Stats:
     """Counted since the start; read by whoever publishes metrics.
 
     Attributes:
-        finished: requests by how they ended: `stop`, `length` or a failure's value.
+        finished: requests by how they ended: `stop`, `length`, a failure's value, `refused` by a full queue.
         prompt_tokens, cached_tokens, generated_tokens: of all requests that were begun.
         guessed_tokens, accepted_tokens: of speculation.
         steps: of the engine.
@@ -140,6 +140,7 @@ class Engine:
         sequence = Sequence(request, self._ends, self._decode_text, self._clock())
         with self._work:
             if self.waiting >= self._limits.max_queue_size:
+                self.stats.finished["refused"] += 1
                 raise QueueFull(f"the queue is full: {self.waiting} requests wait; try again later")
             self._inbox.append(sequence)
             self._work.notify()

@@ -107,4 +107,4 @@ class Metrics:
         return self._family(kind, name, text).Metric(labels=self._labels, **options)
 
 
-_REASONS = ("stop", "length", "deadline exceeded", "cancelled", "stopping", "internal")
+_REASONS = ("stop", "length", "deadline exceeded", "cancelled", "stopping", "internal", "refused")

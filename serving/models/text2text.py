@@ -125,15 +125,16 @@ class TritonPythonModel:
         texts = [text for entry in good for text in entry.texts]
         limits = [limit for entry in good for limit in entry.limits]
         made = _tried(self._answerer.answer, texts, limits) if texts else []
-        given = iter(made if isinstance(made, list) else [])
+        given, entries = iter(made if isinstance(made, list) else []), iter(asked)
 
-        def arrays(entry: Asked | Exception) -> dict[str, NDArray]:
+        def arrays(_: Any) -> dict[str, NDArray]:
+            entry = next(entries)
             for failure in (entry, made):
                 if isinstance(failure, Exception):
                     raise failure
             return self._arrays([next(given) for _ in entry.texts])  # type: ignore[union-attr]
 
-        return answers(asked, arrays)
+        return answers(requests, arrays)
 
     def _arrays(self, found: Sequence[list[int]]) -> dict[str, NDArray]:
         texts = [[self._answerer.text(tokens).encode()] for tokens in found]

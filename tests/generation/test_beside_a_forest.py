@@ -106,7 +106,7 @@ def test_the_readmes_python_runs(everything: tuple[Path, Server], capsys: pytest
     code = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[2]
     exec(compile(code.replace("127.0.0.1:8001", everything[1].grpc), "README.md", "exec"), {})  # noqa: S102
     said = capsys.readouterr().out
-    assert "malignant" in said and "Guido" in said
+    assert "malignant" in said and "LABEL_" in said  # the names are of a model with random weights
 
 
 def test_a_regression(caller: Client, files: Path) -> None:

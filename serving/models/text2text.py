@@ -132,7 +132,7 @@ class TritonPythonModel:
             for failure in (entry, made):
                 if isinstance(failure, Exception):
                     raise failure
-            return self._arrays([next(given) for _ in entry.texts])  # type: ignore[union-attr]
+            return self._arrays([next(given) for _ in entry.texts])
 
         return answers(requests, arrays)
 

@@ -18,7 +18,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-## test-slow: a thousand requests at once, long runs, more prompts (ten minutes)
+## test-slow: a thousand requests at once, long runs, more prompts, graphs for GPUs
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
@@ -26,7 +26,7 @@ test-slow: $(READY)
 test-compose: $(READY)
 	$(BIN)/python -m pytest -m compose -s tests/compose
 
-## test-export: tiny models of every architecture, exported and compared; writes docs/models.md (half an hour)
+## test-export: tiny models of every architecture, exported and compared; writes docs/models.md (8 minutes)
 test-export: $(READY)
 	$(BIN)/python -m pytest -m matrix tests/test_matrix.py
 
@@ -54,7 +54,7 @@ bench: $(READY) model_repository/minilm_encoder/2/model.onnx
 bench-llm: $(READY) model_repository/smollm2/config.pbtxt
 	$(BIN)/python -m loadtest.bench_llm
 
-## bench-int8: our INT8, dynamic, static and of a distilled student, beside plain dynamic quantization (15 minutes)
+## bench-int8: our INT8, dynamic, static and of a distilled student, beside plain dynamic quantization (7 minutes)
 bench-int8: $(READY)
 	$(BIN)/python -m export.bench_int8
 

@@ -1,7 +1,7 @@
-"""The first models of an empty repository: `python -m export.first /models`.
+"""The shipped models, for a repository that holds nothing else: `python -m export.first /models`.
 
-What `docker compose up` runs once. Where the repository holds any model it leaves it alone, so that a start
-never takes longer than the one before it.
+What `docker compose up` runs before it serves. What is there already stays, so that a start that was broken
+off goes on where it was, and a repository with models of somebody's own is left alone.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from export import router
 from shoal.errors import ShoalError
-from shoal.evidence import evidence_table
-from shoal.progress import Bars
+from shoal.manifest import manifests
+from shoal.steps import err, run_export
 
 # An embedding model, a language model and an estimator; none of them needs a model hub.
 MODELS: tuple[dict[str, Any], ...] = (
@@ -26,18 +24,20 @@ MODELS: tuple[dict[str, Any], ...] = (
 
 
 def main() -> int:
-    """Export what is missing altogether; 0, or 1 after a line that says what failed."""
-    repository, console = Path(sys.argv[1]), Console(stderr=True)
-    if any(repository.glob("*/config.pbtxt")):
-        console.print(f"{repository} holds models already; nothing to do", highlight=False)
-        return 0
+    """Export what is missing; 0, or 1 after a line that says what failed."""
+    repository = Path(sys.argv[1])
     try:
-        for values in MODELS:
-            outcome = router.export(router.recipe_of(values), repository, progress=Bars(console))
-            rows = [entry.to_dict() for entry in outcome.evidence]
-            console.print(evidence_table(rows, values["source"]))
+        there = {manifest.model for manifest in manifests(repository)}
+        recipes = [router.recipe_of(values) for values in MODELS]
+        own = tuple(recipe.name for recipe in recipes)  # their parts begin so, too
+        if any(not config.parent.name.startswith(own) for config in repository.glob("*/config.pbtxt")):
+            err.print(f"{repository} holds models of your own; nothing is added", highlight=False)
+            return 0
+        for recipe in recipes:
+            if recipe.name not in there:
+                run_export(recipe, repository, as_json=False)
     except ShoalError as error:
-        console.print(f"error: {error.message}", highlight=False)
+        err.print(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""), highlight=False)
         return 1
     return 0
 

@@ -15,17 +15,16 @@ from pathlib import Path
 from serving.inspection import inspect
 from shoal.engine import check_fits, triton_runner
 from shoal.errors import RepositoryError, ShoalError
-from shoal.manifest import Manifest, manifests, served_versions
+from shoal.manifest import Manifest, manifests
 
 EMBEDDED = ("onnxruntime", "python")  # backends of the embedded server
-CONTAINER = (*EMBEDDED, "tensorrt")
 
 
-def check(repository: Path, backends: Collection[str]) -> None:
+def check(repository: Path, backends: Collection[str] | None = None) -> None:
     """Compare files and partners with the manifests, inspect what has none, and ask engines for their GPU.
 
     Args:
-        backends: those that the server has.
+        backends: those that the server has; None: that is left to the server to say.
 
     Raises:
         RepositoryError: there is no model, or the first thing that is wrong.
@@ -41,18 +40,18 @@ def check(repository: Path, backends: Collection[str]) -> None:
         manifest.check_files(repository)
         manifest.check_partners(repository)
         known.update(repository / name for name in manifest.files)
-        if manifest.engine and _served(manifest, repository):
+        if manifest.engine and manifest.served_in(repository):
             check_fits(manifest.engine, triton_runner(), manifest.rebuild)
     for path in sorted(repository.glob("*/*/*.onnx")):
         if path not in known:  # no evidence of ours: at least it must read nothing but its own
             inspect(path)
 
 
-def _check_backend(config: Path, backends: Collection[str], found: list[Manifest]) -> None:
+def _check_backend(config: Path, backends: Collection[str] | None, found: list[Manifest]) -> None:
     text = config.read_text()
     stated = re.search(r'^(?:backend: "(\w+)"|platform: "(tensorrt)_plan")', text, re.MULTILINE)
     backend = (stated[1] or stated[2]) if stated else None
-    if backend is not None and backend not in backends:
+    if backend is not None and backends is not None and backend not in backends:
         others = [m for m in found if m.network == config.parent.name and not m.engine]
         other = f"shoal promote {others[-1].model} {others[-1].version}" if others else ""
         raise RepositoryError(
@@ -63,15 +62,11 @@ def _check_backend(config: Path, backends: Collection[str], found: list[Manifest
         raise RepositoryError(f"{config.parent} has a config but no weights", hint="run: shoal export")
 
 
-def _served(manifest: Manifest, repository: Path) -> bool:
-    return manifest.version in served_versions(repository / manifest.network)
-
-
 def main() -> None:
     """Check, then become the command."""
     repository, command = Path(sys.argv[1]), sys.argv[2:]
     try:
-        check(repository, CONTAINER)
+        check(repository)
     except ShoalError as error:
         sys.exit(f"error: {error.message}" + (f"; {error.hint}" if error.hint else ""))
     if command:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from serving.check import CONTAINER, EMBEDDED
+from serving.check import EMBEDDED
 from serving.wheel import Wheel, find_wheel
 from shoal.errors import ServerError
 
@@ -18,8 +18,8 @@ class Distribution(Protocol):
     """How a server is started."""
 
     @property
-    def backends(self) -> tuple[str, ...]:
-        """What its models may be made for."""
+    def backends(self) -> tuple[str, ...] | None:
+        """What its models may be made for; None: whatever the image holds."""
         ...
 
     def command(self, folder: Path) -> list[str]:
@@ -85,7 +85,7 @@ class Installed:
     """The server of the official container, with its own backends. Untried: the image could not be had."""
 
     server: Path
-    backends: tuple[str, ...] = CONTAINER
+    backends: tuple[str, ...] | None = None
 
     @classmethod
     def find(cls) -> Installed:

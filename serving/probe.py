@@ -43,7 +43,7 @@ class Question:
     """The smallest inference of one model.
 
     Attributes:
-        varied: whether each must be another one: the model's answers are cached, and what comes out of a
+        varied: whether each must have another text: the model's answers are cached, and what comes out of a
             cache proves nothing.
     """
 
@@ -58,8 +58,9 @@ class Question:
         body = self.body
         if self.varied:
             body = json.loads(json.dumps(body))
-            texts = next(tensor["data"] for tensor in body["inputs"] if tensor["datatype"] == "BYTES")
-            texts[0] = f"{texts[0]} {time.time_ns()}"
+            for tensor in body["inputs"]:
+                if tensor["datatype"] == "BYTES":
+                    tensor["data"][0] = f"{tensor['data'][0]} {time.time_ns()}"
         return _request(self.url, body, self.headers)
 
 
@@ -115,7 +116,7 @@ def _smallest(address: str, model: str, timeout: float, headers: Headers) -> Que
     tensors = _json(url, timeout, headers)["inputs"]
     if sample := config.get("parameters", {}).get("sample"):
         content, more = _sample(json.loads(sample["string_value"]), tensors)
-        return Question(model, f"{url}/infer", content, {**headers, **more}, varied)
+        return Question(model, f"{url}/infer", content, {**headers, **more}, varied and not more)
     inputs = []
     for tensor in tensors:
         shape = [max(1, int(size)) for size in tensor["shape"]]

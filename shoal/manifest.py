@@ -115,6 +115,10 @@ class Manifest:
                     hint=hint,
                 )
 
+    def served_in(self, repository: Path) -> bool:
+        """Whether the config of its network serves this version; one that names none serves any."""
+        return _serves(repository / self.network, self.version)
+
     def check_partners(self, repository: Path) -> None:
         """If this version is served, the models it was measured with must be served beside it.
 
@@ -124,7 +128,7 @@ class Manifest:
         Raises:
             RepositoryError: another version of a partner is served.
         """
-        if not _serves(repository / self.network, self.version):
+        if not self.served_in(repository):
             return
         for name in self.files:
             model, version, *_ = Path(name).parts

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from export import first
+from shoal.manifest import manifests
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -114,3 +117,21 @@ def test_certificates_come_from_one_command(tmp_path: Path) -> None:
         text=True,
     ).stdout
     assert "DNS:models.example.org" in said and "IP Address:127.0.0.1" in said
+
+
+def test_the_first_models_are_made_once_and_beside_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = [{"source": "example:forest", "name": name} for name in ("oak", "elm")]
+    monkeypatch.setattr(first, "MODELS", tuple(shipped))
+    monkeypatch.setattr(sys, "argv", ["first", str(tmp_path)])
+    assert first.main() == 0
+    kept = (tmp_path / "oak" / "1" / "manifest.json").read_bytes()
+    shutil.rmtree(tmp_path / "elm")  # as if the first start had been broken off
+    assert first.main() == 0
+    assert (tmp_path / "oak" / "1" / "manifest.json").read_bytes() == kept
+    assert {manifest.model for manifest in manifests(tmp_path)} == {"oak", "elm"}
+    monkeypatch.setattr(first, "MODELS", ({"source": "example:forest", "name": "ash"},))
+    assert first.main() == 0
+    assert not (tmp_path / "ash").exists()
+    assert "models of your own" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 
 from serving.drift.statistics import Reference, Value, Vocabulary, answer_features, distance
 from shoal.errors import RepositoryError, ServerError
-from shoal.manifest import Manifest, manifests, served_versions
+from shoal.manifest import Manifest, manifests
 
 # Outputs of a network, [1, ...] each, from its inputs, int64 [1, tokens] each.
 Ask = Callable[[str, Mapping[str, NDArray[np.int64]]], Mapping[str, NDArray]]
@@ -212,8 +212,7 @@ def watched_in(repository: Path) -> dict[tuple[str, int], Watched]:
     """
     found: dict[tuple[str, int], Watched] = {}
     for manifest in manifests(repository):
-        served = served_versions(repository / manifest.network) or {manifest.version}
-        if manifest.reference is None or manifest.version not in served:
+        if manifest.reference is None or not manifest.served_in(repository):
             continue
         tokenizer = next(Path(name) for name in manifest.files if Path(name).name == "tokenizer.json")
         model, version, _ = tokenizer.parts

@@ -75,6 +75,7 @@ _BY_TEXT: tuple[tuple[str, type[ClientError]], ...] = (
 )
 _BY_STATUS: dict[str, type[ClientError]] = {
     "StatusCode.UNAVAILABLE": Unavailable,
+    "StatusCode.CANCELLED": Unavailable,  # by the server, as it ends
     "StatusCode.INVALID_ARGUMENT": BadInput,
     "StatusCode.NOT_FOUND": UnknownModel,
     "StatusCode.UNIMPLEMENTED": BadInput,
@@ -97,7 +98,7 @@ def from_triton(error: InferenceServerException, url: str) -> ClientError:
     status = str(error.status() or "").strip("[]")
     message = re.sub(r"^\[request id: [^]]*\] ", "", str(error.message() or error).strip())
     kind = _BY_STATUS.get(status)
-    if kind in (None, Unavailable, BadInput):
+    if kind in (None, Unavailable, BadInput, UnknownModel):
         for pattern, by_text in _BY_TEXT:
             if re.search(pattern, message):
                 kind = by_text

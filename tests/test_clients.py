@@ -34,6 +34,13 @@ from tests.conftest import ROOT
             "Server is stopping, scheduler for model has stopped",
             clients.Unavailable,
         ),
+        (
+            "StatusCode.NOT_FOUND",
+            "Request for unknown model: 'x' has no available versions",  # as the server stops
+            clients.Unavailable,
+        ),
+        ("StatusCode.NOT_FOUND", "Request for unknown model: 'x' is not found", clients.UnknownModel),
+        ("StatusCode.CANCELLED", "CANCELLED", clients.Unavailable),
         ("StatusCode.INTERNAL", "Stub process 'x' is not healthy.", clients.Unavailable),
         ("StatusCode.INVALID_ARGUMENT", "unexpected shape", clients.BadInput),
         ("400", "Request for unknown model: 'x' is not found", clients.UnknownModel),

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -170,10 +170,12 @@ def launch(
     arguments: Sequence[str] = (),
     headers: Mapping[str, str] | None = None,
     output: int | None = None,
+    view: Callable[[Path], Path] | None = None,
 ) -> Server:
     """`start`, of any Triton, at any address, with any arguments: for who knows what to open to whom.
 
     Args:
+        view: makes in an empty folder what the server reads in the place of the repository.
         headers: that open the endpoints which the arguments close, to ask whether it is ready.
         output: file descriptor for what the server writes; None: its log.
     """
@@ -183,8 +185,9 @@ def launch(
     folder = _new_run_folder()
     server = None
     try:
+        models = view(folder) if view else repository
         process = _spawn(
-            distribution, repository, ports, folder, arguments, address=address, detach=detach, output=output
+            distribution, models, ports, folder, arguments, address=address, detach=detach, output=output
         )
         server = Server(process.pid, time.time(), ports, repository, folder)
         write_json(folder / STATE, server.to_dict())
@@ -290,7 +293,7 @@ def _new_run_folder() -> Path:
 
 def _spawn(
     distribution: Distribution,
-    repository: Path,
+    models: Path,
     ports: Ports,
     folder: Path,
     arguments: Sequence[str],
@@ -301,7 +304,7 @@ def _spawn(
 ) -> subprocess.Popen[bytes]:
     command = [
         *distribution.command(folder),
-        f"--model-repository={repository}",
+        f"--model-repository={models}",
         f"--backend-config=python,shm-region-prefix-name={_region_prefix(folder)}",
         f"--http-address={address}",
         f"--http-port={ports.http}",

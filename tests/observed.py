@@ -24,6 +24,7 @@ shoal_probe_seconds{model="minilm"} 0.01
 shoal_probe_seconds{model="smollm2"} 0.1
 shoal_probe_failures_total{model="minilm",reason="timeout"} 1
 shoal_restarts_total{reason="probe"} 1
+shoal_upgrade_refused 0
 shoal_server_up 1
 shoal_server_start_seconds 4.5
 shoal_memory_bytes 1e9

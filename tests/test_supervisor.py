@@ -87,7 +87,7 @@ def _free() -> int:
 
 
 @contextmanager
-def _supervised(repository: Path, folder: Path, *flags: str) -> Iterator[Supervised]:
+def supervising(repository: Path, folder: Path, *flags: str) -> Iterator[Supervised]:
     ports = [_free() for _ in range(4)]
     names = ("http", "grpc", "metrics", "watch")
     command = [sys.executable, "-m", "serving.supervisor", str(repository), *flags]
@@ -106,7 +106,7 @@ def _supervised(repository: Path, folder: Path, *flags: str) -> Iterator[Supervi
 
 @pytest.fixture(scope="module")
 def supervised(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
-    with _supervised(
+    with supervising(
         repository, tmp_path_factory.mktemp("supervised"), "--cache-mb=8", "--drift-share=1"
     ) as made:
         yield made
@@ -226,7 +226,7 @@ def test_a_killed_server_is_brought_back(supervised: Supervised) -> None:
 
 
 def test_running_requests_are_finished_first(repository: Path, tmp_path: Path) -> None:
-    with _supervised(repository, tmp_path) as made, GrpcClient(made.grpc, timeout=60) as client:
+    with supervising(repository, tmp_path) as made, GrpcClient(made.grpc, timeout=60) as client:
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(client.embed, ["many words " * 100] * 64, batch_size=64)
             time.sleep(0.3)
@@ -261,7 +261,7 @@ def test_one_requests_spans_reach_a_collector(repository: Path, tmp_path: Path) 
     threading.Thread(target=collector.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{collector.server_port}/v1/traces"
     trace = "0af7651916cd43dd8448eb211c80319c"
-    with _supervised(repository, tmp_path, f"--traces={url}", "--trace-rate=1") as made:
+    with supervising(repository, tmp_path, f"--traces={url}", "--trace-rate=1") as made:
         body = {"inputs": [{"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": ["Fish swim."]}]}
         request = urllib.request.Request(
             f"http://{made.http}/v2/models/minilm/infer",
@@ -295,7 +295,7 @@ def test_tls_refuses_plain_text_and_strangers(repository: Path, tmp_path: Path) 
     flags = [f"--tls-cert={tmp_path / 'server.pem'}", f"--tls-key={tmp_path / 'server.key'}"]
     flags.append(f"--tls-client-ca={tmp_path / 'ca.pem'}")
     own = Tls(tmp_path / "ca.pem", tmp_path / "client.pem", tmp_path / "client.key")
-    with _supervised(repository, tmp_path, *flags) as made:
+    with supervising(repository, tmp_path, *flags) as made:
         with GrpcClient(made.grpc, tls=own) as caller:
             assert caller.embed(["Fish swim in shoals."]).shape == (1, 384)
         for stranger in (None, Tls(tmp_path / "ca.pem")):

@@ -118,13 +118,19 @@ class Monitor(Collector):
         ask_seconds: float = ASK_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._watched, self._ask, self._least = dict(watched), ask, least
+        self._ask, self._least = ask, least
         self._ask_seconds, self._clock = ask_seconds, clock
         self._lock = threading.Lock()
         self._silent = False
-        for model in self._watched.values():
+        self.watch(watched)
+
+    def watch(self, watched: Mapping[tuple[str, int], Watched]) -> None:
+        """Compare these from now on, each from its first row on."""
+        for model in watched.values():
             for name, histogram in model.reference.features.items():
-                model.windows[name] = Window(len(histogram.counts), clock=clock)
+                model.windows[name] = Window(len(histogram.counts), clock=self._clock)
+        with self._lock:
+            self._watched = dict(watched)
 
     def receive(self, message: bytes) -> None:
         """Take one row from a tap; what is not one, or of a model that is not watched, is passed over."""

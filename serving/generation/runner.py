@@ -56,6 +56,7 @@ class Runner:
         # Workers that spin after a step take the CPU from Triton and from sampling.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         providers = providers_of(gpu)
+        path = path.resolve()  # weights in another file must lie beside the graph, not beside a link to it
         self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         inputs = {value.name: value for value in self._session.get_inputs()}
         self._keys_and_values = [name for name in inputs if name.startswith("past_key_values.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
@@ -15,17 +16,20 @@ from shoal.errors import RepositoryError
 from shoal.paths import cache_dir
 
 
-def watch_drift(settings: Settings, registry: CollectorRegistry) -> None:
+def watch_drift(settings: Settings, registry: CollectorRegistry) -> Callable[[], None] | None:
     """Tell the servers that are started from now on where to send rows, and compare what comes.
 
     Over TLS inputs alone are compared: to ask the network for answers takes a certificate of a client.
+
+    Returns:
+        To call when other versions are served; None: drift is not watched.
     """
     ask = None if settings.certificate else asks(f"127.0.0.1:{settings.ports.grpc}")
     try:
         monitor = Monitor(watched_in(settings.repository), ask)
     except RepositoryError as error:  # no reason not to serve
         say(f"drift is not watched: {error.message}", level="warning", hint=error.hint)
-        return
+        return None
     path = cache_dir() / "drift.socket"
     path.parent.mkdir(parents=True, exist_ok=True)
     os.environ[SOCKET], os.environ[SHARE] = str(path), str(settings.drift_share)
@@ -35,4 +39,11 @@ def watch_drift(settings: Settings, registry: CollectorRegistry) -> None:
         with bound(path) as receiver:
             monitor.listen(receiver, threading.Event())
 
+    def renew() -> None:
+        try:
+            monitor.watch(watched_in(settings.repository))
+        except RepositoryError as error:
+            say(f"drift is compared with what was served before: {error.message}", level="warning")
+
     threading.Thread(target=listen, daemon=True).start()
+    return renew

@@ -40,8 +40,8 @@ def entry(line: str) -> dict[str, str]:
 
 
 def now() -> str:
-    """In Triton's form."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """In Triton's form, and to the millisecond."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def say(message: str, *, level: str = "info", **more: object) -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
+from collections.abc import Callable, Collection
 from http.client import HTTPException
+from pathlib import Path
 from types import FrameType
 
-from serving import embedded
+import psutil
+
+from serving import embedded, probe
 from serving.distribution import Distribution
+from serving.embedded import Ports
 from serving.supervisor.drift import watch_drift
 from serving.supervisor.logs import Pipe, say
 from serving.supervisor.metrics import Metrics
 from serving.supervisor.settings import Settings, read_key
+from serving.supervisor.upgrade import Upgrades
 from serving.supervisor.watch import LOOK_SECONDS, Watch
 from shoal.admin import HEADER
 from shoal.errors import ShoalError
@@ -49,8 +55,15 @@ class Supervisor:
         self._pipe = Pipe()
         self._starts: deque[float] = deque(maxlen=MOST_STARTS)
         self.metrics = Metrics(settings.address, settings.watch_port)
-        if settings.drift_share:
-            watch_drift(settings, self.metrics.registry)
+        self._upgrades = Upgrades(
+            settings.repository,
+            self._launch_trial,
+            self._headers,
+            settings.timeout,
+            watch=self._look_at,
+            told=self._upgraded,
+        )
+        self._renew_drift = watch_drift(settings, self.metrics.registry) if settings.drift_share else None
 
     def run(self) -> int:
         """Until SIGTERM or SIGINT, for the main thread.
@@ -88,32 +101,49 @@ class Supervisor:
     def _start(self) -> embedded.Server:
         begun = time.monotonic()
         self._starts.append(begun)
-        server = embedded.launch(
-            self._distribution,
-            self._settings.repository,
-            self._settings.ports,
-            address=self._settings.address,
-            timeout=self._settings.timeout,
-            arguments=self._settings.arguments(self._key),
-            headers=self._headers,
-            output=self._pipe.descriptor,
-        )
+        server = self._launch(self._settings.ports, self._settings.address, self._upgrades.view.open)
         seconds = time.monotonic() - begun
         self.metrics.started(server, seconds)
         say("serving", seconds=round(seconds, 2))
         return server
 
+    def _launch_trial(self, view: Callable[[Path], Path]) -> embedded.Server:
+        return self._launch(Ports(0, 0, 0), embedded.LOOPBACK, view)
+
+    def _launch(self, ports: Ports, address: str, view: Callable[[Path], Path]) -> embedded.Server:
+        return embedded.launch(
+            self._distribution,
+            self._settings.repository,
+            ports,
+            address=address,
+            timeout=self._settings.timeout,
+            arguments=self._settings.arguments(self._key),
+            headers=self._headers,
+            output=self._pipe.descriptor,
+            view=view,
+        )
+
     def _watch(self, server: embedded.Server) -> tuple[str, str]:
+        watch = None
         try:
-            watch = Watch(server, self._headers, self.metrics.told)
-        except (OSError, ValueError, HTTPException) as error:
-            return "server died", f"it stopped answering as soon as it was ready: {error}"
-        try:
+            watch = self._look_at(server)
             while (problem := watch.problem()) is None:
                 time.sleep(LOOK_SECONDS)
+                watch = self._upgrades.look(server, watch)
             return problem
+        except (OSError, ValueError, HTTPException) as error:
+            return "server died", f"it stopped answering: {probe.reason_of(error)}"
         finally:
-            watch.close()
+            if watch is not None:
+                watch.close()
+
+    def _look_at(self, server: embedded.Server, leaving: Collection[psutil.Process] = ()) -> Watch:
+        return Watch(server, self._headers, self.metrics.told, leaving)
+
+    def _upgraded(self, refused: bool) -> None:
+        self.metrics.upgraded(refused)
+        if self._renew_drift is not None and not refused:
+            self._renew_drift()
 
     def _hopeless(self) -> bool:
         return len(self._starts) == MOST_STARTS and time.monotonic() - self._starts[0] < WINDOW_SECONDS

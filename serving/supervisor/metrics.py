@@ -40,6 +40,9 @@ class Metrics:
         )
         self._up = self._gauge("shoal_server_up", "1: every model answered after the last start")
         self._start = self._gauge("shoal_server_start_seconds", "The last start took so long until then")
+        self._refused = self._gauge(
+            "shoal_upgrade_refused", "1: the repository shows what cannot be served; what was served still is"
+        )
         self._gauge("shoal_cpus", "CPUs that may be used").set(available_cpus())
         self.registry.register(_Processes(self))
         self._told: dict[tuple[str, str], int] = {}
@@ -57,6 +60,7 @@ class Metrics:
         """Every model of a server has answered."""
         self.server, self.problem = server, None
         self._told.clear()
+        self._refused.set(0)
         self._up.set(1)
         self._start.set(seconds)
 
@@ -65,6 +69,12 @@ class Metrics:
         self.server, self.problem = None, reason
         self._up.set(0)
         self._success.clear()
+
+    def upgraded(self, refused: bool) -> None:
+        """The repository shows something else, which is served now, or refused."""
+        self._told.clear()
+        self._success.clear()
+        self._refused.set(refused)
 
     def restarted(self, reason: str) -> None:
         """It is started again."""

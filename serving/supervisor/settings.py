@@ -71,7 +71,9 @@ class Settings:
             key: what the admin key file holds; "": nothing is closed.
         """
         made = [
-            "--model-control-mode=none",
+            # Nobody can load a model by a call: Triton looks once a second what it is shown, see `view`.
+            "--model-control-mode=poll",
+            "--repository-poll-secs=1",
             "--disable-auto-complete-config",
             "--log-format=ISO8601",
             f"--exit-timeout-secs={int(self.grace)}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import urllib.error
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -39,17 +39,22 @@ class Watch:
         server: that has just become ready.
         headers: for endpoints that are closed.
         told: called with a model's name and health after each of its answers.
+        leaving: processes that end when their last request has ended: others have taken their place.
 
     Raises:
         OSError, ValueError, http.client.HTTPException: the server does not answer, ready as it was.
     """
 
     def __init__(
-        self, server: Server, headers: Mapping[str, str], told: Callable[[str, Health], None]
+        self,
+        server: Server,
+        headers: Mapping[str, str],
+        told: Callable[[str, Health], None],
+        leaving: Collection[psutil.Process] = (),
     ) -> None:
         self._server = server
         self._told = told
-        self._stubs = {process: _model(process) for process in stubs(server)}
+        self._stubs = {process: model_of(process) for process in stubs(server) if process not in leaving}
         questions = probe.questions(server.http, headers=headers)
         self.health = {question.model: Health() for question in questions}
         self._ended = threading.Event()
@@ -70,6 +75,12 @@ class Watch:
             if health.failures >= FAILURES:
                 return "no answer", f"{name} failed {health.failures} times in a row: {health.reason}"
         return None
+
+    def let_go(self, models: Collection[str]) -> dict[psutil.Process, str]:
+        """Expect the processes of these models to end from now on; they are returned, with their models."""
+        leaving = {process: model for process, model in self._stubs.items() if model in models}
+        self._stubs = {process: model for process, model in self._stubs.items() if process not in leaving}
+        return leaving
 
     def close(self) -> None:
         """Ask no more."""
@@ -102,7 +113,7 @@ def _ended(process: psutil.Process) -> bool:
         return True
 
 
-def _model(process: psutil.Process) -> str:
+def model_of(process: psutil.Process) -> str:
     """The model that a stub runs: the first of its arguments is a file of it, `.../NAME/VERSION/model.py`."""
     try:
         return Path(process.cmdline()[1]).parts[-3]

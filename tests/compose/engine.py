@@ -10,6 +10,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,25 @@ class Service:
         """What the supervisor's port, which is not published, answers."""
         code = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:8003{path}').read().decode())"
         return self.inside("triton", "python3", "-c", code)
+
+    def said(self, message: str, since: datetime, missing: Any = None) -> dict[str, Any]:
+        """The supervisor's last line with this message since then, and when that was, as `at`.
+
+        Raises:
+            KeyError: there is none, and `missing` is not given.
+        """
+        lines = self.docker("logs", f"--since={since.isoformat()}", self.container("triton")).splitlines()
+        for line in reversed(lines):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            named = entry.get("where") == "supervisor" and entry["message"].split(":")[0] == message
+            if named and (at := datetime.fromisoformat(entry["time"].replace("Z", "+00:00"))) >= since:
+                return {**entry, "at": at}
+        if missing is None:
+            raise KeyError(f"{message} since {since}")
+        return dict(missing)
 
     def prometheus(self, path: str) -> Any:
         """An answer of Prometheus's API."""

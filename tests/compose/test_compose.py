@@ -18,13 +18,14 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
 
 import pytest
 import tritonclient.grpc as triton_grpc
 from sklearn.datasets import load_breast_cancer
 from tritonclient.utils import InferenceServerException
 
-from clients import ClientError, GrpcClient, HttpClient
+from clients import ClientError, GrpcClient, HttpClient, Tls, Unavailable
 from shoal.admin import GRPC_HEADER, HEADER
 from tests.compose.engine import PROJECT, ROOT, Service, has_engine
 
@@ -185,6 +186,7 @@ class Load:
 
     def __init__(self, service: Service, callers: int = 4) -> None:
         self.ends: Counter[str] = Counter()
+        self.errors: dict[str, str] = {}
         self.failed_for = 0.0
         self._stop = threading.Event()
         self._last = time.monotonic()
@@ -203,6 +205,7 @@ class Load:
                     self._last = time.monotonic()
                 except ClientError as error:
                     end = type(error).__name__
+                    self.errors[end] = str(error)
                     time.sleep(0.02)
                 if time.monotonic() - start > 12.0:
                     end = "lost"
@@ -252,6 +255,7 @@ def test_it_comes_back_and_no_request_is_lost(service: Service, harm: Callable[[
     service.wait_healthy()
     with Load(service).running() as load:
         begun = time.monotonic()
+        since = datetime.now(timezone.utc)
         harm(service)
         while load.failed_for < 0.5 and time.monotonic() - begun < 120:
             time.sleep(0.1)
@@ -263,9 +267,65 @@ def test_it_comes_back_and_no_request_is_lost(service: Service, harm: Callable[[
         f"{load.ends['answered']} answered, {refused} refused with a typed error, {load.ends['lost']} lost: "
         f"{dict(load.ends)}"
     )
-    assert set(load.ends) <= {"answered", "Unavailable", "Timeout"}
+    assert set(load.ends) <= {"answered", "Unavailable", "Timeout"}, load.errors
     assert load.ends["lost"] == 0 and load.ends["answered"] > 10
     assert 0 < load.failed_for < 60
+    service.wait_healthy()
+    if harm in (_kill_stub, _kill_server):
+        lost, served = service.said("not serving", since), service.said("serving", since)
+        detected, recovered = lost["at"] - since, served["at"] - lost["at"]
+        print(
+            f"noticed after {detected.total_seconds():.2f} s, serving again {recovered.total_seconds():.2f} s"
+            f" later, of which models loaded for {served['seconds']} s"
+        )
+        assert detected < timedelta(seconds=3)
+        assert recovered < timedelta(seconds=served["seconds"] + 5)
+
+
+def test_versions_change_under_load_and_no_request_is_refused(service: Service) -> None:
+    """Of an encoder and of a decoder, there and back."""
+    service.wait_healthy()
+    for model, version in [("minilm", "1"), ("smollm2", "2")]:
+        for change in (["promote", model, version], ["rollback", model]):
+            with Load(service).running() as load, GrpcClient(service.grpc, timeout=60.0) as client:
+                since = datetime.now(timezone.utc)
+                service.compose("run", "--rm", "export", "shoal", *change, "-r", "/models")
+                told = time.monotonic()
+                answers = 0
+                while not (changed := service.said("serving new versions", since, missing={})):
+                    assert time.monotonic() - told < 120, service.compose("logs", "--tail=20", "triton")
+                    answers += bool(client.complete("The capital of France is", max_tokens=8).text)
+                time.sleep(2)
+            taken = (changed["at"] - since).total_seconds()
+            print(
+                f"\n{' '.join(change)}: served {taken:.1f} s after the command was given;"
+                f" {sum(load.ends.values())} texts sent, {load.ends['answered']} answered,"
+                f" {answers} completions answered"
+            )
+            assert set(load.ends) == {"answered"}, load.errors
+            assert answers and model in changed["models"]
+    assert service.said("not serving", since, missing={}) == {}
+
+
+def test_plain_text_on_the_tls_port_is_refused(service: Service) -> None:
+    """Certificates of one command; who speaks TLS and trusts them is answered, mutual or not."""
+    service.shell("deploy/certificates deploy/tls")
+    for mutual in (False, True):
+        secured = Service(
+            "docker-compose.yml", "deploy/compose.tls.yml", CLIENT_CA="/run/tls/ca.pem" * mutual
+        )
+        secured.ports = service.ports
+        secured.environment |= {name: str(port) for name, port in service.ports.items()}
+        secured.compose("up", "--detach", "triton")
+        secured.wait_healthy()
+        own = {"certificate": TLS / "client.pem", "key": TLS / "client.key"}
+        with GrpcClient(secured.grpc, tls=Tls(TLS / "ca.pem", **own if mutual else {})) as client:
+            assert client.embed(["Fish swim in shoals."]).shape == (1, 384)
+        strangers = [None, Tls(TLS / "ca.pem")] if mutual else [None]
+        for tls in strangers:
+            with GrpcClient(secured.grpc, timeout=5.0, tls=tls) as client, pytest.raises(Unavailable):
+                client.embed(["Fish swim in shoals."])
+    service.compose("up", "--detach", "triton")
     service.wait_healthy()
 
 

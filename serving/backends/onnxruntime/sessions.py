@@ -89,7 +89,8 @@ def _load(
     path: Path, options: onnxruntime.SessionOptions, providers: list | None
 ) -> onnxruntime.InferenceSession:
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+        # Resolved: weights in another file must lie beside the graph, not beside a link to it.
+        return onnxruntime.InferenceSession(str(path.resolve()), options, providers=providers)
     except Exception as error:  # onnxruntime raises its own classes, which share no base but this
         reason = str(error).strip().splitlines()[0]
         raise RuntimeError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {reason}") from error

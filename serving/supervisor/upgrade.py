@@ -1,0 +1,199 @@
+"""A repository that changes while it is served: new versions are tried out, shown to Triton, waited for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import psutil
+
+from serving import embedded, probe
+from serving.embedded import Server, stubs
+from serving.supervisor.logs import say
+from serving.supervisor.view import Shown, View, shown_in
+from serving.supervisor.watch import LOOK_SECONDS, Watch, model_of
+from shoal.errors import RepositoryError, ServerError, ShoalError
+
+FOLLOW_SECONDS = 1.0  # between two looks at the repository
+SETTLE_SECONDS = 10.0
+
+
+class Upgrades:
+    """Follows a repository for a running server, so that `shoal promote` needs no restart.
+
+    What has changed is started in a server of its own first, where its files are compared with their
+    manifests and each model must answer. Only then it is shown to the one that serves: Triton would retry for
+    ever what cannot be loaded, and takes down an ensemble whose steps do not fit. What fails is told once.
+
+    Args:
+        repository: the model repository.
+        launch: starts a server on free ports that reads what the given function makes in a folder; see
+            `serving.embedded.launch`.
+        headers: for endpoints that are closed.
+        timeout: seconds in which new versions must be loaded.
+        watch: begins to watch a server, without these processes that leave it.
+        told: called after each change: whether it was refused.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        launch: Callable[[Callable[[Path], Path]], Server],
+        headers: Mapping[str, str],
+        timeout: float,
+        *,
+        watch: Callable[[Server, Collection[psutil.Process]], Watch],
+        told: Callable[[bool], None],
+    ) -> None:
+        self.view = View(repository)
+        self._repository, self._launch = repository, launch
+        self._headers, self._timeout = headers, timeout
+        self._watch, self._told = watch, told
+        self._refused: dict[str, Shown] | None = None
+        self._next = 0.0
+
+    def look(self, server: Server, watch: Watch) -> Watch:
+        """Take up what has changed in the repository, if anything has; the watch to go on with.
+
+        Raises:
+            OSError, ValueError, http.client.HTTPException: the server does not answer any more.
+        """
+        if time.monotonic() < self._next:
+            return watch
+        self._next = time.monotonic() + FOLLOW_SECONDS
+        found = self._found()
+        if found is None or found == (self.view.shown if self._refused is None else self._refused):
+            return watch
+        if found == self.view.shown:  # back to what is served
+            self._end(found, None)
+            return watch
+        try:
+            tried = self._tried(watch, found)
+        except ShoalError as error:
+            self._end(found, error)
+            return watch
+        if not tried or self._found() != found:  # nobody serves, or it is being written
+            return watch
+        return self._switch(server, watch, found)
+
+    def _found(self) -> dict[str, Shown] | None:
+        try:
+            return shown_in(self._repository)
+        except (OSError, ValueError):  # between two renames
+            return None
+
+    def _tried(self, watch: Watch, found: Mapping[str, Shown]) -> bool:
+        """Try out what has changed, while the server is looked after; False: that does not serve any more.
+
+        Raises:
+            ShoalError: it is not what was measured, or does not serve.
+        """
+        if not found:
+            raise RepositoryError(f"{self._repository} holds no models any more")
+        changed = self.view.changed(found) & found.keys()
+        needed = changed.union(*(found[name].steps for name in changed)) & found.keys()
+        if not needed:  # models are let go, and that is all
+            return True
+        say("trying new versions", models=sorted(needed))
+        failed: list[Exception] = []
+
+        def run() -> None:
+            try:
+                trial = View(self._repository)
+                part = {name: found[name] for name in needed}
+                embedded.stop(self._launch(lambda folder: trial.open(folder, part)))
+            except Exception as error:  # noqa: BLE001 - raised below, where somebody hears it
+                failed.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            if watch.problem():
+                return False
+            thread.join(LOOK_SECONDS)
+        if failed:
+            error = failed[0]
+            raise error if isinstance(error, ShoalError) else ServerError(f"the repository: {error}")
+        return True
+
+    def _switch(self, server: Server, watch: Watch, found: dict[str, Shown]) -> Watch:
+        start = time.monotonic()
+        before = set(stubs(server))
+        leaving = watch.let_go(self.view.changed(found))
+        refused = None
+        try:
+            expected = self.view.show(found)
+            while not self._arrived(server, expected, before, leaving):
+                if watch.problem():
+                    return watch
+                if time.monotonic() - start > self._timeout:
+                    raise ServerError(f"new versions were not loaded within {self._timeout:.0f} s")
+                time.sleep(LOOK_SECONDS)
+        except (ServerError, OSError) as error:
+            refused = error if isinstance(error, ServerError) else ServerError(f"no view: {error}")
+        self._end(found, refused)
+        if refused is None:
+            say("serving new versions", seconds=round(time.monotonic() - start, 2), models=sorted(expected))
+        return self._renewed(server, watch, [] if refused else leaving)
+
+    def _renewed(self, server: Server, watch: Watch, leaving: Collection[psutil.Process]) -> Watch:
+        """A watch of what is served now; for a moment Triton may not know the config of what it lets go."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            try:
+                renewed = self._watch(server, leaving)
+            except HTTPError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(LOOK_SECONDS)
+            else:
+                watch.close()
+                return renewed
+
+    def _arrived(
+        self,
+        server: Server,
+        expected: Mapping[str, tuple[int, ...]],
+        before: Collection[psutil.Process],
+        leaving: Mapping[psutil.Process, str],
+    ) -> bool:
+        """Whether all is loaded; of a version that is loaded again only its new process can tell."""
+        try:
+            index = probe.index(server.http, headers=self._headers)
+        except (OSError, ValueError, HTTPException):
+            return False
+        new = {model_of(process) for process in stubs(server) if process not in before}
+        return loaded(index, expected) and set(leaving.values()) & set(expected) <= new
+
+    def _end(self, found: dict[str, Shown], error: ShoalError | None) -> None:
+        self._refused = found if error else None
+        self._told(error is not None)
+        if error:
+            say(f"not taken up: {error.message}", level="error", hint=error.hint or "shoal rollback")
+
+
+def loaded(index: list[dict[str, Any]], expected: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a server's index of its repository lists all expected versions as ready.
+
+    Args:
+        expected: model -> versions.
+
+    Raises:
+        ServerError: one of them could not be loaded.
+    """
+    entries = {(entry["name"], entry.get("version")): entry for entry in index}
+    wanted = [
+        (name, version, entries.get((name, str(version)), {}))
+        for name, versions in expected.items()
+        for version in versions
+    ]
+    for name, version, entry in wanted:
+        reason = entry.get("reason", "")
+        if entry.get("state") == "UNAVAILABLE" and reason not in ("", "unloaded"):
+            raise ServerError(f"{name} version {version} cannot be loaded: {reason}")
+    return all(entry.get("state") == "READY" for _, _, entry in wanted)

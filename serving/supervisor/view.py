@@ -1,0 +1,129 @@
+"""What Triton is shown of a repository: the served versions, as links, changed while it runs.
+
+Triton polls the view. It loads what has changed beside what it serves, sends new requests there once that is
+ready, and lets the old go when its last request has ended: nobody is refused. Where the new cannot be loaded,
+the old goes on. It is shown links and not the repository itself, so that nothing is loaded that was not
+compared with its manifest, and nothing is loaded again that stays the same.
+
+Source: Model Control Mode POLL in Triton's model_management.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shoal.manifest import served_versions
+
+_ENSEMBLE = re.compile(r'^platform: "ensemble"', re.MULTILINE)
+_BYTECODE = "__pycache__"
+_STEP = re.compile(r'\bmodel_name: "([^"]+)"')
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One model as a repository shows it.
+
+    Attributes:
+        config: text of its `config.pbtxt`.
+        versions: those that its config selects, or all; of an ensemble that selects none, none.
+    """
+
+    config: str
+    versions: tuple[int, ...]
+
+    @property
+    def steps(self) -> frozenset[str]:
+        """Models that an ensemble passes its requests through; of others, none."""
+        return frozenset(_STEP.findall(self.config)) if _ENSEMBLE.search(self.config) else frozenset()
+
+
+def shown_in(repository: Path) -> dict[str, Shown]:
+    """Model -> what is shown of it.
+
+    Raises:
+        OSError, ValueError: a config cannot be read.
+    """
+    found = {}
+    for path in sorted(repository.glob("*/config.pbtxt")):
+        config = path.read_text()
+        every = {int(folder.name) for folder in path.parent.iterdir() if folder.name.isdigit()}
+        selected = served_versions(path.parent)
+        versions = selected or (set() if _ENSEMBLE.search(config) else every)
+        found[path.parent.name] = Shown(config, tuple(sorted(versions)))
+    return found
+
+
+class View:
+    """Links to a repository, in a folder of their own.
+
+    Args:
+        repository: the model repository.
+    """
+
+    def __init__(self, repository: Path) -> None:
+        self._repository = repository.resolve()
+        self.shown: dict[str, Shown] = {}
+        self._numbers: dict[str, int] = {}
+
+    def open(self, folder: Path, found: Mapping[str, Shown] | None = None) -> Path:
+        """Begin anew in an empty folder, with what was found, or all there is; the path for Triton."""
+        self._models, self._made = folder / "models", folder / "shown"
+        self._models.mkdir()
+        self._made.mkdir()
+        self.shown, self._numbers = {}, {}
+        self.show(shown_in(self._repository) if found is None else found)
+        return self._models
+
+    def changed(self, found: Mapping[str, Shown]) -> set[str]:
+        """Models that would be loaded, loaded again, or let go: those that differ, and ensembles of them."""
+        differ = {name for name in {*found, *self.shown} if found.get(name) != self.shown.get(name)}
+        return differ | {name for name, model in found.items() if differ & model.steps}
+
+    def show(self, found: Mapping[str, Shown]) -> dict[str, tuple[int, ...]]:
+        """Let the view be what was found, each model in one rename.
+
+        An ensemble that names no version gets the next number, or else answers of the old steps would come
+        out of the response cache, whose keys are model, version and inputs.
+
+        Returns:
+            Model -> versions to be loaded, of what has changed and stays.
+        """
+        expected = {}
+        for name in sorted(self.changed(found)):
+            if name not in found:
+                (self._models / name).unlink()
+                continue
+            model = found[name]
+            number = self._numbers[name] = self._numbers.get(name, 0) + 1
+            made = self._made / f"{name}.{number}"
+            made.mkdir()
+            (made / "config.pbtxt").write_text(model.config)
+            for version in model.versions:
+                _link(self._repository / name / str(version), made / str(version))
+            if not model.versions:
+                (made / str(number)).mkdir()
+            link = self._made / "link"
+            link.symlink_to(made)
+            link.replace(self._models / name)
+            expected[name] = model.versions or (number,)
+        self.shown = dict(found)
+        return expected
+
+
+def _link(version: Path, place: Path) -> None:
+    """One version.
+
+    Beside the code of a Python model Triton's stub writes bytecode, which Triton takes for a change and loads
+    the model again. In a folder of links it finds no place for it: where it would make a folder is a file.
+    """
+    if not (version / "model.py").exists():
+        place.symlink_to(version)
+        return
+    place.mkdir()
+    (place / _BYTECODE).touch()
+    for path in version.iterdir():
+        if path.name != _BYTECODE:
+            (place / path.name).symlink_to(path)

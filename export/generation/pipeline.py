@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from export.device import require_gpu
-from export.evidence import verified
+from export.evidence import Verified, verified
 from export.exported import Exported
 from export.generation import publish, verify
 from export.generation.checkpoint import decoder_settings, find_decoder
 from export.generation.quantize import quantize_int4, quantize_int8
 from export.generation.recipe import GenerationRecipe
+from export.generation.reference import prompts_of, take_reference
 from export.generation.to_onnx import to_onnx
 from export.loading import load
 from export.outcome import Outcome, disk_errors_named
 from export.repository import Provenance, Published, staging, write
 from export.source import Checkpoint, check_source
 from serving.generation.runner import Runner
+from serving.generation.sequence import SCORED_TOKENS
 from shoal import corpus
 from shoal.manifest import Manifest
 from shoal.progress import Silent
@@ -59,12 +63,33 @@ def export(
         measured = _measure(candidates, checkpoint, recipe.eval_data, progress)
         on_evidence(list(measured.values()))
         proven = verified(candidates, measured)
+        references = _references(proven, decoder, progress)
         with progress.step(f"Write versions to {repository}"):
             provenance = Provenance(recipe.name, recipe.to_dict(), checkpoint.describe(), tools)
-            published = write(
-                [publish.release(item, decoder) for item in proven], repository, work, provenance
-            )
+            releases = [
+                replace(publish.release(item, decoder), reference=references[item.evidence.precision])
+                for item in proven
+            ]
+            published = write(releases, repository, work, provenance)
     return Outcome(tuple(measured.values()), tuple(published))
+
+
+def _references(
+    proven: Sequence[Verified], decoder: publish.Decoder, progress: Silent
+) -> dict[str, dict[str, Any]]:
+    """Statistics of prompts for each proven precision."""
+    tokenizer = decoder.checkpoint.folder / "tokenizer.json"
+    eval_data = decoder.recipe.eval_data
+    prompts = prompts_of(eval_data, tokenizer, decoder.settings)
+    found = {}
+    with progress.step("Keep statistics of prompts", total=len(proven) * len(prompts)) as advance:
+        for item in proven:
+            precision = item.evidence.precision
+            gpu = 0 if precision in GenerationRecipe.ON_GPU else None
+            runner = Runner(item.exported.path, rows=1, max_length=SCORED_TOKENS, gpu=gpu)
+            labelled = eval_data is not None
+            found[precision] = take_reference(runner, tokenizer, prompts, labelled=labelled, advance=advance)
+    return found
 
 
 def verify_published(

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from export.exported import Exported
 from export.generation.recipe import GenerationRecipe
 from serving.generation.runner import Runner, mover_of
+from serving.generation.sampling import surprise
 from shoal import corpus
 from shoal.errors import UsageError
 from shoal.machine import available_cpus
@@ -258,10 +259,7 @@ def perplexity(runner: Runner, windows: Any, advance: Callable[[], Any]) -> floa
     losses = []
     for window in windows:
         logits = runner.prefill(0, window, 0, range(len(window) - 1))
-        logits -= logits.max(axis=1, keepdims=True)
-        chosen = logits[np.arange(len(window) - 1), window[1:]]
-        normalizer = np.log(np.exp(logits, out=logits).sum(axis=1, dtype=np.float64))
-        losses.append(float((normalizer - chosen).mean()))
+        losses.append(float(surprise(logits, window[1:]).mean()))
         advance()
     return float(np.exp(np.mean(losses)))
 

@@ -138,6 +138,8 @@ class Monitor(Collector):
             row = json.loads(message)
             model = self._watched[row["model"], row["version"]]
             features = model.vocabulary.features(row["input_ids"], row["length"])
+            if "perplexity" in row:
+                features["perplexity"] = float(row["perplexity"])
         except (ValueError, KeyError, TypeError, IndexError):
             return
         whole = row["length"] == len(row["input_ids"])

@@ -51,18 +51,23 @@ class Tap:
         """Whether a row of this request is to be sent: no, but for a sampled share."""
         return self._share is not None and random.random() < self._share  # noqa: S311 - a sample, not a secret
 
-    def send(self, ids: Sequence[int], type_ids: Sequence[int] | None = None) -> None:
+    def send(
+        self, ids: Sequence[int], type_ids: Sequence[int] | None = None, perplexity: float | None = None
+    ) -> None:
         """Send one row, or drop it.
 
         Args:
             ids: token ids without padding.
             type_ids: of the same tokens, where the network reads them.
+            perplexity: of a decoder's prompt, see `serving.generation.sequence.Request.scored`.
         """
         if self._socket is None:
             return
-        row = {"length": len(ids), "input_ids": list(ids[:MOST_TOKENS])}
+        row: dict[str, object] = {"length": len(ids), "input_ids": list(ids[:MOST_TOKENS])}
         if type_ids is not None:
             row["token_type_ids"] = list(type_ids[:MOST_TOKENS])
+        if perplexity is not None:
+            row["perplexity"] = perplexity
         message = json.dumps(self._about | row, separators=(",", ":")).encode()
         with suppress(OSError):  # nobody listens, or its buffer is full
             self._socket.sendto(message, self._path)

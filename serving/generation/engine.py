@@ -6,6 +6,7 @@ nothing of Triton or ONNX Runtime. One thread calls `step`; `submit` may be call
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.generation.prefix import BLOCK, PrefixCache
-from serving.generation.sampling import top_logprobs
+from serving.generation.sampling import surprise, top_logprobs
 from serving.generation.scheduler import Limits, Prefill, Scheduler
 from serving.generation.sequence import Failure, Request, Sequence
 from serving.generation.speculation import StepCost
@@ -210,12 +211,20 @@ class Engine:
                 for index, saved in enumerate(self._prefixes.match(only.request.prompt)):
                     self._model.restore(work.row, index * BLOCK, saved)
             part = only.request.prompt[work.start : work.stop]
-            logits = self._timed(lambda: self._model.prefill(work.row, part, work.start, [len(part) - 1]))
+            scored = range(min(len(part), max(0, only.scored_positions - work.start)))
+            wanted = [*scored, len(part) - 1]
+            logits = self._timed(lambda: self._model.prefill(work.row, part, work.start, wanted))
+            if scored:
+                following = only.request.prompt[work.start + 1 : work.start + 1 + len(scored)]
+                only.surprise += float(surprise(logits[: len(scored)], following).sum())
+            logits = logits[len(scored) :]
             only.computed = work.stop
             if work.stop < len(only.request.prompt):
                 return
         for sequence in work.sequences:
             self._start_running(sequence)
+            if sequence.request.scored and sequence.scored_positions:
+                sequence.request.scored(math.exp(sequence.surprise / sequence.scored_positions))
         self._choose(work.sequences, logits)
 
     def _start_running(self, sequence: Sequence) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from serving.generation.params import SamplingParams
 
@@ -79,6 +79,20 @@ class Chooser:
             logits[seen] = np.where(logits[seen] > 0, logits[seen] / factor, logits[seen] * factor)
         logits[tokens] -= self._params.presence_penalty + self._params.frequency_penalty * counts
         return logits
+
+
+def surprise(logits: Logits, tokens: ArrayLike) -> NDArray[np.float64]:
+    """Negative log likelihood (natural) of the token that came at each position.
+
+    The exponential of its mean is the perplexity.
+
+    Args:
+        logits: float32 [positions, vocabulary]; they are overwritten.
+        tokens: what came, [positions].
+    """
+    logits -= logits.max(axis=1, keepdims=True)
+    chosen = logits[np.arange(len(logits)), np.asarray(tokens, np.int64)].astype(np.float64)
+    return np.asarray(np.log(np.exp(logits, out=logits).sum(axis=1, dtype=np.float64)) - chosen)
 
 
 def top_logprobs(logits: Logits, chosen: int, count: int) -> list[TokenLogprob]:

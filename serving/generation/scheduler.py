@@ -118,14 +118,15 @@ class Scheduler:
         return Prefill((only,), start, min(len(only.request.prompt), start + budget))
 
     def _stage(self, budget: int, count_cached: Callable[[Sequence], int]) -> None:
-        """Several that fit the budget together, or one that is longer or begins with a known prefix."""
+        """Several that fit together, or one that is longer, scored, or begins with a known prefix."""
         free = min(self.limits.max_num_seqs - len(self.running), self.limits.staging_rows)
         longest = 0
         while self.waiting and len(self.staged) < free:
             head = self.waiting[0]
             longest = max(longest, len(head.request.prompt))
-            cached = count_cached(head)
-            alone = bool(cached) or longest > budget
+            scored = head.scored_positions > 0
+            cached = 0 if scored else count_cached(head)
+            alone = scored or bool(cached) or longest > budget
             if self.staged and (alone or (len(self.staged) + 1) * longest > budget):
                 break
             if len(head.request.prompt) - cached > budget and budget < self.budget:

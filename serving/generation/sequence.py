@@ -14,6 +14,8 @@ from serving.generation.sampling import Chooser, TokenLogprob
 from serving.generation.speculation import Guesser
 from serving.generation.text import Decode, Detokenizer, StopFinder
 
+SCORED_TOKENS = 128  # the logits of more would take hundreds of MB with the largest vocabularies
+
 
 class Failure(Enum):
     """Why a request got no answer, or only a part of one."""
@@ -56,6 +58,9 @@ class Request:
         gone: whether the caller has left.
         deadline: on the engine's clock, in seconds; None: none.
         matcher: what keeps the answer to a structure, or None.
+        scored: to be called with the perplexity of the prompt's first tokens, at most `SCORED_TOKENS`, if it
+            has two or more; the prompt is then written whole, and nothing of it is taken from the prefix
+            cache. None: nobody wants to know.
     """
 
     prompt: Tokens[int]
@@ -65,6 +70,7 @@ class Request:
     gone: Callable[[], bool] = lambda: False
     deadline: float | None = None
     matcher: Any = None
+    scored: Callable[[float], None] | None = None
 
 
 @dataclass(eq=False)
@@ -83,6 +89,7 @@ class Sequence:
         computed: tokens whose keys and values are in its row.
         row: of the cache; None while it waits.
         number: of the sequence, in the order of arrival.
+        surprise: sum over the scored tokens of the prompt, see `sampling.surprise`.
         finish_reason: once it is finished.
     """
 
@@ -96,6 +103,7 @@ class Sequence:
     row: int | None = None
     finish_reason: str | None = None
     first_token: float | None = None
+    surprise: float = 0.0
     number: int = field(default_factory=itertools.count().__next__)
 
     def __post_init__(self) -> None:
@@ -108,6 +116,11 @@ class Sequence:
         self._new_text: list[str] = []
         self._new_tokens = 0
         self._new_logprobs: list[Tokens[TokenLogprob]] = []
+
+    @property
+    def scored_positions(self) -> int:
+        """At how many positions of the prompt the logits are compared with the token that follows."""
+        return min(len(self.request.prompt), SCORED_TOKENS) - 1 if self.request.scored else 0
 
     @property
     def tokens(self) -> list[int]:

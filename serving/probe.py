@@ -86,6 +86,18 @@ def index(address: str, *, timeout: float = 5.0, headers: Headers | None = None)
     return list(_json(f"{address}/v2/repository/index", timeout, headers or {}, {}))
 
 
+def infer(
+    address: str, model: str, inputs: list[dict[str, Any]], *, timeout: float = 5.0
+) -> list[dict[str, Any]]:
+    """Outputs of a model from its inputs, as KServe's protocol writes both in JSON.
+
+    Raises:
+        OSError: there is no answer, or it is an error.
+        ValueError, KeyError, http.client.HTTPException: it is not Triton.
+    """
+    return list(_json(f"{address}/v2/models/{model}/infer", timeout, {}, {"inputs": inputs})["outputs"])
+
+
 def send(request: urllib.request.Request, *, timeout: float = 5.0) -> bytes:
     """The body of the answer.
 

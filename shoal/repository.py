@@ -2,7 +2,8 @@
 
 A manifest holds the configs that serve its version, so that serving one takes neither the checkpoint nor
 what exported it. What was served is kept in `served.json` beside the network's config, oldest first. A
-server that runs goes on with what it has loaded; the next start serves what is chosen here.
+server that runs goes on with what it has loaded, and the next start serves what is chosen here; under the
+supervisor a running server takes it up.
 """
 
 from __future__ import annotations

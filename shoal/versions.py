@@ -57,7 +57,7 @@ def versions(
 def promote(
     name: Model, version: Version, repository: Repository = DEFAULT_REPOSITORY, as_json: Json = False
 ) -> None:
-    """Serve another version from the next start on.
+    """Serve another version: from the next start on, under `docker compose up` within seconds.
 
     Example: shoal promote minilm 1
     """
@@ -65,7 +65,7 @@ def promote(
 
 
 def rollback(name: Model, repository: Repository = DEFAULT_REPOSITORY, as_json: Json = False) -> None:
-    """Serve the version that was served before, from the next start on.
+    """Serve the version that was served before: when, see `shoal promote`.
 
     Example: shoal rollback minilm
     """
@@ -78,7 +78,7 @@ def _tell(manifest: Any, repository: Path, as_json: bool) -> None:
         return
     out.print(
         f"{repository}: {manifest.model} serves version {manifest.version} ({manifest.precision}) from the"
-        " next start on",
+        " next start on, under docker compose within seconds",
         highlight=False,
     )
 

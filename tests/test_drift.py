@@ -392,7 +392,7 @@ def test_another_language_is_seen_and_the_same_kind_of_text_is_not(
     repository: Path, watched_server: Server, path: Path
 ) -> None:
     def seen(texts: list[str]) -> tuple[dict[str, float], Monitor]:
-        monitor = Monitor(watched_in(repository), asks(watched_server.grpc), ask_seconds=0.0)
+        monitor = Monitor(watched_in(repository), asks(watched_server.http), ask_seconds=0.0)
         with listening(monitor, path), GrpcClient(watched_server.grpc) as client:
             for text in texts:
                 client.embed([text])

@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m serving.drift", description="Watch a server's input.")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--socket", type=Path, required=True, help="what SHOAL_MONITOR is for the server")
-    parser.add_argument("--grpc", metavar="HOST:PORT", help="the server; without it answers are not watched")
+    parser.add_argument("--http", metavar="HOST:PORT", help="the server; without it answers are not watched")
     parser.add_argument("--address", default="127.0.0.1", help="where metrics are to be had")
     parser.add_argument("--port", type=int, default=8003, help="of the metrics")
     given = parser.parse_args()
@@ -36,7 +36,7 @@ def _watch(given: argparse.Namespace) -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    monitor = Monitor(watched_in(given.repository), asks(given.grpc) if given.grpc else None)
+    monitor = Monitor(watched_in(given.repository), asks(given.http) if given.http else None)
     registry = CollectorRegistry()
     registry.register(monitor)
     with bound(given.socket) as receiver:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from serving import probe
 from serving.drift.statistics import Reference, Value, Vocabulary, answer_features, distance
 from shoal.errors import RepositoryError, ServerError
 from shoal.manifest import Manifest, manifests
@@ -275,23 +276,19 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def asks(address: str, *, timeout: float = 2.0) -> Ask:
-    """A function that asks the networks of a Triton.
+    """A function that asks the networks of a Triton, over HTTP: also where gRPC takes a client's certificate.
 
     Args:
-        address: host:port of gRPC.
+        address: host:port of HTTP.
         timeout: seconds for an answer.
     """
-    import tritonclient.grpc as triton  # noqa: PLC0415 - inputs alone are compared without it
-
-    client = triton.InferenceServerClient(address)
 
     def ask(network: str, feed: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray]:
-        inputs = []
-        for name, array in feed.items():
-            inputs.append(triton.InferInput(name, list(array.shape), "INT64"))
-            inputs[-1].set_data_from_numpy(array)
-        result = client.infer(network, inputs, client_timeout=timeout)
-        names = [output.name for output in result.get_response().outputs]
-        return {name: result.as_numpy(name) for name in names}
+        answer = probe.infer(address, network, [_tensor(*item) for item in feed.items()], timeout=timeout)
+        return {output["name"]: np.array(output["data"]).reshape(output["shape"]) for output in answer}
 
     return ask
+
+
+def _tensor(name: str, array: NDArray[np.int64]) -> dict[str, Any]:
+    return {"name": name, "datatype": "INT64", "shape": list(array.shape), "data": array.ravel().tolist()}

@@ -19,14 +19,11 @@ from shoal.paths import cache_dir
 def watch_drift(settings: Settings, registry: CollectorRegistry) -> Callable[[], None] | None:
     """Tell the servers that are started from now on where to send rows, and compare what comes.
 
-    Over TLS inputs alone are compared: to ask the network for answers takes a certificate of a client.
-
     Returns:
         To call when other versions are served; None: drift is not watched.
     """
-    ask = None if settings.certificate else asks(f"127.0.0.1:{settings.ports.grpc}")
     try:
-        monitor = Monitor(watched_in(settings.repository), ask)
+        monitor = Monitor(watched_in(settings.repository), asks(f"127.0.0.1:{settings.ports.http}"))
     except RepositoryError as error:  # no reason not to serve
         say(f"drift is not watched: {error.message}", level="warning", hint=error.hint)
         return None

@@ -72,9 +72,10 @@ class Metrics:
 
     def upgraded(self, refused: bool) -> None:
         """The repository shows something else, which is served now, or refused."""
-        self._told.clear()
-        self._success.clear()
         self._refused.set(refused)
+        if not refused:  # models may have gone
+            self._success.clear()
+            self._seconds.clear()
 
     def restarted(self, reason: str) -> None:
         """It is started again."""
@@ -85,7 +86,9 @@ class Metrics:
         self._success.labels(model).set(health.failures == 0)
         self._seconds.labels(model).set(health.seconds)
         for reason, count in health.failed.items():
-            self._failures.labels(model, reason).inc(count - self._told.get((model, reason), 0))
+            known = self._told.get((model, reason), 0)
+            # Whoever watches other versions counts from nothing.
+            self._failures.labels(model, reason).inc(count - known if count >= known else count)
             self._told[model, reason] = count
 
     def close(self) -> None:

@@ -136,10 +136,11 @@ class Upgrades:
                 time.sleep(LOOK_SECONDS)
         except (ServerError, OSError) as error:
             refused = error if isinstance(error, ServerError) else ServerError(f"no view: {error}")
+        renewed = self._renewed(server, watch, [] if refused else leaving)
         self._end(found, refused)
         if refused is None:
             say("serving new versions", seconds=round(time.monotonic() - start, 2), models=sorted(expected))
-        return self._renewed(server, watch, [] if refused else leaving)
+        return renewed
 
     def _renewed(self, server: Server, watch: Watch, leaving: Collection[psutil.Process]) -> Watch:
         """A watch of what is served now; for a moment Triton may not know the config of what it lets go."""

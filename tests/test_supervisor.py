@@ -328,7 +328,7 @@ def test_settings_become_arguments(tmp_path: Path) -> None:
     closed = ",".join(CLOSED)
     assert f"--http-restricted-api={closed}:shoal-admin-key=abc123" in made
     assert f"--grpc-restricted-protocol={closed}:shoal-admin-key=abc123" in made
-    assert {"--model-control-mode=none", "--disable-auto-complete-config"} <= set(made)
+    assert {"--model-control-mode=poll", "--disable-auto-complete-config"} <= set(made)
     assert "--cache-config=local,size=67108864" in made
     assert "--trace-config=opentelemetry,url=http://otel:4318/v1/traces" in made
     assert not [part for part in Settings(tmp_path).arguments("") if "restricted" in part or "cache" in part]

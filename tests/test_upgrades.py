@@ -10,13 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from clients import ClientError, GrpcClient
-from serving.supervisor.upgrade import loaded
+from serving.supervisor.upgrade import Upgrades, loaded
 from serving.supervisor.view import View, shown_in
 from shoal.errors import ServerError
 from shoal.paths import write_atomic
@@ -201,3 +203,30 @@ def test_a_failed_load_is_told_apart_from_one_that_goes_on() -> None:
     index[2] |= {"state": "UNAVAILABLE", "reason": "Internal: no memory"}
     with pytest.raises(ServerError, match="b version 1 cannot be loaded: Internal: no memory"):
         loaded(index, {"a": (2,), "b": (1,)})
+
+
+def test_what_was_refused_is_tried_again_and_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A file may have been repaired, and a server may have met Triton's crash at its start."""
+    repository, now, tried, told = tmp_path / "models", [1000.0], [], []
+    _model(repository, "network", "version_policy { specific { versions: 1 } }", 1, 2)
+
+    def launch(view: object) -> NoReturn:
+        tried.append(now[0])
+        raise ServerError("it does not start")
+
+    upgrades = Upgrades(repository, launch, {}, 1.0, watch=lambda *_: None, told=told.append)  # type: ignore[arg-type, return-value]
+    upgrades.view.open(_folder(tmp_path / "run"))
+    monkeypatch.setattr("serving.supervisor.upgrade.time.monotonic", lambda: now[0])
+    watch = SimpleNamespace(problem=lambda: None)
+    for second in range(100):
+        if second == 2:
+            _model(repository, "network", "version_policy { specific { versions: 2 } }", 1, 2)
+        if second == 90:
+            _model(repository, "network", "version_policy { specific { versions: 1 } }", 1, 2)
+        now[0] += 1
+        assert upgrades.look(None, watch) is watch  # type: ignore[arg-type, comparison-overlap]
+    assert [round(at) - 1000 for at in tried] == [3, 33, 63]
+    assert told == [True, True, True, False]
+    assert capfd.readouterr().out.count("not taken up: it does not start") == 1

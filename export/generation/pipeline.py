@@ -63,33 +63,24 @@ def export(
         measured = _measure(candidates, checkpoint, recipe.eval_data, progress)
         on_evidence(list(measured.values()))
         proven = verified(candidates, measured)
-        references = _references(proven, decoder, progress)
+        reference = _reference(proven[-1], decoder, progress)
         with progress.step(f"Write versions to {repository}"):
             provenance = Provenance(recipe.name, recipe.to_dict(), checkpoint.describe(), tools)
-            releases = [
-                replace(publish.release(item, decoder), reference=references[item.evidence.precision])
-                for item in proven
-            ]
+            releases = [replace(publish.release(item, decoder), reference=reference) for item in proven]
             published = write(releases, repository, work, provenance)
     return Outcome(tuple(measured.values()), tuple(published))
 
 
-def _references(
-    proven: Sequence[Verified], decoder: publish.Decoder, progress: Silent
-) -> dict[str, dict[str, Any]]:
-    """Statistics of prompts for each proven precision."""
+def _reference(served: Verified, decoder: publish.Decoder, progress: Silent) -> dict[str, Any]:
+    """Statistics of prompts, under the version that will be served; perplexities of others are near."""
     tokenizer = decoder.checkpoint.folder / "tokenizer.json"
     eval_data = decoder.recipe.eval_data
     prompts = prompts_of(eval_data, tokenizer, decoder.settings)
-    found = {}
-    with progress.step("Keep statistics of prompts", total=len(proven) * len(prompts)) as advance:
-        for item in proven:
-            precision = item.evidence.precision
-            gpu = 0 if precision in GenerationRecipe.ON_GPU else None
-            runner = Runner(item.exported.path, rows=1, max_length=SCORED_TOKENS, gpu=gpu)
-            labelled = eval_data is not None
-            found[precision] = take_reference(runner, tokenizer, prompts, labelled=labelled, advance=advance)
-    return found
+    gpu = 0 if served.evidence.precision in GenerationRecipe.ON_GPU else None
+    with progress.step("Keep statistics of prompts", total=len(prompts)) as advance:
+        runner = Runner(served.exported.path, rows=1, max_length=SCORED_TOKENS, gpu=gpu)
+        labelled = eval_data is not None
+        return take_reference(runner, tokenizer, prompts, labelled=labelled, advance=advance)
 
 
 def verify_published(

@@ -21,7 +21,7 @@ from serving.generation.sequence import SCORED_TOKENS
 from serving.generation.text import encode_prompt
 from shoal import corpus
 
-ROWS = 128  # each is run through the graph of each version
+ROWS = 128  # each is run through the graph
 
 
 def prompts_of(eval_data: Path | None, tokenizer: Path, settings: DecoderSettings) -> list[list[int]]:

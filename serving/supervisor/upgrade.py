@@ -20,6 +20,7 @@ from serving.supervisor.watch import LOOK_SECONDS, Watch, model_of
 from shoal.errors import RepositoryError, ServerError, ShoalError
 
 FOLLOW_SECONDS = 1.0  # between two looks at the repository
+RETRY_SECONDS = 30.0  # what could not be taken up may be repaired, or may have met a busy machine
 SETTLE_SECONDS = 10.0
 
 
@@ -55,7 +56,8 @@ class Upgrades:
         self._headers, self._timeout = headers, timeout
         self._watch, self._told = watch, told
         self._refused: dict[str, Shown] | None = None
-        self._next = 0.0
+        self._said = ""
+        self._next = self._retry = 0.0
 
     def look(self, server: Server, watch: Watch) -> Watch:
         """Take up what has changed in the repository, if anything has; the watch to go on with.
@@ -66,11 +68,7 @@ class Upgrades:
         if time.monotonic() < self._next:
             return watch
         self._next = time.monotonic() + FOLLOW_SECONDS
-        found = self._found()
-        if found is None or found == (self.view.shown if self._refused is None else self._refused):
-            return watch
-        if found == self.view.shown:  # back to what is served
-            self._end(found, None)
+        if (found := self._news()) is None:
             return watch
         try:
             tried = self._tried(watch, found)
@@ -80,6 +78,15 @@ class Upgrades:
         if not tried or self._found() != found:  # nobody serves, or it is being written
             return watch
         return self._switch(server, watch, found)
+
+    def _news(self) -> dict[str, Shown] | None:
+        """What the repository shows, if that is to be taken up now."""
+        found = self._found()
+        if found == self.view.shown:
+            if self._refused not in (None, found):  # it is back to what is served
+                self._end(found, None)
+            return None
+        return None if found == self._refused and time.monotonic() < self._retry else found
 
     def _found(self) -> dict[str, Shown] | None:
         try:
@@ -173,9 +180,11 @@ class Upgrades:
 
     def _end(self, found: dict[str, Shown], error: ShoalError | None) -> None:
         self._refused = found if error else None
+        self._retry = time.monotonic() + RETRY_SECONDS
         self._told(error is not None)
-        if error:
+        if error and error.message != self._said:
             say(f"not taken up: {error.message}", level="error", hint=error.hint or "shoal rollback")
+        self._said = error.message if error else ""
 
 
 def loaded(index: list[dict[str, Any]], expected: Mapping[str, tuple[int, ...]]) -> bool:

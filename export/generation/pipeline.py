@@ -77,7 +77,7 @@ def _reference(served: Verified, decoder: publish.Decoder, progress: Silent) -> 
     eval_data = decoder.recipe.eval_data
     prompts = prompts_of(eval_data, tokenizer, decoder.settings)
     gpu = 0 if served.evidence.precision in GenerationRecipe.ON_GPU else None
-    with progress.step("Keep statistics of prompts", total=len(prompts)) as advance:
+    with progress.step("Keep statistics to see drift by", total=len(prompts)) as advance:
         runner = Runner(served.exported.path, rows=1, max_length=SCORED_TOKENS, gpu=gpu)
         labelled = eval_data is not None
         return take_reference(runner, tokenizer, prompts, labelled=labelled, advance=advance)

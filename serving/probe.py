@@ -76,14 +76,13 @@ def questions(address: str, *, timeout: float = 5.0, headers: Headers | None = N
     return [_smallest(address, name, timeout, headers) for name in _entry_models(address, timeout, headers)]
 
 
-def index(address: str, *, timeout: float = 5.0, headers: Headers | None = None) -> list[dict[str, Any]]:
-    """Every version of every model that the server knows: `name`, `version`, `state` and `reason`.
+def control(address: str, model: str, action: str, *, timeout: float, headers: Headers) -> None:
+    """Have a server `load` or `unload` a model; returns when that is done.
 
     Raises:
-        OSError: there is no answer.
-        ValueError, http.client.HTTPException: it is not Triton.
+        OSError: it was not; `urllib.error.HTTPError`: the server says why.
     """
-    return list(_json(f"{address}/v2/repository/index", timeout, headers or {}, {}))
+    send(_request(f"{address}/v2/repository/models/{model}/{action}", {}, headers), timeout=timeout)
 
 
 def infer(
@@ -118,8 +117,8 @@ def reason_of(error: Exception) -> str:
 
 def _entry_models(address: str, timeout: float, headers: Headers) -> list[str]:
     """Models that users call: all that are ready but the steps of an ensemble."""
-    known = index(address, timeout=timeout, headers=headers)
-    ready = [entry["name"] for entry in known if entry.get("state") == "READY"]
+    index = _json(f"{address}/v2/repository/index", timeout, headers, {})
+    ready = [entry["name"] for entry in index if entry.get("state") == "READY"]
     steps: set[str] = set()
     for name in ready:
         config = _json(f"{address}/v2/models/{name}/config", timeout, headers)

@@ -30,7 +30,7 @@ from tritonclient.utils import InferenceServerException
 
 from clients import BadInput, ClientError, Denied, GrpcClient, HttpClient, Tls, Unavailable
 from serving.supervisor.logs import entry
-from serving.supervisor.settings import CLOSED, Settings, read_key
+from serving.supervisor.settings import CLOSED, CONTROL_HEADER, Settings, read_key
 from shoal.admin import GRPC_HEADER, HEADER
 from shoal.errors import UsageError
 
@@ -128,7 +128,6 @@ def test_what_reads_or_changes_the_server_takes_the_key(supervised: Supervised) 
     key = supervised.key.read_text().strip()
     for path, data in [
         ("v2/models/minilm/config", None),
-        ("v2/repository/index", b"{}"),
         ("v2/models/stats", None),
         ("v2/systemsharedmemory/status", None),
         ("v2/trace/setting", None),
@@ -144,7 +143,7 @@ def test_what_reads_or_changes_the_server_takes_the_key(supervised: Supervised) 
         right = urllib.request.Request(url, data, {HEADER: key})
         assert urllib.request.urlopen(right, timeout=10).status == 200, path
     with triton_grpc.InferenceServerClient(supervised.grpc) as client:
-        for call in (client.get_system_shared_memory_status, client.get_model_repository_index):
+        for call in (client.get_system_shared_memory_status, client.get_log_settings):
             with pytest.raises(InferenceServerException, match="restricted"):
                 call()
             with pytest.raises(InferenceServerException, match="restricted"):
@@ -152,6 +151,26 @@ def test_what_reads_or_changes_the_server_takes_the_key(supervised: Supervised) 
             call(headers={GRPC_HEADER: key})
         with pytest.raises(InferenceServerException, match="restricted"):
             client.register_system_shared_memory("mine", "/mine", 64)
+
+
+def test_nobody_but_the_supervisor_controls_models(supervised: Supervised) -> None:
+    """Not even who has the admin key: a load may bring files, and code, along."""
+    key = supervised.key.read_text().strip()
+    for action in ("index", "models/minilm/load", "models/minilm/unload"):
+        url = f"http://{supervised.http}/v2/repository/{action}"
+        for headers in ({}, {HEADER: key}, {CONTROL_HEADER: "0" * 64}, {CONTROL_HEADER: key}):
+            with pytest.raises(urllib.error.HTTPError) as error:
+                urllib.request.urlopen(urllib.request.Request(url, b"{}", headers), timeout=10)
+            assert error.value.code == 403, action
+    with triton_grpc.InferenceServerClient(supervised.grpc) as client:
+        for call in (client.load_model, client.unload_model):
+            for grpc_headers in ({}, {GRPC_HEADER: key}, {CONTROL_HEADER: key}):
+                with pytest.raises(InferenceServerException, match="restricted"):
+                    call("minilm", headers=grpc_headers)
+        with pytest.raises(InferenceServerException, match="restricted"):
+            client.get_model_repository_index(headers={GRPC_HEADER: key})
+    with HttpClient(supervised.http) as http:
+        assert http.embed(["Fish swim in shoals."]).shape == (1, 384)
 
 
 def test_a_client_is_told_what_is_closed(supervised: Supervised) -> None:
@@ -324,14 +343,18 @@ def test_settings_become_arguments(tmp_path: Path) -> None:
         cache_mb=64,
         traces="http://otel:4318/v1/traces",
     )
-    made = settings.arguments("abc123")
+    made = settings.arguments("abc123", "own456")
     closed = ",".join(CLOSED)
     assert f"--http-restricted-api={closed}:shoal-admin-key=abc123" in made
     assert f"--grpc-restricted-protocol={closed}:shoal-admin-key=abc123" in made
-    assert {"--model-control-mode=poll", "--disable-auto-complete-config"} <= set(made)
+    assert f"--http-restricted-api=model-repository:{CONTROL_HEADER}=own456" in made
+    assert f"--grpc-restricted-protocol=model-repository:{CONTROL_HEADER}=own456" in made
+    assert {"--model-control-mode=explicit", "--disable-auto-complete-config"} <= set(made)
     assert "--cache-config=local,size=67108864" in made
     assert "--trace-config=opentelemetry,url=http://otel:4318/v1/traces" in made
-    assert not [part for part in Settings(tmp_path).arguments("") if "restricted" in part or "cache" in part]
+    plain = Settings(tmp_path).arguments("", "own456")
+    assert not [part for part in plain if "admin" in part or "cache" in part]
+    assert len([part for part in plain if "restricted" in part]) == 2  # model control is never open
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from clients import ClientError, GrpcClient
-from serving.supervisor.upgrade import Upgrades, loaded
+from serving.supervisor.upgrade import Upgrades
 from serving.supervisor.view import View, shown_in
 from shoal.errors import ServerError
 from shoal.paths import write_atomic
@@ -136,6 +136,24 @@ def test_what_is_not_proven_is_not_taken_up(upgraded: Supervised, own_repository
     assert upgraded.metric("shoal_restarts_total") == 0
 
 
+def test_a_served_file_that_is_overwritten_is_not_loaded(upgraded: Supervised, own_repository: Path) -> None:
+    """Neither by itself, nor with a change elsewhere, which finds it out."""
+    before = _answer(upgraded)
+    served = served_version(own_repository, "minilm_encoder")
+    folder = own_repository / "minilm_encoder"
+    (folder / str(served) / "model.onnx").write_bytes((folder / "1" / "model.onnx").read_bytes() + b"!")
+    code = own_repository / "minilm_tokenizer" / "1" / "model.py"
+    code.write_text(code.read_text() + "raise SystemExit\n")
+    time.sleep(4)
+    assert "loading" not in upgraded.log.read_text().split('"serving"')[1]
+    path = own_repository / "minilm" / "config.pbtxt"
+    write_atomic(path, path.read_text().replace("max_batch_size: 64", "max_batch_size: 32"))
+    _until(lambda: upgraded.metric("shoal_upgrade_refused") == 1, upgraded)
+    assert "is not the file that was measured" in upgraded.log.read_text()
+    assert _same(_answer(upgraded), before)
+    assert "loading" not in upgraded.log.read_text().split('"serving"')[1]
+
+
 def test_what_cannot_be_loaded_does_not_take_the_place(upgraded: Supervised, own_repository: Path) -> None:
     before = _answer(upgraded, "one")
     config = own_repository / "minilm_encoder" / "config.pbtxt"
@@ -179,7 +197,8 @@ def test_a_view_shows_what_is_served(tmp_path: Path) -> None:
     shutil.rmtree(repository / "other")
     found = shown_in(repository)
     assert view.changed(found) == {"network", "other", "all"}
-    assert view.show(found) == {"network": (1,), "all": (2,)}
+    view.show(found)
+    assert sorted(path.name for path in (models / "all").iterdir()) == ["2", "config.pbtxt"]
     assert sorted(path.name for path in models.iterdir()) == ["all", "network"]
     assert (models / "network" / "1").resolve() == repository / "network" / "1"
     assert not (models / "network" / "2").exists()
@@ -188,21 +207,6 @@ def test_a_view_shows_what_is_served(tmp_path: Path) -> None:
 def _folder(path: Path) -> Path:
     path.mkdir()
     return path
-
-
-def test_a_failed_load_is_told_apart_from_one_that_goes_on() -> None:
-    index = [
-        {"name": "a", "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"},
-        {"name": "a", "version": "2", "state": "READY"},
-        {"name": "b", "version": "1", "state": "LOADING"},
-        {"name": "c"},
-    ]
-    assert loaded(index, {"a": (2,)})
-    assert not loaded(index, {"a": (2,), "b": (1,)})
-    assert not loaded(index, {"a": (1,)}) and not loaded(index, {"c": (1,)})
-    index[2] |= {"state": "UNAVAILABLE", "reason": "Internal: no memory"}
-    with pytest.raises(ServerError, match="b version 1 cannot be loaded: Internal: no memory"):
-        loaded(index, {"a": (2,), "b": (1,)})
 
 
 def test_what_was_refused_is_tried_again_and_told_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import signal
 import time
 from collections import deque
@@ -18,7 +19,7 @@ from serving.embedded import Ports
 from serving.supervisor.drift import watch_drift
 from serving.supervisor.logs import Pipe, say
 from serving.supervisor.metrics import Metrics
-from serving.supervisor.settings import Settings, read_key
+from serving.supervisor.settings import CONTROL_HEADER, Settings, read_key
 from serving.supervisor.upgrade import Upgrades
 from serving.supervisor.watch import LOOK_SECONDS, Watch
 from shoal.admin import HEADER
@@ -51,7 +52,8 @@ class Supervisor:
         self._settings = settings
         self._distribution = distribution
         self._key = read_key(settings.admin_key)
-        self._headers = {HEADER: self._key} if self._key else {}
+        self._control = secrets.token_hex(32)
+        self._headers = {CONTROL_HEADER: self._control} | ({HEADER: self._key} if self._key else {})
         self._pipe = Pipe()
         self._starts: deque[float] = deque(maxlen=MOST_STARTS)
         self.metrics = Metrics(settings.address, settings.watch_port)
@@ -117,7 +119,7 @@ class Supervisor:
             ports,
             address=address,
             timeout=self._settings.timeout,
-            arguments=self._settings.arguments(self._key),
+            arguments=self._settings.arguments(self._key, self._control),
             headers=self._headers,
             output=self._pipe.descriptor,
             view=view,

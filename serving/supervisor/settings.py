@@ -11,8 +11,11 @@ from serving.embedded import Ports
 from shoal.admin import HEADER
 from shoal.errors import UsageError
 
-# Everything that reads or changes the server itself; inference, metadata and health stay open.
-CLOSED = ("shared-memory", "model-config", "model-repository", "statistics", "trace", "logging")
+# What reads the server itself, or changes it, takes the admin key; inference, metadata and health stay open.
+CLOSED = ("shared-memory", "model-config", "statistics", "trace", "logging")
+# Model control takes a key that the supervisor makes for itself and tells nobody: a load can bring files, so
+# that who may load may run code.
+CONTROL_HEADER = "shoal-control-key"
 
 
 @dataclass(frozen=True)
@@ -64,16 +67,18 @@ class Settings:
         if self.cache_mb < 0 or self.grace <= 0 or self.timeout <= 0 or self.trace_rate < 1:
             raise UsageError("cache, grace, timeout and trace rate must be positive")
 
-    def arguments(self, key: str) -> list[str]:
+    def arguments(self, key: str, control: str) -> list[str]:
         """For tritonserver.
 
         Args:
-            key: what the admin key file holds; "": nothing is closed.
+            key: what the admin key file holds; "": `CLOSED` is open.
+            control: the supervisor's own key.
         """
         made = [
-            # Nobody can load a model by a call: Triton looks once a second what it is shown, see `view`.
-            "--model-control-mode=poll",
-            "--repository-poll-secs=1",
+            "--model-control-mode=explicit",
+            "--load-model=*",
+            f"--http-restricted-api=model-repository:{CONTROL_HEADER}={control}",
+            f"--grpc-restricted-protocol=model-repository:{CONTROL_HEADER}={control}",
             "--disable-auto-complete-config",
             "--log-format=ISO8601",
             f"--exit-timeout-secs={int(self.grace)}",

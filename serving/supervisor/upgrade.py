@@ -1,22 +1,20 @@
-"""A repository that changes while it is served: new versions are tried out, shown to Triton, waited for."""
+"""A repository that changes while it is served: new versions are tried out, then loaded."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
 
 import psutil
 
 from serving import embedded, probe
-from serving.embedded import Server, stubs
+from serving.embedded import Server
 from serving.supervisor.logs import say
 from serving.supervisor.view import Shown, View, shown_in
-from serving.supervisor.watch import LOOK_SECONDS, Watch, model_of
+from serving.supervisor.watch import LOOK_SECONDS, Watch
 from shoal.errors import RepositoryError, ServerError, ShoalError
 
 FOLLOW_SECONDS = 1.0  # between two looks at the repository
@@ -28,8 +26,8 @@ class Upgrades:
     """Follows a repository for a running server, so that `shoal promote` needs no restart.
 
     What has changed is started in a server of its own first, where its files are compared with their
-    manifests and each model must answer. Only then it is shown to the one that serves: Triton would retry for
-    ever what cannot be loaded, and takes down an ensemble whose steps do not fit. What fails is told once.
+    manifests and each model must answer. Only then the one that serves is told to load it: Triton takes down
+    an ensemble whose steps do not fit. What fails is told once, and tried again.
 
     Args:
         repository: the model repository.
@@ -107,46 +105,35 @@ class Upgrades:
         if not needed:  # models are let go, and that is all
             return True
         say("trying new versions", models=sorted(needed))
-        failed: list[Exception] = []
 
         def run() -> None:
-            try:
-                trial = View(self._repository)
-                part = {name: found[name] for name in needed}
-                embedded.stop(self._launch(lambda folder: trial.open(folder, part)))
-            except Exception as error:  # noqa: BLE001 - raised below, where somebody hears it
-                failed.append(error)
+            trial = View(self._repository)
+            part = {name: found[name] for name in needed}
+            embedded.stop(self._launch(lambda folder: trial.open(folder, part)))
 
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        while thread.is_alive():
-            if watch.problem():
-                return False
-            thread.join(LOOK_SECONDS)
-        if failed:
-            error = failed[0]
-            raise error if isinstance(error, ShoalError) else ServerError(f"the repository: {error}")
-        return True
+        return _done(run, watch)
 
     def _switch(self, server: Server, watch: Watch, found: dict[str, Shown]) -> Watch:
         start = time.monotonic()
-        before = set(stubs(server))
-        leaving = watch.let_go(self.view.changed(found))
+        changed = self.view.changed(found)
+        leaving = watch.let_go(changed)
         refused = None
+
+        def run() -> None:
+            self.view.show(found)
+            for name in sorted(changed, key=lambda name: (name in found and bool(found[name].steps), name)):
+                action = "load" if name in found else "unload"
+                probe.control(server.http, name, action, timeout=self._timeout, headers=self._headers)
+
         try:
-            expected = self.view.show(found)
-            while not self._arrived(server, expected, before, leaving):
-                if watch.problem():
-                    return watch
-                if time.monotonic() - start > self._timeout:
-                    raise ServerError(f"new versions were not loaded within {self._timeout:.0f} s")
-                time.sleep(LOOK_SECONDS)
-        except (ServerError, OSError) as error:
-            refused = error if isinstance(error, ServerError) else ServerError(f"no view: {error}")
+            if not _done(run, watch):
+                return watch
+        except ShoalError as error:
+            refused = error
         renewed = self._renewed(server, watch, [] if refused else leaving)
         self._end(found, refused)
         if refused is None:
-            say("serving new versions", seconds=round(time.monotonic() - start, 2), models=sorted(expected))
+            say("serving new versions", seconds=round(time.monotonic() - start, 2), models=sorted(changed))
         return renewed
 
     def _renewed(self, server: Server, watch: Watch, leaving: Collection[psutil.Process]) -> Watch:
@@ -163,21 +150,6 @@ class Upgrades:
                 watch.close()
                 return renewed
 
-    def _arrived(
-        self,
-        server: Server,
-        expected: Mapping[str, tuple[int, ...]],
-        before: Collection[psutil.Process],
-        leaving: Mapping[psutil.Process, str],
-    ) -> bool:
-        """Whether all is loaded; of a version that is loaded again only its new process can tell."""
-        try:
-            index = probe.index(server.http, headers=self._headers)
-        except (OSError, ValueError, HTTPException):
-            return False
-        new = {model_of(process) for process in stubs(server) if process not in before}
-        return loaded(index, expected) and set(leaving.values()) & set(expected) <= new
-
     def _end(self, found: dict[str, Shown], error: ShoalError | None) -> None:
         self._refused = found if error else None
         self._retry = time.monotonic() + RETRY_SECONDS
@@ -187,23 +159,27 @@ class Upgrades:
         self._said = error.message if error else ""
 
 
-def loaded(index: list[dict[str, Any]], expected: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a server's index of its repository lists all expected versions as ready.
-
-    Args:
-        expected: model -> versions.
+def _done(run: Callable[[], None], watch: Watch) -> bool:
+    """Run what takes its time while the server is looked after; False: that does not serve any more.
 
     Raises:
-        ServerError: one of them could not be loaded.
+        ShoalError: it failed.
     """
-    entries = {(entry["name"], entry.get("version")): entry for entry in index}
-    wanted = [
-        (name, version, entries.get((name, str(version)), {}))
-        for name, versions in expected.items()
-        for version in versions
-    ]
-    for name, version, entry in wanted:
-        reason = entry.get("reason", "")
-        if entry.get("state") == "UNAVAILABLE" and reason not in ("", "unloaded"):
-            raise ServerError(f"{name} version {version} cannot be loaded: {reason}")
-    return all(entry.get("state") == "READY" for _, _, entry in wanted)
+    failed: list[Exception] = []
+
+    def kept() -> None:
+        try:
+            run()
+        except Exception as error:  # noqa: BLE001 - raised below, where somebody hears it
+            failed.append(error)
+
+    thread = threading.Thread(target=kept, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        if watch.problem():
+            return False
+        thread.join(LOOK_SECONDS)
+    if failed:
+        error = failed[0]
+        raise error if isinstance(error, ShoalError) else ServerError(probe.reason_of(error))
+    return True

@@ -1,11 +1,10 @@
 """What Triton is shown of a repository: the served versions, as links, changed while it runs.
 
-Triton polls the view. It loads what has changed beside what it serves, sends new requests there once that is
-ready, and lets the old go when its last request has ended: nobody is refused. Where the new cannot be loaded,
-the old goes on. It is shown links and not the repository itself, so that nothing is loaded that was not
-compared with its manifest, and nothing is loaded again that stays the same.
+Told to load a model anew, Triton loads it beside what it serves, sends new requests there once that is
+ready, and lets the old go when its last request has ended: nobody is refused. It is shown links and not the
+repository itself, so that with an ensemble no step is loaded that stays the same.
 
-Source: Model Control Mode POLL in Triton's model_management.md.
+Source: Model Control Mode EXPLICIT in Triton's model_management.md.
 """
 
 from __future__ import annotations
@@ -82,16 +81,12 @@ class View:
         differ = {name for name in {*found, *self.shown} if found.get(name) != self.shown.get(name)}
         return differ | {name for name, model in found.items() if differ & model.steps}
 
-    def show(self, found: Mapping[str, Shown]) -> dict[str, tuple[int, ...]]:
+    def show(self, found: Mapping[str, Shown]) -> None:
         """Let the view be what was found, each model in one rename.
 
         An ensemble that names no version gets the next number, or else answers of the old steps would come
         out of the response cache, whose keys are model, version and inputs.
-
-        Returns:
-            Model -> versions to be loaded, of what has changed and stays.
         """
-        expected = {}
         for name in sorted(self.changed(found)):
             if name not in found:
                 (self._models / name).unlink()
@@ -108,16 +103,15 @@ class View:
             link = self._made / "link"
             link.symlink_to(made)
             link.replace(self._models / name)
-            expected[name] = model.versions or (number,)
         self.shown = dict(found)
-        return expected
 
 
 def _link(version: Path, place: Path) -> None:
     """One version.
 
-    Beside the code of a Python model Triton's stub writes bytecode, which Triton takes for a change and loads
-    the model again. In a folder of links it finds no place for it: where it would make a folder is a file.
+    Beside the code of a Python model Triton's stub writes bytecode, which Triton takes for a change: it
+    would load the model again with its ensemble. In a folder of links the stub finds no place for it: where
+    it would make a folder is a file.
     """
     if not (version / "model.py").exists():
         place.symlink_to(version)

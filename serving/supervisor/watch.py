@@ -54,7 +54,7 @@ class Watch:
     ) -> None:
         self._server = server
         self._told = told
-        self._stubs = {process: model_of(process) for process in stubs(server) if process not in leaving}
+        self._stubs = {process: _model(process) for process in stubs(server) if process not in leaving}
         questions = probe.questions(server.http, headers=headers)
         self.health = {question.model: Health() for question in questions}
         self._ended = threading.Event()
@@ -113,7 +113,7 @@ def _ended(process: psutil.Process) -> bool:
         return True
 
 
-def model_of(process: psutil.Process) -> str:
+def _model(process: psutil.Process) -> str:
     """The model that a stub runs: the first of its arguments is a file of it, `.../NAME/VERSION/model.py`."""
     try:
         return Path(process.cmdline()[1]).parts[-3]

@@ -359,13 +359,20 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("monitor") / "socket"
 
 
-@pytest.fixture(scope="module")
-def watched_server(repository: Path, path: Path, _own_cache: None) -> Iterator[Server]:
+@contextmanager
+def watched(repository: Path, path: Path) -> Iterator[Server]:
+    """A server that sends a row of every request."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHOAL_MONITOR", str(path))
         patch.setenv("SHOAL_MONITOR_SHARE", "1")
         with running(repository) as server:
             yield server
+
+
+@pytest.fixture(scope="module")
+def watched_server(repository: Path, path: Path, _own_cache: None) -> Iterator[Server]:
+    with watched(repository, path) as server:
+        yield server
 
 
 @contextmanager

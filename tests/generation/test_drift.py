@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from clients import GrpcClient
 from export.generation.checkpoint import decoder_settings, find_decoder
 from export.generation.reference import ROWS, prompts_of, take_reference
 from serving.drift.monitor import Monitor, watched_in
 from serving.drift.statistics import Reference
-from serving.embedded import Server, running
 from serving.generation.runner import Runner
 from shoal import corpus
 from shoal.manifest import manifests
-from tests.test_drift import ALERT, GERMAN, listening, wait
+from tests.test_drift import ALERT, GERMAN, listening, wait, watched
 
 ENGLISH = corpus.texts(60, seed=77)
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("monitor") / "socket"
-
-
-@pytest.fixture(scope="module")
-def watched_server(decoder_repository: Path, path: Path, _own_cache: None) -> Iterator[Server]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SHOAL_MONITOR", str(path))
-        patch.setenv("SHOAL_MONITOR_SHARE", "1")
-        with running(decoder_repository) as server:
-            yield server
 
 
 def test_every_version_has_its_reference(decoder_repository: Path) -> None:
@@ -47,17 +30,20 @@ def test_every_version_has_its_reference(decoder_repository: Path) -> None:
 
 
 def test_another_language_is_seen_and_the_same_kind_of_text_is_not(
-    decoder_repository: Path, watched_server: Server, path: Path
+    decoder_repository: Path, tmp_path: Path, _own_cache: None
 ) -> None:
+    path = tmp_path / "socket"
+
     def seen(texts: list[str]) -> dict[str, float]:
         monitor = Monitor(watched_in(decoder_repository), least=60)
-        with listening(monitor, path), GrpcClient(watched_server.grpc, timeout=60.0) as client:
+        with listening(monitor, path), GrpcClient(server.grpc, timeout=60.0) as client:
             for text in texts:
                 list(client.chat([{"role": "user", "content": text}], max_tokens=1))
             wait(lambda: monitor.samples()["smollm2"] >= len(texts))
         return monitor.drift()["smollm2"]
 
-    english, german = seen(ENGLISH), seen(GERMAN[::2])
+    with watched(decoder_repository, path) as server:
+        english, german = seen(ENGLISH), seen(GERMAN[::2])
     assert english.keys() == {"length", "pieces", "unknown", "perplexity"}
     assert german["pieces"] > ALERT and german["perplexity"] > ALERT
     # So few rows of the same text are up to twice as far as 1,000 would be.

@@ -16,8 +16,10 @@ from typing import NoReturn
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.datasets import load_breast_cancer
 
-from clients import ClientError, GrpcClient
+from clients import ClientError, GrpcClient, Unavailable, UnknownModel
+from export import router
 from serving.supervisor.upgrade import Upgrades
 from serving.supervisor.view import View, shown_in
 from shoal.errors import ServerError
@@ -169,6 +171,21 @@ def test_what_cannot_be_loaded_does_not_take_the_place(upgraded: Supervised, own
     assert upgraded.metric("shoal_restarts_total") == 0
 
 
+def test_a_model_comes_and_goes(upgraded: Supervised, own_repository: Path) -> None:
+    router.export(router.recipe_of({"source": "example:forest"}), own_repository)
+    _until(lambda: upgraded.log.read_text().count("serving new versions") == 1, upgraded)
+    row = load_breast_cancer().data[:1]
+    with GrpcClient(upgraded.grpc) as client:
+        assert client.classify_rows(row, model="forest")[0][0].score >= 0.5
+        shutil.rmtree(own_repository / "forest")
+        _until(lambda: upgraded.log.read_text().count("serving new versions") == 2, upgraded)
+        with pytest.raises((UnknownModel, Unavailable)):
+            client.classify_rows(row, model="forest")
+    assert _answer(upgraded).shape == (384,)
+    _until(lambda: upgraded.metric("shoal_probe_success") == 1, upgraded)  # of one model, and no other
+    assert upgraded.metric("shoal_restarts_total") == 0
+
+
 def _model(repository: Path, name: str, config: str, *versions: int) -> None:
     for version in versions:
         (repository / name / str(version)).mkdir(parents=True, exist_ok=True)
@@ -234,3 +251,38 @@ def test_what_was_refused_is_tried_again_and_told_once(
     assert [round(at) - 1000 for at in tried] == [3, 33, 63]
     assert told == [True, True, True, False]
     assert capfd.readouterr().out.count("not taken up: it does not start") == 1
+
+
+def test_what_cannot_be_loaded_after_its_trial_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For want of memory, say: what was served is loaded again, and the change is tried later."""
+    repository, asked, told = tmp_path / "models", [], []
+    one, two = (f"version_policy {{ specific {{ versions: {number} }} }}" for number in (1, 2))
+    _model(repository, "network", one, 1, 2)
+    _model(repository, "all", 'platform: "ensemble"\nmodel_name: "network"\n', 1)
+    upgrades = Upgrades(repository, lambda _: None, {}, 1.0, watch=lambda *_: watch, told=told.append)  # type: ignore[arg-type, return-value]
+    models = upgrades.view.open(_folder(tmp_path / "run"))
+    watch = SimpleNamespace(problem=lambda: None, let_go=lambda _: {}, close=lambda: None)
+    monkeypatch.setattr("serving.supervisor.upgrade.embedded.stop", lambda server: True)
+
+    def control(address: str, model: str, action: str, **_: object) -> None:
+        shown = sorted(path.name for path in (models / model).iterdir() if path.name.isdigit())
+        asked.append((model, action, *shown))
+        if model == "all" and len(asked) == 2:
+            raise OSError("no memory")
+
+    monkeypatch.setattr("serving.supervisor.upgrade.probe.control", control)
+    server = SimpleNamespace(http="host:1")
+    before = shown_in(repository)
+    _model(repository, "network", two, 1, 2)
+    upgrades.look(server, watch)  # type: ignore[arg-type]
+    new, old = (
+        [("network", "load", "2"), ("all", "load", "2")],
+        [("network", "load", "1"), ("all", "load", "3")],
+    )
+    assert asked == new + old and told == [True]
+    assert upgrades.view.shown == before
+    upgrades._retry = upgrades._next = 0.0
+    upgrades.look(server, watch)  # type: ignore[arg-type]
+    assert asked[4:] == [("network", "load", "2"), ("all", "load", "4")] and told == [True, False]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError
 
@@ -19,7 +20,7 @@ from shoal.errors import RepositoryError, ServerError, ShoalError
 
 FOLLOW_SECONDS = 1.0  # between two looks at the repository
 RETRY_SECONDS = 30.0  # what could not be taken up may be repaired, or may have met a busy machine
-SETTLE_SECONDS = 10.0
+SETTLE_SECONDS = 10.0  # for which Triton may not know the config of what it lets go
 
 
 class Upgrades:
@@ -81,7 +82,7 @@ class Upgrades:
         """What the repository shows, if that is to be taken up now."""
         found = self._found()
         if found == self.view.shown:
-            if self._refused not in (None, found):  # it is back to what is served
+            if self._refused is not None:  # it is back to what is served
                 self._end(found, None)
             return None
         return None if found == self._refused and time.monotonic() < self._retry else found
@@ -115,29 +116,32 @@ class Upgrades:
 
     def _switch(self, server: Server, watch: Watch, found: dict[str, Shown]) -> Watch:
         start = time.monotonic()
-        changed = self.view.changed(found)
+        before, changed = self.view.shown, self.view.changed(found)
         leaving = watch.let_go(changed)
-        refused = None
-
-        def run() -> None:
-            self.view.show(found)
-            for name in sorted(changed, key=lambda name: (name in found and bool(found[name].steps), name)):
-                action = "load" if name in found else "unload"
-                probe.control(server.http, name, action, timeout=self._timeout, headers=self._headers)
-
+        refused, served = None, True
         try:
-            if not _done(run, watch):
-                return watch
+            served = _done(lambda: self._take(server, found, changed), watch)
         except ShoalError as error:
             refused = error
-        renewed = self._renewed(server, watch, [] if refused else leaving)
+            with suppress(ShoalError):  # what is not back is asked for an answer, as all models are
+                served = _done(lambda: self._take(server, before, changed), watch)
+        if not served:
+            return watch
+        renewed = self._renewed(server, watch, leaving)
         self._end(found, refused)
         if refused is None:
             say("serving new versions", seconds=round(time.monotonic() - start, 2), models=sorted(changed))
         return renewed
 
+    def _take(self, server: Server, shown: dict[str, Shown], changed: Collection[str]) -> None:
+        """Have the server serve what is shown: first the steps, then the ensembles of them."""
+        self.view.show(shown)
+        for name in sorted(changed, key=lambda name: (name in shown and bool(shown[name].steps), name)):
+            action = "load" if name in shown else "unload"
+            probe.control(server.http, name, action, timeout=self._timeout, headers=self._headers)
+
     def _renewed(self, server: Server, watch: Watch, leaving: Collection[psutil.Process]) -> Watch:
-        """A watch of what is served now; for a moment Triton may not know the config of what it lets go."""
+        """A watch of what is served now."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
             try:

@@ -24,10 +24,10 @@ from clients.vocabulary import (
     Table,
     Tls,
     batches,
+    check_prompts,
     embedding_of,
     host_and_port,
     prompted,
-    text_array,
     to_arrays,
     to_inputs,
 )
@@ -142,9 +142,9 @@ class AsyncGrpcClient:
     ) -> NDArray[np.float32]:
         """See `GrpcClient.embed`; up to 8 requests are under way at once."""
         if prompt is not None:
-            texts = prompted(texts, prompt, await self.config(model), model)
+            check_prompts(await self.metadata(model), model)
         calls = [
-            Call(text_array(batch), lambda arrays: list(embedding_of(arrays, model)))
+            Call(prompted(batch, prompt), lambda arrays: list(embedding_of(arrays, model)))
             for batch in batches(texts, batch_size)
         ]
         return np.stack(await self._ask(model, calls, timeout))

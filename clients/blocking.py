@@ -20,9 +20,9 @@ from clients.vocabulary import (
     Arrays,
     Table,
     batches,
+    check_prompts,
     embedding_of,
     prompted,
-    text_array,
 )
 
 Client = TypeVar("Client", bound="BlockingClient")
@@ -127,15 +127,15 @@ class BlockingClient(ABC):
         Args:
             timeout: deadline in seconds of each request, instead of the client's.
             prompt: what the texts are for, e.g. `query`, of a model that tells its texts apart by how they
-                begin; sentence-transformers' `prompt_name`.
+                begin; sentence-transformers' `prompt_name`. None: as the model itself has it.
 
         Raises:
             ClientError: see `clients.errors`.
         """
         if prompt is not None:
-            texts = prompted(texts, prompt, self.config(model), model)
+            check_prompts(self.metadata(model), model)
         parts = [
-            embedding_of(self.infer(model, text_array(batch), timeout=timeout), model)
+            embedding_of(self.infer(model, prompted(batch, prompt), timeout=timeout), model)
             for batch in batches(texts, batch_size)
         ]
         return np.concatenate(parts)

@@ -6,11 +6,13 @@ checkpoint, so it runs in Jinja's sandbox.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from clients.errors import BadInput
@@ -18,24 +20,41 @@ from clients.errors import BadInput
 Message = Mapping[str, str]
 
 
+class _Generation(Extension):
+    """`{% generation %}`: marks what an assistant says, for training; it is rendered as it stands."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_pass"), [], [], body).set_lineno(line)
+
+    def _pass(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
 class ChatTemplate:
-    """Renders conversations.
+    """Renders conversations as transformers' `apply_chat_template` does.
 
     Args:
         source: Jinja, as in a checkpoint's `chat_template`.
-        begin: the token every text begins with, for templates that ask for it.
+        special_tokens: by name, e.g. `bos_token`, for templates that ask for them.
 
     Raises:
         BadInput: it is empty or not a template.
     """
 
-    def __init__(self, source: str, begin: str = "") -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
         if not source:
             raise BadInput("this model has no chat template", hint="use generate, with a text of your own")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+        )
+        environment.filters["tojson"] = _json  # Jinja's own escapes what HTML would take for a tag
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-        self._begin = begin
+        self._tokens = dict(special_tokens or {})
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:
@@ -51,7 +70,9 @@ class ChatTemplate:
             BadInput: the template does not take this conversation.
         """
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True, bos_token=self._begin)
+            return self._template.render(
+                messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._tokens
+            )
         except (TemplateError, TypeError) as error:
             raise BadInput(f"the model's chat template does not take this conversation: {error}") from error
 
@@ -60,9 +81,25 @@ class ChatTemplate:
         """From a model's config, as a client's `config` returns it."""
         parameters = config.get("parameters") or {}
         values = {
-            key: parameters.get(key, {}).get("string_value", "") for key in ("chat_template", "begin_token")
+            key: parameters.get(key, {}).get("string_value", "")
+            for key in ("chat_template", "special_tokens", "begin_token")
         }
-        return cls(values["chat_template"], values["begin_token"])
+        # A version from before there were `special_tokens` states the first of them alone.
+        tokens = json.loads(values["special_tokens"] or "{}") or {"bos_token": values["begin_token"]}
+        return cls(values["chat_template"], tokens)
+
+
+def _json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    """The filter `tojson` with the arguments that transformers gives it."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _refuse(message: str) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from clients.errors import BadInput
 
 TEXT = "text"
 EMBEDDING = "embedding"
+PROMPT = "prompt_name"
 BATCH_SIZE = 32
 TABLE_BATCH_SIZE = 256
 Tensor = TypeVar("Tensor")
@@ -104,18 +104,22 @@ def text_array(texts: Sequence[str]) -> dict[str, NDArray]:
     return {TEXT: np.array(rows, dtype=object)}
 
 
-def prompted(texts: Sequence[str], prompt: str, config: Mapping[str, Any], model: str) -> list[str]:
-    """Texts that begin with what they are for, e.g. `query`, as the model's config words it.
+def prompted(texts: Sequence[str], prompt: str | None) -> Arrays:
+    """Texts as the input `text`, and before which prompt, by its name, as the input `prompt_name`."""
+    arrays = text_array(texts)
+    if prompt is None:
+        return arrays
+    return arrays | {PROMPT: np.repeat(text_array([prompt])[TEXT], len(texts), axis=0)}
+
+
+def check_prompts(metadata: Mapping[str, Any], model: str) -> None:
+    """Refuse a prompt for a model that has none; which it has, the server knows.
 
     Raises:
-        BadInput: the model knows no such use.
+        BadInput: the model takes no `prompt_name`.
     """
-    stated = config.get("parameters", {}).get("prompts", {}).get("string_value", "{}")
-    prompts = json.loads(stated)
-    if prompt not in prompts:
-        raise BadInput(f"{model} has no prompt {prompt}, it has {', '.join(prompts) or 'none'}")
-    text_array(texts)
-    return [prompts[prompt] + text for text in texts]
+    if PROMPT not in [entry["name"] for entry in metadata["inputs"]]:
+        raise BadInput(f"{model} has no prompts", hint="leave prompt out")
 
 
 def batches(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:

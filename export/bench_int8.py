@@ -38,9 +38,9 @@ def main() -> None:
     smaller = replace(recipe, precisions=("int8",), layers=options.layers, distill_steps=options.distill)
     progress, out = Bars(Console(stderr=True)), Console()
     checkpoint = find_checkpoint(recipe.source)
-    source = pipeline.prepare(recipe, checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
+        source = pipeline.prepare(recipe, checkpoint, work)
         graphs, _ = pipeline.build(source, work, progress)
         with progress.step("Quantize plainly, for comparison"):
             quantize_dynamic(

@@ -13,12 +13,12 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
 from export.exported import Exported
+from export.opened import Opened
 from export.recipe import Recipe
-from export.source import Checkpoint, sentence_settings
 from export.tasks.images import ImageClassification, smallest_image
 from export.tasks.task import Task
 from export.tasks.text import SentenceSimilarity
-from export.tokenization import TextEncoder
+from export.tokenization import Encoder, TextEncoder
 from serving.models.images import Processor
 
 # ONNX element types as Triton names them.
@@ -38,6 +38,7 @@ _FEATURES = {
     "input_ids": ("TYPE_INT64", [-1]),
     "attention_mask": ("TYPE_INT64", [-1]),
     "token_type_ids": ("TYPE_INT64", [-1]),
+    "pooling_mask": ("TYPE_INT64", [-1]),
     "offsets": ("TYPE_INT32", [-1, 2]),
     "word_offsets": ("TYPE_INT32", [-1, 2]),
     "special_tokens_mask": ("TYPE_BOOL", [-1]),
@@ -61,6 +62,8 @@ _ANSWERS = {
         "no_answer_score": ("TYPE_FP32", [1]),
     },
 }
+# Of a model whose texts begin with what they are for; see `serving.models.layouts.Prompting`.
+PROMPTS, PROMPT_NAME = "prompts", "prompt_name"
 # Largest picture that is accepted, in bytes of its file and in pixels.
 MAX_IMAGE_BYTES = 16 << 20
 MAX_IMAGE_PIXELS = 50_000_000
@@ -69,7 +72,7 @@ MAX_IMAGE_PIXELS = 50_000_000
 def tokenizer_config(recipe: Recipe, task: Task, encode: TextEncoder, version: int) -> triton.ModelConfig:
     """Texts to the features that the network, and the model behind it, read."""
     config = _python(f"{recipe.name}_tokenizer", recipe, task, version)
-    config.input.extend(_wire_inputs(task))
+    config.input.extend(_wire_inputs(task, encode))
     grouped = [-1] if encode.grouped else []
     for name in encode.features:
         kind, dims = _FEATURES[name]
@@ -143,6 +146,7 @@ def output_config(
 def ensemble_config(
     recipe: Recipe,
     task: Task,
+    encode: Encoder,
     steps: Sequence[triton.ModelConfig],
     facts: Mapping[str, str],
     version: int,
@@ -150,13 +154,14 @@ def ensemble_config(
     """What a person sends to what a person wants, through the steps; a tensor has one name everywhere.
 
     Args:
+        encode: the first step.
         steps: configs in the order in which requests pass them.
         facts: what clients and health checks should know.
     """
     config = triton.ModelConfig(
         name=recipe.name, platform="ensemble", max_batch_size=batch_size_of(recipe, task)
     )
-    config.input.extend(_wire_inputs(task))
+    config.input.extend(_wire_inputs(task, encode))
     made = {entry.name: entry for step in steps for entry in step.output}
     config.output.extend(made[name] for name in task.outputs)
     for index, step in enumerate(steps):
@@ -178,21 +183,20 @@ def ensemble_config(
     return config
 
 
-def facts_of(checkpoint: Checkpoint, task: Task) -> dict[str, str]:
+def facts_of(opened: Opened, task: Task) -> dict[str, str]:
     """Parameters of the model that users call, for those who call it and for health checks.
 
     `task`; `prompts`, JSON, of an embedding model whose texts begin with what they are for; `sample`, JSON, a
     row that it takes, where not any text is one.
     """
     facts = {"task": task.name}
-    if isinstance(task, SentenceSimilarity):
-        if prompts := sentence_settings(checkpoint).prompts:
-            facts["prompts"] = json.dumps(prompts)
-    elif isinstance(task, ImageClassification):
+    if opened.prompts:
+        facts[PROMPTS] = json.dumps(opened.prompts)
+    if isinstance(task, ImageClassification):
         picture = base64.b64encode(smallest_image()).decode()
         facts["sample"] = json.dumps({"image": [picture], "encoding": "base64"})
-    else:
-        facts["sample"] = json.dumps(task.row("Fish swim in shoals.", 0, checkpoint))
+    elif not isinstance(task, SentenceSimilarity):
+        facts["sample"] = json.dumps(task.row("Fish swim in shoals.", 0, opened))
     return facts
 
 
@@ -220,8 +224,13 @@ def _python(name: str, recipe: Recipe, task: Task, version: int) -> triton.Model
     return config
 
 
-def _wire_inputs(task: Task) -> list[triton.ModelInput]:
-    return [_input(name, "TYPE_STRING", [count]) for name, count in task.inputs.items()]
+def _wire_inputs(task: Task, encode: Encoder | None = None) -> list[triton.ModelInput]:
+    """What users send; with prompts, where there are some, also which of them."""
+    found = [_input(name, "TYPE_STRING", [count]) for name, count in task.inputs.items()]
+    if isinstance(encode, TextEncoder) and PROMPTS in encode.options:
+        found.append(_input(PROMPT_NAME, "TYPE_STRING", [1]))
+        found[-1].optional = True
+    return found
 
 
 def _input(name: str, kind: str, dims: Iterable[int]) -> triton.ModelInput:

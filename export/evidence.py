@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from export.exported import Exported
+from export.raw.evidence import RawEvidence
 from export.tasks.text import SentenceSimilarity
 from shoal.errors import NotProven
 from shoal.machine import available_cpus
@@ -88,6 +89,7 @@ class Evidence:
             the user's labelled data; None without them.
         cases: [batch size, tokens] pairs that were compared; 0 tokens: it has none.
         notes: what the precision had to decide, e.g. which nodes were left out.
+        raw: its answers to raw inputs; None: they were not compared.
         cpus: threads the speed was measured with.
     """
 
@@ -107,6 +109,7 @@ class Evidence:
     cases: tuple[tuple[int, int], ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
     cpus: int = field(default_factory=available_cpus)
+    raw: RawEvidence | None = None
 
     @property
     def smaller(self) -> bool:
@@ -140,12 +143,17 @@ class Evidence:
             checks.append(
                 (loss <= tolerance.max_loss, f"{self.metric} loses {loss:.2f} > {tolerance.max_loss}")
             )
-        return [text for passed, text in checks if not passed]
+        missed = [text for passed, text in checks if not passed]
+        return [*(self.raw.failures if self.raw else ()), *missed]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types, with the verdict."""
-        cases = [list(case) for case in self.cases]
-        return asdict(self) | {"cases": cases, "failures": self.failures, "proven": not self.failures}
+        return asdict(self) | {
+            "cases": [list(case) for case in self.cases],
+            "raw": self.raw.to_dict() if self.raw else None,
+            "failures": self.failures,
+            "proven": not self.failures,
+        }
 
 
 class Provable(Protocol):
@@ -155,17 +163,21 @@ class Provable(Protocol):
     def precision(self) -> str: ...
     @property
     def failures(self) -> list[str]: ...
+    @property
+    def raw(self) -> RawEvidence | None: ...
     def to_dict(self) -> dict[str, Any]: ...
 
 
 class Verified:
-    """An exported graph whose evidence meets its tolerance.
+    """An exported graph whose evidence meets its tolerance, its answers to raw inputs among it.
 
     Raises:
         NotProven: it does not; the message holds the figures.
     """
 
     def __init__(self, exported: Exported, evidence: Provable) -> None:
+        if evidence.raw is None:
+            raise NotProven(f"{evidence.precision} is not published: no answer to a raw input was compared")
         if evidence.failures:
             raise NotProven(f"{evidence.precision} is not published: {'; '.join(evidence.failures)}")
         self.exported = exported

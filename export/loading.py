@@ -1,7 +1,12 @@
-"""The PyTorch original of a checkpoint: what every version is compared with. Knows transformers alone."""
+"""The libraries that checkpoints are made for: called without their noise, their errors told in one line."""
 
 from __future__ import annotations
 
+import errno
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +15,46 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from export.source import Checkpoint
-from shoal.errors import ExportError
+from shoal.errors import ExportError, ShoalError
+
+_LOGGERS = ("sentence_transformers", "optimum", "torch.onnx", "huggingface_hub")
+# Where these hold, a checkpoint runs no code of its own, and its weights are no pickle.
+SAFELY: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+
+
+@contextmanager
+def of_a_library(failed: str, *, hint: str = "") -> Iterator[None]:
+    """Whatever a library raises inside, as an `ExportError` of one line; its remarks are not shown.
+
+    Args:
+        failed: what did not work, e.g. `./mine cannot be loaded`.
+        hint: what to do about it.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (ShoalError, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a full disk is no fault of the checkpoint
+            raise
+        raise ExportError(f"{failed}: {reason_of(error)}", hint=hint) from error
+    except Exception as error:  # libraries raise what they like
+        raise ExportError(f"{failed}: {reason_of(error)}", hint=hint) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, in one line of at most 300 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[0] if lines else type(error).__name__
+    if isinstance(error, KeyError | TypeError | AttributeError | IndexError):  # which say little alone
+        said = f"{type(error).__name__}: {said}"
+    return said if len(said) <= 300 else f"{said[:299]}…"
 
 
 def load(kind: str, checkpoint: Checkpoint, purpose: str, **options: Any) -> PreTrainedModel:
@@ -25,28 +69,28 @@ def load(kind: str, checkpoint: Checkpoint, purpose: str, **options: Any) -> Pre
         ExportError: transformers cannot load it, or the checkpoint lacks weights. Those would be made up at
             random, and "proven" against themselves.
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
+    with of_a_library(f"transformers cannot load {checkpoint.id} for {purpose}"):
         model, loaded = getattr(transformers, kind).from_pretrained(
-            checkpoint.folder,
+            checkpoint.transformer,
             use_safetensors=True,
-            trust_remote_code=False,
             dtype=torch.float32,
             output_loading_info=True,
+            **SAFELY,
             **options,
         )
-    except Exception as error:  # transformers and safetensors raise what they like
-        reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"transformers cannot load {checkpoint.id} for {purpose}: {reason}") from error
     # Hidden states alone are read of a bare model, and many a checkpoint comes without its pooler.
-    missing = sorted(
-        name for name in loaded["missing_keys"] if not (kind == "AutoModel" and "pooler" in name)
-    )
+    bare = not any(mark in kind for mark in ("For", "LMHead", "Generation"))
+    missing = sorted(name for name in loaded["missing_keys"] if not (bare and "pooler" in name))
     if missing:
         raise ExportError(
             f"{checkpoint.id} has no weights for {purpose}: {missing[0]} is missing",
             hint="choose another --task, or a checkpoint that was trained for this one",
+        )
+    if loaded["mismatched_keys"]:
+        name, stored, wanted = loaded["mismatched_keys"][0]
+        raise ExportError(
+            f"{checkpoint.id} has weights of another shape than its config says: {name} is {list(stored)},"
+            f" not {list(wanted)}"
         )
     made: PreTrainedModel = model.eval()
     return made

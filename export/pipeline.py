@@ -9,6 +9,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,17 +24,21 @@ from export.engines.library import Library
 from export.engines.shapes import Profile, from_buckets, from_traffic, read_traffic, whole
 from export.evidence import Evidence, Verified, verified
 from export.exported import Exported
+from export.opened import Opened, open_checkpoint
 from export.outcome import Outcome, disk_errors_named
+from export.raw import encoder as raw
+from export.raw.evidence import RawEvidence
+from export.raw.served import Wire
 from export.recipe import ACCELERATED, ENGINES, ON_GPU, Recipe
 from export.reference import reference_rows, take_reference
 from export.repository import Part, Provenance, Published, Release, staging, write
-from export.source import Checkpoint, check_source, find_checkpoint, max_length_of
+from export.source import Checkpoint, check_source, find_checkpoint
 from export.tasks import task_of
 from export.tasks.heads import Head
 from export.tasks.images import processor_of
 from export.tasks.task import Feed, Outputs, Row, Task
-from export.to_onnx import exporter_of, finish, load_head, network_inputs, to_onnx
-from export.tokenization import ImageEncoder, TextEncoder
+from export.to_onnx import LONGEST, exporter_of, finish, load_head, network_inputs, positions_of, to_onnx
+from export.tokenization import ImageEncoder, TextEncoder, served_settings, write_tokenizer
 from export.verify import Subject
 from shoal import corpus
 from shoal.engine import check_fits, compute_capability
@@ -42,7 +47,17 @@ from shoal.manifest import Manifest
 from shoal.paths import cache_dir
 from shoal.progress import Silent
 
-_TOOLS = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "tokenizers", "numpy")
+_TOOLS = (
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "optimum",
+    "optimum-onnx",
+    "onnx",
+    "onnxruntime",
+    "tokenizers",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,7 @@ class Source:
     """A checkpoint that is ready to be exported for a task.
 
     Attributes:
+        opened: the checkpoint in its own library.
         head: what is exported: the PyTorch original, or a smaller copy of it.
         original: what every version is compared with.
         encode: rows to features, as they will be served.
@@ -57,7 +73,7 @@ class Source:
     """
 
     recipe: Recipe
-    checkpoint: Checkpoint
+    opened: Opened
     task: Task
     head: Head
     original: Head
@@ -67,7 +83,7 @@ class Source:
     @property
     def subject(self) -> Subject:
         """What is measured."""
-        return Subject(self.task, self.checkpoint, as_model(self.original, self.inputs), self.encode)
+        return Subject(self.task, self.opened, as_model(self.original, self.inputs), self.encode)
 
     def feed(self, texts: Sequence[str]) -> dict[str, Any]:
         """The network's inputs, of rows that are made from some texts."""
@@ -75,30 +91,43 @@ class Source:
         return {name: features[name] for name in self.inputs}
 
 
-def prepare(recipe: Recipe, checkpoint: Checkpoint) -> Source:
+def prepare(recipe: Recipe, checkpoint: Checkpoint, folder: Path) -> Source:
     """Load a checkpoint for its task.
+
+    Args:
+        folder: the tokenizer that will be served is written there.
 
     Raises:
         UsageError, ExportError: there is no such task, or the checkpoint is not made for it.
     """
     task = task_of(checkpoint, recipe.task)
-    head = load_head(checkpoint, task)
-    inputs = network_inputs(head.backbone, task)
+    opened = open_checkpoint(checkpoint, task.name, truncate_dim=recipe.truncate_dim)
+    head = load_head(opened, task)
+    inputs = network_inputs(head, task, opened)
     encode: TextEncoder | ImageEncoder
     if task.layout is None:
         encode = ImageEncoder(processor_of(checkpoint))
     else:
-        stated = max_length_of(checkpoint)
+        assert opened.tokenizer is not None  # noqa: S101 - a task over texts
+        stated = min(length for length in (opened.longest, positions_of(head.backbone), LONGEST) if length)
         length = min(recipe.max_length or task.longest, stated)
         encode = TextEncoder(
-            checkpoint.folder / "tokenizer.json",
+            write_tokenizer(opened.tokenizer, folder),
             task.layout,
             length,
-            int(head.config.pad_token_id or 0),
+            _pad_id(opened),
             (*inputs, *task.features),
-            **task.layout_options(checkpoint, length),
+            **served_settings(opened),
+            **task.layout_options(opened, length),
         )
-    return Source(recipe, checkpoint, task, head, head, encode, inputs)
+    return Source(recipe, opened, task, head, head, encode, inputs)
+
+
+def _pad_id(opened: Opened) -> int:
+    """The token that fills a sequence up; the mask hides it, and some families count positions by it."""
+    tokenizer = opened.tokenizer.pad_token_id if opened.tokenizer is not None else None
+    known = (token for token in (opened.config.pad_token_id, tokenizer) if token is not None)
+    return int(next(known, 0))
 
 
 def compress(source: Source, progress: Silent) -> tuple[Source, dict[str, Any]]:
@@ -117,10 +146,10 @@ def compress(source: Source, progress: Silent) -> tuple[Source, dict[str, Any]]:
     small, report = compressed(
         source.head,
         source.recipe,
-        lambda text: source.task.row(text, 0, source.checkpoint),
+        lambda text: source.task.row(text, 0, source.opened),
         inputs,
         progress,
-        weights=source.checkpoint.describe()["sha256"],
+        weights=source.opened.checkpoint.describe()["sha256"],
     )
     return replace(source, head=small), {"compression": report}
 
@@ -148,7 +177,7 @@ def export(
     checkpoint = find_checkpoint(recipe.source)
     with staging(repository) as work, disk_errors_named(repository):
         with progress.step(f"Load {checkpoint.id}"):
-            source = prepare(recipe, checkpoint)
+            source = prepare(recipe, checkpoint, work)
         source, compression = compress(source, progress)
         candidates, decided = build(source, work, progress)
         notes = {precision: {**note, **compression} for precision, note in decided.items()}
@@ -161,6 +190,13 @@ def export(
             on_labelled=labelled.extend,
             progress=progress,
         )
+        reference = raw.reference_of(source, progress)
+        with progress.step("Compare answers to raw inputs", total=len(candidates)) as advance:
+            for precision, graph in candidates.items():
+                with raw.in_process(parts_of(graph, precision, source), graph, precision, work) as caller:
+                    found = raw.compared(reference, caller, source, precision)
+                evidence[precision] = replace(evidence[precision], raw=found)
+                advance()
         on_evidence(list(evidence.values()))
         proven = verified(candidates, evidence)
         references = _references(proven, source, labelled, progress)
@@ -201,22 +237,41 @@ def verify_published(
     require_gpu([manifest.precision for manifest in found if manifest.precision in ON_GPU])
     evidence: list[Evidence] = []
     for manifest in found:
-        recipe = Recipe.from_dict(manifest.recipe)
-        checkpoint = find_checkpoint(recipe.source)
-        check_source(checkpoint, manifest)
-        with progress.step(f"Load {checkpoint.id} for version {manifest.version}"):
-            source = prepare(recipe, checkpoint)
-        graph = published_network(manifest, repository)
-        measured = verify.measure(
-            source.subject,
-            {manifest.precision: graph},
-            eval_data=eval_data,
-            notes={manifest.precision: manifest.evidence["notes"]},
-            progress=progress,
-        )
-        evidence.append(measured[manifest.precision])
+        with TemporaryDirectory() as folder:
+            source = _source_of(manifest, Path(folder), progress)
+            graph = published_network(manifest, repository)
+            measured = verify.measure(
+                source.subject,
+                {manifest.precision: graph},
+                eval_data=eval_data,
+                notes={manifest.precision: manifest.evidence["notes"]},
+                progress=progress,
+            )
+            reference = raw.reference_of(source, progress)
+            network = verify.open_network(graph, manifest.precision)
+            with raw.published(manifest, repository, network) as caller:
+                answers = raw.compared(reference, caller, source, manifest.precision)
+        evidence.append(replace(measured[manifest.precision], raw=answers))
     versions = [Published(m.network, m.version, m.precision, new=False) for m in found]
     return Outcome(tuple(evidence), tuple(versions), source.task.name)
+
+
+def verify_wire(manifest: Manifest, address: str, progress: Silent) -> RawEvidence:
+    """The answers of a running server to raw inputs; see `export.router.verify_wire`."""
+    with TemporaryDirectory() as folder:
+        source = _source_of(manifest, Path(folder), progress)
+        reference = raw.reference_of(source, progress)
+        with Wire(address) as caller, progress.step(f"Ask {manifest.model} over the wire"):
+            return raw.compared(reference, caller, source, manifest.precision)
+
+
+def _source_of(manifest: Manifest, folder: Path, progress: Silent) -> Source:
+    """What a version was made from."""
+    recipe = Recipe.from_dict(manifest.recipe)
+    checkpoint = find_checkpoint(recipe.source)
+    check_source(checkpoint, manifest)
+    with progress.step(f"Load {checkpoint.id} for version {manifest.version}"):
+        return prepare(recipe, checkpoint, folder)
 
 
 def published_network(manifest: Manifest, repository: Path) -> Exported:
@@ -245,7 +300,9 @@ def build(
     notes: dict[str, precisions.Notes] = {}
     for precision in source.recipe.precisions:
         graph, notes[precision] = precisions.MAKERS[precision](material, work / f"{precision}-bare.onnx")
-        finished = finish(graph, work / f"{precision}.onnx", head, source.task, source.checkpoint)
+        finished = finish(
+            graph, work / f"{precision}.onnx", head, source.task, source.opened, source.recipe.top_k
+        )
         made[precision] = _engine(finished, source, progress) if precision in ENGINES else finished
     return made, notes
 
@@ -272,27 +329,31 @@ def _engine(graph: Exported, source: Source, progress: Silent) -> Engine:
     )
 
 
-def _network_config(proven: Verified, source: Source, version: int) -> triton.ModelConfig:
+def _network_config(exported: Exported, precision: str, source: Source, version: int) -> triton.ModelConfig:
     """For ONNX Runtime, for TensorRT, or for the one through the other."""
-    exported = proven.exported
     if isinstance(exported, Engine):
         computed = replace(exported, outputs=exported.computed)
         onnx_config = config.encoder_config(source.recipe, source.task, computed, version)
         return plan_config(onnx_config, exported, exported.fingerprint)
     onnx_config = config.encoder_config(source.recipe, source.task, exported, version)
-    if proven.evidence.precision == ACCELERATED:
+    if precision == ACCELERATED:
         return accelerated_config(onnx_config, exported, whole(profiles_of(source)), ENGINE_CACHE)
     return onnx_config
 
 
 def release(proven: Verified, source: Source) -> Release:
     """A proven graph and the models around it, as they will stand in the repository."""
+    parts = parts_of(proven.exported, proven.evidence.precision, source)
+    return Release(proven, parts, f"{source.recipe.name}_encoder")
+
+
+def parts_of(exported: Exported, precision: str, source: Source) -> tuple[Part, ...]:
+    """A graph and the models around it, in the order in which requests pass them, the ensemble last."""
     recipe, task, name = source.recipe, source.task, source.recipe.name
-    exported = proven.exported
     parts = []
     if isinstance(source.encode, TextEncoder):
         files: dict[str, Path | str] = {
-            "tokenizer.json": source.checkpoint.folder / "tokenizer.json",
+            "tokenizer.json": source.encode.path.read_text(encoding="utf-8"),
             "model.py": _model_py("tokenizer"),
         }
         make = partial(config.tokenizer_config, recipe, task, source.encode)
@@ -300,20 +361,26 @@ def release(proven: Verified, source: Source) -> Release:
     else:
         make = partial(config.image_config, recipe, task, source.encode.processor)
         parts.append(Part(f"{name}_preprocessor", {"model.py": _model_py("images")}, make))
-    network = f"{name}_encoder"
-    make = partial(_network_config, proven, source)
-    parts.append(Part(network, {exported.filename: exported.path}, make))
+    make = partial(_network_config, exported, precision, source)
+    parts.append(Part(f"{name}_encoder", {exported.filename: exported.path}, make))
     if isinstance(exported, Engine) and exported.tail is not None:
         batch = config.batch_size_of(recipe, task)
         make = partial(config.network_config, f"{name}_{TAIL}", exported.tail, batch)
         parts.append(Part(f"{name}_{TAIL}", {exported.tail.filename: exported.tail.path}, make))
-    if (output := task.output_model(source.checkpoint)) is not None:
+    if (output := task.output_model(source.opened)) is not None:
         module, parameters = output
         make = partial(config.output_config, recipe, task, exported, module, parameters)
         parts.append(Part(f"{name}_output", {"model.py": _model_py(module)}, make))
     steps = [part.config(1) for part in parts]
-    make = partial(config.ensemble_config, recipe, task, steps, config.facts_of(source.checkpoint, task))
-    return Release(proven, (*parts, Part(name, {}, make)), network)
+    make = partial(
+        config.ensemble_config,
+        recipe,
+        task,
+        source.encode,
+        steps,
+        config.facts_of(source.opened, task),
+    )
+    return (*parts, Part(name, {}, make))
 
 
 def _installed(names: Sequence[str]) -> dict[str, str]:

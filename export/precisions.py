@@ -54,7 +54,13 @@ class Material:
     @cached_property
     def fused(self) -> Exported:
         """The plain graph with attention fused and products left as they are."""
-        return fuse_around_matmuls(self.plain, self.work / "fused.onnx", self.config)
+        return fuse_around_matmuls(self.plain, self.work / "fused.onnx", self.config, self.samples)
+
+    @cached_property
+    def samples(self) -> list[Feed]:
+        """A batch of long and short texts, and one alone, to compare fused graphs with the plain one."""
+        few = corpus.passages()[:3]
+        return [self.feed([few[0], few[1][:SHORT], few[2]]), self.feed([few[1]])]
 
     @cached_property
     def calibration(self) -> list[Feed]:
@@ -102,7 +108,7 @@ def _failures(figures: Mapping[str, Any], task: str, precision: str) -> tuple[st
 
 def _fp32(material: Material, path: Path) -> tuple[Exported, Notes]:
     with material.progress.step("Fuse attention and layer norms"):
-        return fuse(material.plain, path, material.config), {}
+        return fuse(material.plain, path, material.config, material.samples), {}
 
 
 def _fp16(material: Material, path: Path) -> tuple[Exported, Notes]:

@@ -40,6 +40,8 @@ class Recipe:
         max_batch_size: most rows in one request and in one batch; None: what suits the task.
         max_sequences: most sequences of tokens in one request: rows times labels, or windows.
         max_text_bytes: longest text in bytes of UTF-8 that is accepted at all.
+        top_k: most labels in an answer, the likeliest first.
+        truncate_dim: of an embedding, components that are kept (Matryoshka); None: as the checkpoint says.
         traffic: shapes that ran, for which TensorRT engines are built; None: the length buckets.
         layers, heads, ffn: what stays of the transformer: so many layers, and this share of its attention
             heads and of the columns of its feed-forward blocks; None: all.
@@ -57,6 +59,8 @@ class Recipe:
     max_batch_size: int | None = None
     max_sequences: int = 64
     max_text_bytes: int = 32_768
+    top_k: int = 5
+    truncate_dim: int | None = None
     traffic: Path | None = None
     layers: int | None = None
     heads: float | None = None
@@ -84,6 +88,8 @@ class Recipe:
             ("distill_steps", self.distill_steps, 0),
             ("max_length", self.max_length, 4),
             ("max_text_bytes", self.max_text_bytes, 1),
+            ("top_k", self.top_k, 1),
+            ("truncate_dim", self.truncate_dim, 1),
             ("length_buckets", self.length_buckets[0], 1),
         ):
             if value is not None and value < least:

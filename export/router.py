@@ -9,13 +9,14 @@ from typing import Any
 from export.generation.checkpoint import generates
 from export.generation.recipe import GenerationRecipe
 from export.outcome import Outcome
+from export.raw.evidence import RawEvidence
 from export.recipe import Recipe
 from export.tabular.recipe import TabularRecipe
 from export.tabular.source import is_estimator
 from export.text2text.checkpoint import rewrites
 from export.text2text.recipe import Text2TextRecipe
 from shoal.errors import RepositoryError, UsageError
-from shoal.manifest import manifests
+from shoal.manifest import Manifest, manifests
 from shoal.progress import Silent
 
 AnyRecipe = Recipe | GenerationRecipe | Text2TextRecipe | TabularRecipe
@@ -73,6 +74,34 @@ def export(recipe: AnyRecipe, repository: Path, **options: Any) -> Outcome:
     return outcome
 
 
+def verify_wire(
+    name: str, repository: Path, address: str, *, progress: Silent | None = None
+) -> tuple[Manifest, RawEvidence]:
+    """Compare what a running server answers to raw inputs with what the original library answers.
+
+    Args:
+        address: host:port of its gRPC endpoint.
+
+    Returns:
+        The version that is served, and its figures.
+
+    Raises:
+        RepositoryError: there is no such model, or its source is not what it was made from.
+    """
+    found = [manifest for manifest in manifests(repository, name) if manifest.served_in(repository)]
+    if not found:
+        raise RepositoryError(f"{repository} serves no version of {name}", hint=f"shoal export --name {name}")
+    pipeline = _pipeline_of(found[-1])
+    answers: RawEvidence = pipeline.verify_wire(found[-1], address, progress or Silent())
+    return found[-1], answers
+
+
+def _pipeline_of(manifest: Manifest) -> Any:
+    """What made a version."""
+    kind = _BY_TASK.get(str(manifest.recipe.get("task")), Recipe)
+    return importlib.import_module(_PIPELINES[kind])
+
+
 def verify_published(
     name: str, repository: Path, *, eval_data: Path | None = None, progress: Silent | None = None
 ) -> Outcome:
@@ -87,9 +116,7 @@ def verify_published(
         raise RepositoryError(f"{repository} holds no version of {name}", hint=f"shoal export --name {name}")
     for manifest in found:
         manifest.check_files(repository)
-    kind = _BY_TASK.get(str(found[0].recipe.get("task")), Recipe)
-    pipeline = importlib.import_module(_PIPELINES[kind])
-    outcome: Outcome = pipeline.verify_published(
+    outcome: Outcome = _pipeline_of(found[0]).verify_published(
         found, repository, eval_data=eval_data, progress=progress or Silent()
     )
     return outcome

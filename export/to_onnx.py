@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-import transformers
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from export.exported import Exported
-from export.loading import load
+from export.kinds import kind_of, registered_for
+from export.loading import load, of_a_library
+from export.opened import Opened
 from export.source import Checkpoint
 from export.tasks.heads import Head
 from export.tasks.task import Task
@@ -35,43 +35,83 @@ Feed = Mapping[str, NDArray]
 Axes = dict[str, dict[int, str]]
 
 
-def load_head(checkpoint: Checkpoint, task: Task) -> Head:
+def load_head(opened: Opened, task: Task) -> Head:
     """The PyTorch original in fp32, in evaluation mode: what every version is compared with.
 
     Raises:
         ExportError: transformers cannot load it, or it lacks what the task needs.
     """
-    _check_architecture(checkpoint, task)
-    return task.head(load(task.auto, checkpoint, task.name), checkpoint).eval()
+    _check_architecture(opened.checkpoint, task)
+    head = task.head(load(task.transformer(opened), opened.checkpoint, task.name), opened).eval()
+    _check_inputs(head.backbone, opened, task)
+    return head
 
 
 def _check_architecture(checkpoint: Checkpoint, task: Task) -> None:
-    """Refuse code that comes with the checkpoint, and another task's head, whose weights may have the names
-    and the shapes of the one that is wanted."""
-    config = checkpoint.config
-    architecture = str((config.get("architectures") or [""])[0])
-    if "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING:
+    """Refuse another task's head, whose weights may have names and shapes of the one that is wanted."""
+    kind = kind_of(checkpoint)
+    wanted = registered_for(task.auto)
+    if wanted and kind.architecture not in wanted and kind.headed:
         raise ExportError(
-            f"the code of {architecture} comes with the checkpoint and is not run",
-            hint="choose an architecture that transformers has itself",
-        )
-    wanted = task.auto.removeprefix("AutoModel")
-    other = "For" in architecture and not architecture.endswith("ForPreTraining")
-    if wanted and other and not architecture.endswith(wanted):
-        raise ExportError(
-            f"{checkpoint.id} is a {architecture}, which has no head for {task.name}",
+            f"{checkpoint.id} is a {kind.architecture}, which has no head for {task.name}",
             hint="choose another --task, or a checkpoint that was trained for this one",
         )
 
 
-def network_inputs(backbone: PreTrainedModel, task: Task) -> tuple[str, ...]:
-    """Names of what the network reads of the features."""
+def _check_inputs(backbone: PreTrainedModel, opened: Opened, task: Task) -> None:
+    """Refuse a network that cannot leave padding out."""
+    if task.layout is not None and "attention_mask" not in _parameters(backbone):
+        raise ExportError(
+            f"{opened.checkpoint.id} is a {type(backbone).__name__}, which takes no attention mask: padding"
+            " would change its answers",
+            hint="choose an architecture that takes one",
+        )
+
+
+def _parameters(backbone: PreTrainedModel) -> set[str]:
+    return set(inspect.signature(backbone.forward).parameters)
+
+
+def network_inputs(head: Head, task: Task, opened: Opened) -> tuple[str, ...]:
+    """Names of what the network reads of the features.
+
+    Token types are left out where they are all 0: that is what a network takes where there are none.
+    """
     if task.layout is None:
         return ("pixel_values",)
-    known = inspect.signature(backbone.forward).parameters
-    types = int(getattr(backbone.config, "type_vocab_size", 0) or 0)
-    told_apart = task.pairs and "token_type_ids" in known and types > 1
-    return ("input_ids", "attention_mask", *(("token_type_ids",) if told_apart else ()))
+    assert opened.tokenizer is not None  # noqa: S101 - a task over texts
+    told = [opened.tokenizer("a")] + ([opened.tokenizer("a", "b")] if task.pairs else [])
+    types = any(any(entry.get("token_type_ids", ())) for entry in told)
+    typed = types and "token_type_ids" in _parameters(head.backbone)
+    sentence = getattr(head, "sentence", None)
+    prompts = sentence is not None and not sentence.include_prompt
+    return (
+        *("input_ids", "attention_mask"),
+        *(("token_type_ids",) if typed else ()),
+        *(("pooling_mask",) if prompts else ()),
+    )
+
+
+# Tokens of an input at most, where neither the checkpoint nor its positions say how many.
+LONGEST = 4096
+# What modules call their table of position vectors.
+_TABLES = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
+
+
+def positions_of(backbone: PreTrainedModel) -> int | None:
+    """Tokens of an input at most, by the tables of position vectors that a model adds; None: it has none.
+
+    Families of RoBERTa keep the first positions for padding, they count from the padding's index on; those of
+    BART keep two.
+    """
+    found = []
+    for module in backbone.modules():
+        for table in (getattr(module, name, None) for name in _TABLES):
+            if isinstance(table, torch.nn.Embedding):
+                padding = getattr(module, "padding_idx", None)
+                kept = padding + 1 if isinstance(padding, int) else 0
+                found.append(table.num_embeddings - int(getattr(table, "offset", kept)))
+    return min(found, default=None)
 
 
 def to_onnx(head: Head, path: Path, feed: Feed) -> Exported:
@@ -90,17 +130,9 @@ def to_onnx(head: Head, path: Path, feed: Feed) -> Exported:
     with torch.inference_mode():
         results = [head(**sample) for sample in (first, second)]
     outputs = {name: _free(*(result[name] for result in results)) for name in head.outputs}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracers' remarks on transformers' own code
-            exporters = {"optimum": through_optimum, "dynamo": through_dynamo}
-            exporters[exporter_of(head)](head, path, first, inputs, outputs)
-    except OSError:  # a full disk is no fault of the architecture
-        raise
-    except Exception as error:  # the tracers raise what they like
-        reason = str(error).strip().splitlines()[0]
-        kind = head.config.model_type
-        raise ExportError(f"the architecture {kind} cannot be exported: {reason}") from error
+    exporters = {"optimum": through_optimum, "dynamo": through_dynamo}
+    with of_a_library(f"the architecture {head.config.model_type} cannot be exported"):
+        exporters[exporter_of(head)](head, path, first, inputs, outputs)
     _state_sizes(path, {name: result for name, result in results[0].items()}, outputs)
     return Exported.read(path)
 
@@ -152,8 +184,9 @@ def through_optimum(
         def outputs(self) -> Axes:
             return outputs
 
-        def generate_dummy_inputs(self, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
-            return dict(sample)
+        def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Any]:
+            arrays = framework == "np"  # for a session, to see which dimensions are free
+            return {name: value.numpy() if arrays else value for name, value in sample.items()}
 
     export(head, HeadConfig(head.config, task="feature-extraction"), path, opset=OPSET)
 
@@ -220,9 +253,9 @@ def _state_sizes(path: Path, outputs: Mapping[str, torch.Tensor], free: Mapping[
     onnx.save(model, path)
 
 
-def finish(exported: Exported, path: Path, head: Head, task: Task, checkpoint: Checkpoint) -> Exported:
+def finish(exported: Exported, path: Path, head: Head, task: Task, opened: Opened, top_k: int) -> Exported:
     """Add what PyTorch cannot express to a graph, after its precision was chosen: labels."""
     model = onnx.load(exported.path)
-    task.finish(model, head, checkpoint)
+    task.finish(model, head, opened, top_k)
     onnx.save(model, path)
     return Exported.read(path)

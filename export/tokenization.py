@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
+from export.opened import Opened
 from export.tasks.task import Row
 from serving.models.images import Processor, decode
 from serving.models.layouts import LAYOUTS, Layout
+
+
+def write_tokenizer(library: PreTrainedTokenizerFast, folder: Path) -> Path:
+    """Write `tokenizer.json`: the tokenizer as its library uses it, with all settings of its files merged.
+
+    transformers lets `tokenizer_config.json` and others change what a folder's `tokenizer.json` says: letters
+    that are lowered, a space before the text, tokens that begin and end it.
+    """
+    tokenizer = Tokenizer.from_str(library.backend_tokenizer.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    path = folder / "tokenizer.json"
+    path.write_text(tokenizer.to_str(), encoding="utf-8")
+    return path
+
+
+def served_settings(opened: Opened) -> dict[str, str]:
+    """What the served tokenizer must know besides `tokenizer.json`; see `serving.models.layouts`."""
+    assert opened.tokenizer is not None  # noqa: S101
+    settings = {}
+    if opened.tokenizer.truncation_side != "right":
+        settings["truncation_side"] = str(opened.tokenizer.truncation_side)
+    if opened.prompts:
+        settings["prompts"] = json.dumps(opened.prompts)
+        if opened.default_prompt is not None:
+            settings["default_prompt"] = opened.default_prompt
+    return settings
+
 
 # Evidence is taken on pictures of ours.
 _NO_LIMIT = 1 << 40

@@ -20,8 +20,8 @@ from export.device import CPU, provider_of
 from export.engines.engine import Engine
 from export.evidence import Evidence
 from export.exported import Exported
+from export.opened import Opened
 from export.recipe import ON_GPU
-from export.source import Checkpoint
 from export.tasks.task import Feed, Outputs, Row, Task
 from export.tasks.text import SentenceSimilarity, spearman
 from export.tokenization import Encoder
@@ -96,13 +96,13 @@ class Subject:
     """
 
     task: Task
-    checkpoint: Checkpoint
+    opened: Opened
     reference: Model
     encode: Encoder
 
     def rows(self, passages: Sequence[str]) -> list[Row]:
         """Sample rows made from paragraphs."""
-        return [self.task.row(text, index, self.checkpoint) for index, text in enumerate(passages)]
+        return [self.task.row(text, index, self.opened) for index, text in enumerate(passages)]
 
     def feed(self, rows: Sequence[Row], **options: int | None) -> dict[str, NDArray]:
         """Features of some rows, and those of their inputs that the network reads itself."""
@@ -153,7 +153,7 @@ def measure(
         with progress.step("Score the labelled data", total=len(models) + 1) as advance:
             for name, model in {"reference": reference, **models}.items():
                 answer = _answering(model, subject, on_labelled if model is reference else None)
-                scores[name] = task.score(answer, eval_data, subject.checkpoint)
+                scores[name] = task.score(answer, eval_data, subject.opened)
                 advance()
     return {
         precision: Evidence(
@@ -212,7 +212,14 @@ def _likeness(reference: Model, models: Mapping[str, Model], subject: Subject) -
         return np.asarray((vectors @ vectors.T)[pairs])
 
     expected = similarities(reference)
-    return {name: spearman(similarities(model), expected) / 100 for name, model in models.items()}
+    return {name: _ranked_alike(similarities(model), expected) for name, model in models.items()}
+
+
+def _ranked_alike(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Spearman's correlation; of a model that finds all texts equally alike there is no order to keep."""
+    if np.ptp(expected) < TIE:
+        return 1.0 if np.ptp(got) < 2 * TIE else 0.0
+    return spearman(got, expected) / 100
 
 
 def is_embedding(task: Task) -> bool:
@@ -245,7 +252,7 @@ def _cases(subject: Subject) -> dict[tuple[int, int], Feed]:
             texts = passages[length : length + batch]
             # Every other text is short: a batch of one length only would never see a mask.
             texts = [text[: length * 2] if row % 2 else text for row, text in enumerate(texts)]
-            if "stride" in subject.task.layout_options(subject.checkpoint, length):
+            if "stride" in subject.task.layout_options(subject.opened, length):
                 texts = [text[: length * 6] for text in texts]  # a few windows each
             cases[batch, length] = subject.feed(subject.rows(texts), max_length=length, pad_to=length)
     return cases

@@ -134,7 +134,8 @@ def _smallest(address: str, model: str, timeout: float, headers: Headers) -> Que
         body = {"text_input": "ready?", "sampling_parameters": '{"max_tokens": 1, "temperature": 0}'}
         return Question(model, f"{url}/generate", body, headers, varied=False)
     varied = bool(config.get("response_cache", {}).get("enable"))
-    tensors = _json(url, timeout, headers)["inputs"]
+    optional = {entry["name"] for entry in config.get("input", ()) if entry.get("optional")}
+    tensors = [tensor for tensor in _json(url, timeout, headers)["inputs"] if tensor["name"] not in optional]
     if sample := config.get("parameters", {}).get("sample"):
         content, more = _sample(json.loads(sample["string_value"]), tensors)
         return Question(model, f"{url}/infer", content, {**headers, **more}, varied and not more)

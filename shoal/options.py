@@ -35,6 +35,13 @@ DistillText = Annotated[Path | None, typer.Option(help="What it learns from: UTF
 MaxLength = Annotated[
     int | None, typer.Option(help="Longest input in tokens; of a decoder with its answer. Default: its own.")
 ]
+TopK = Annotated[int | None, typer.Option(help="Most labels in an answer. Default: 5.")]
+TruncateDim = Annotated[
+    int | None,
+    typer.Option(
+        help="Embeddings: components that are kept (Matryoshka). Default: what the checkpoint says."
+    ),
+]
 EvalData = Annotated[
     Path | None, typer.Option(help="Labelled data for the task's metric; docs/tasks.md has each form.")
 ]
@@ -46,6 +53,15 @@ Sampling = Annotated[
     typer.Option(
         "--set", help="Text generation: a sampling parameter of vLLM, e.g. max_tokens=80; may be repeated."
     ),
+]
+Wire = Annotated[
+    bool,
+    typer.Option(
+        "--wire", help="Ask the running server for raw inputs, instead of measuring the files again."
+    ),
+]
+GrpcAddress = Annotated[
+    str | None, typer.Option("--url", help="With --wire: host:port of gRPC. Default: --repository's server.")
 ]
 HttpPort = Annotated[int, typer.Option(help="HTTP port on 127.0.0.1; 0: any free one.")]
 GrpcPort = Annotated[int, typer.Option(help="gRPC port on 127.0.0.1; 0: any free one.")]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from shoal import requests, show
 from shoal.admin import key_from_environment
@@ -76,6 +77,21 @@ def export_router() -> Any:
     except ModuleNotFoundError as error:
         raise MissingDependency(str(error.name), extra="export") from error
     return router
+
+
+def verify_over_the_wire(name: str, repository: Path, address: str) -> dict[str, Any]:
+    """Compare a running server's answers to raw inputs with the original library's; see `export.router`."""
+    manifest, answers = export_router().verify_wire(name, repository, address, progress=Bars(err))
+    about = {"model": manifest.model, "version": manifest.version, "precision": manifest.precision}
+    return {**about, "url": address, **answers.to_dict()}
+
+
+def tell_wire(answers: Mapping[str, Any]) -> None:
+    """What came of it, in a line."""
+    share = f"{100 * answers['agreement']:.4g} % of {answers['inputs']} raw inputs"
+    out.print(f"over the wire: {share} are answered as by {answers['original']}", highlight=False)
+    for failure in answers["failures"]:
+        err.print(f"[red]refused:[/] {escape(failure)}", highlight=False)
 
 
 def start_server(

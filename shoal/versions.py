@@ -9,6 +9,7 @@ import typer
 
 from shoal import repository as store
 from shoal import show
+from shoal.evidence import raw_share
 from shoal.options import DEFAULT_REPOSITORY, Json, Repository
 from shoal.steps import err, out, print_json
 
@@ -22,6 +23,8 @@ def versions(
     as_json: Json = False,
 ) -> None:
     """The versions in the model repository, and which of them are served.
+
+    `raw`: the share of raw inputs that a version answers as the original library does.
 
     Example: shoal versions minilm
     """
@@ -37,6 +40,7 @@ def versions(
             "version": manifest.version,
             "served": manifest.version == store.served_version(repository, manifest.network),
             "precision": manifest.precision,
+            "raw_agreement": (manifest.evidence.get("raw") or {}).get("agreement"),
             "source": manifest.source["id"],
             "created": manifest.created,
         }
@@ -45,11 +49,13 @@ def versions(
     if as_json:
         print_json({"versions": rows})
         return
-    made = show.table("", ["model", "#version", "", "precision", "source", "created"], wraps=["source"])
-    for row in rows:
+    headings = ["model", "#version", "", "precision", "#raw", "source", "created"]
+    made = show.table("", headings, wraps=["source"])
+    for row, manifest in zip(rows, found, strict=True):
         mark = "[green]served[/]" if row["served"] else ""
         made.add_row(
-            row["model"], str(row["version"]), mark, row["precision"], row["source"], row["created"][:16]
+            *(row["model"], str(row["version"]), mark, row["precision"], raw_share(manifest.evidence)),
+            *(row["source"], row["created"][:16]),
         )
     out.print(made)
 

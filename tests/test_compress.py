@@ -236,7 +236,7 @@ def test_importance_is_the_change_of_the_output() -> None:
 def test_a_pruned_model_goes_through_onnx(kind: str, tmp_path: Path) -> None:
     small, _ = prune(_embedder(kind), FEEDS, layers=2, heads=0.6, ffn=0.5)
     plain = to_onnx(small, tmp_path / "plain.onnx", FEEDS[0])
-    fused = fuse_around_matmuls(plain, tmp_path / "fused.onnx", small.config)
+    fused = fuse_around_matmuls(plain, tmp_path / "fused.onnx", small.config, ())
     kinds = [node.op_type for node in onnx.load(fused.path).graph.node]
     assert kinds.count("MultiHeadAttention") == 2
     got = onnxruntime.InferenceSession(str(fused.path)).run(None, FEEDS[0])[0]

@@ -1,48 +1,64 @@
-"""Where a decoder's checkpoint comes from: a Hugging Face folder, or a package that ships a GGUF file.
+"""Where a decoder's checkpoint comes from, and what transformers says of its use.
 
 A GGUF file is turned into a normal Hugging Face folder once, by transformers, and kept in the cache.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
-import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from contextlib import redirect_stderr
-from dataclasses import dataclass
-from importlib import metadata
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from tokenizers import Tokenizer, decoders, pre_tokenizers
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from export.source import Checkpoint, find_checkpoint
+from export.kinds import GENERATION, kind_of, registered
+from export.loading import SAFELY, of_a_library
+from export.opened import NO_LIMIT, open_config, open_tokenizer
+from export.source import Checkpoint, find_checkpoint, package_folders, package_version
 from shoal.errors import ExportError, UsageError
 from shoal.manifest import sha256
 from shoal.paths import cache_dir
 
 _READY = "converted.json"  # written last: a folder without it is half a conversion
+_FORMAT = 2  # of a conversion; an older one is made again
+# What a generation config may ask for that changes a greedy answer, and that is not done here.
+_REFUSED = (
+    *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_bos_token_id"),
+    *("forced_eos_token_id", "no_repeat_ngram_size", "min_length", "min_new_tokens", "sequence_bias"),
+    *("exponential_decay_length_penalty", "guidance_scale", "constraints", "force_words_ids"),
+    *("penalty_alpha", "dola_layers", "stop_strings", "max_time", "watermarking_config"),
+)
+# What it may say of sampling, in our names, which are the same.
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True)
 class DecoderSettings:
-    """What a checkpoint's own files say of its use.
+    """How transformers uses a checkpoint.
 
     Attributes:
         context: longest prompt and answer in tokens.
         ends: ids of the tokens that end a text.
-        begin: the token every prompt begins with, or "".
+        begin: the token that the tokenizer puts before every prompt, or "".
         chat_template: Jinja template of a conversation, or "".
+        special_tokens: by name, e.g. `eos_token`, for the template.
+        sampling: what the generation config says of sampling, where it says something.
     """
 
     context: int
     ends: tuple[int, ...]
     begin: str
     chat_template: str
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
 
 def find_decoder(source: str) -> Checkpoint:
@@ -50,27 +66,27 @@ def find_decoder(source: str) -> Checkpoint:
 
     Raises:
         UsageError: it is none of these.
-        ExportError: it is not a causal language model with safetensors and a fast tokenizer.
+        ExportError: it is not a causal language model with safetensors.
     """
     if gguf := find_gguf(source):
         return _from_gguf(source, gguf)
     checkpoint = find_checkpoint(source)
-    if not generates(source):
-        architecture = (checkpoint.config.get("architectures") or ["(not stated)"])[0]
-        raise ExportError(f"{source} has the architecture {architecture}, which is not a decoder's")
+    architecture = kind_of(checkpoint).architecture
+    if registered(architecture).task != GENERATION:
+        raise ExportError(
+            f"{source} has the architecture {architecture or '(none)'}, which is not a decoder's",
+            hint="leave --task out: what it is for, its files tell",
+        )
     return checkpoint
 
 
 def generates(source: str) -> bool:
-    """Whether a source is a model that generates text, by its own config.
+    """Whether a source is a model that generates text, by its own files.
 
     Raises:
         UsageError, ExportError: see `export.source.find_checkpoint`.
     """
-    if find_gguf(source):
-        return True
-    architectures = find_checkpoint(source).config.get("architectures") or [""]
-    return str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel"))
+    return bool(find_gguf(source)) or kind_of(find_checkpoint(source)).task == GENERATION
 
 
 def find_gguf(source: str) -> Path | None:
@@ -80,104 +96,127 @@ def find_gguf(source: str) -> Path | None:
         if not path.is_file():
             raise UsageError(f"there is no file {path}")
         return path.resolve()
-    if not path.exists() and re.fullmatch(r"[A-Za-z0-9_.-]+", source):
-        spec = importlib.util.find_spec(re.sub(r"[-.]", "_", source))
-        for location in (spec.submodule_search_locations or []) if spec else []:
-            for found in sorted(Path(location).glob("*.gguf")):
-                return found
-    return None
+    if path.exists():
+        return None
+    found = (file for folder in package_folders(source) for file in sorted(folder.glob("*.gguf")))
+    return next(found, None)
 
 
 def _from_gguf(source: str, gguf: Path) -> Checkpoint:
     content = sha256(gguf)
     folder = cache_dir() / "checkpoints" / content[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)
+    made = {"gguf": gguf.name, "sha256": content, "format": _FORMAT}
     with FileLock(f"{folder}.lock"):
-        if not (folder / _READY).exists():
+        if not (folder / _READY).exists() or json.loads((folder / _READY).read_text()) != made:
             shutil.rmtree(folder, ignore_errors=True)
             work = Path(tempfile.mkdtemp(dir=folder.parent))
             try:
                 _convert(gguf, work)
-                (work / _READY).write_text(json.dumps({"gguf": gguf.name, "sha256": content}))
+                (work / _READY).write_text(json.dumps(made))
                 work.rename(folder)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
-    packaged = Path(source).suffix != ".gguf"
-    kind, revision = ("package", metadata.version(source)) if packaged else ("folder", "")
-    return Checkpoint(folder, source, kind, revision)
+    if Path(source).suffix == ".gguf":
+        return Checkpoint(folder, source, "folder", "")
+    return Checkpoint(folder, source, "package", package_version(source))
 
 
 def _convert(gguf: Path, folder: Path) -> None:
     from gguf import GGUFReader  # noqa: PLC0415 - slow to import, rarely needed
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
-    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
 
-    transformers_logging.set_verbosity_error()
-    try:
-        with redirect_stderr(io.StringIO()):  # a progress bar that no option switches off
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")
-    except Exception as error:  # transformers raises what it likes
-        reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"transformers cannot read {gguf.name}: {reason}") from error
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    fields = GGUFReader(gguf).fields
+    with (
+        of_a_library(f"transformers cannot read {gguf.name}", hint="is the download complete?"),
+        redirect_stderr(io.StringIO()),  # a progress bar that no option switches off
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")
+        model.save_pretrained(folder)
+        fields = GGUFReader(gguf).fields
     names = {key: f"tokenizer.ggml.{key}" for key in ("add_bos_token", "model", "pre")}
     said = {key: fields[name].contents() for key, name in names.items() if name in fields}
-    _correct_tokenizer(folder / "tokenizer.json", said)
+    _save_tokenizer(tokenizer, folder, said)
 
 
-def _correct_tokenizer(path: Path, said: dict[str, Any]) -> None:
-    """What the file says and transformers' conversion does not keep."""
-    if said.get("add_bos_token") is False:  # it always puts one before the text
-        content = json.loads(path.read_text(encoding="utf-8"))
+def _save_tokenizer(tokenizer: Any, folder: Path, said: Mapping[str, Any]) -> None:
+    """A tokenizer as the file has it, also where transformers' conversion does not keep that.
+
+    Saved as the general class: the one that was converted would add its own steps again when it is loaded.
+
+    Args:
+        said: what the file says of its tokenizer.
+    """
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    if said.get("add_bos_token") is False:  # the conversion always puts one before the text
         content["post_processor"] = None
-        path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    tokenizer = Tokenizer.from_file(str(path))
+    backend = Tokenizer.from_str(json.dumps(content))
     if said.get("model") == "gpt2":  # it adds steps of other models; llguidance then takes bytes for text
-        tokenizer.decoder = decoders.ByteLevel()
+        backend.decoder = decoders.ByteLevel()
     if said.get("pre") == "smollm":  # it splits numbers as GPT-2 does; SmolLM reads digit by digit
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
-    tokenizer.save(str(path))
+    kept = dict(tokenizer.special_tokens_map)
+    general = PreTrainedTokenizerFast(tokenizer_object=backend, **kept)
+    general.chat_template = tokenizer.chat_template
+    general.save_pretrained(folder)
 
 
 def decoder_settings(checkpoint: Checkpoint) -> DecoderSettings:
-    """Read `config.json`, `generation_config.json` and the tokenizer's files.
+    """What transformers makes of the checkpoint's files.
 
     Raises:
-        ExportError: one cannot be read, or does not state how long a text may be.
+        ExportError: one cannot be read, does not state how long a text may be, or asks for a way to generate
+            that is not supported.
     """
-    folder = checkpoint.folder
-    config = checkpoint.config
-    generation = _read(folder / "generation_config.json", {})
-    tokenizer = _read(folder / "tokenizer_config.json", {})
-    ends = generation.get("eos_token_id", config.get("eos_token_id"))
-    template = tokenizer.get("chat_template") or ""
-    if (folder / "chat_template.jinja").exists():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    if isinstance(template, list):  # several, by name
-        template = next((entry["template"] for entry in template if entry["name"] == "default"), "")
-    begin = tokenizer.get("bos_token") or ""
-    begin = begin["content"] if isinstance(begin, dict) else begin
-    context = config.get("max_position_embeddings") or config.get("n_positions")
-    if not context:
-        raise ExportError(f"{checkpoint.id} does not state its max_position_embeddings")
-    adds = _read(folder / "tokenizer.json").get("post_processor") is not None
+    config, tokenizer = open_config(checkpoint), open_tokenizer(checkpoint)
+    generation = _generation_config(checkpoint, config)
+    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
+    context = stated or tokenizer.model_max_length
+    if context is None or context >= NO_LIMIT:
+        raise ExportError(
+            f"{checkpoint.id} does not state its max_position_embeddings", hint="add it to config.json"
+        )
+    ends = generation.eos_token_id
+    said = generation.to_diff_dict()
     return DecoderSettings(
         context=int(context),
         ends=tuple(ends) if isinstance(ends, list) else () if ends is None else (int(ends),),
-        begin=begin if adds else "",
-        chat_template=template,
+        begin=_begin(tokenizer),
+        chat_template=_template(tokenizer),
+        special_tokens={
+            name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)
+        },
+        sampling={name: said[name] for name in _SAMPLING if said.get(name) is not None},
     )
 
 
-def _read(path: Path, default: Any = None) -> Any:
-    if default is not None and not path.exists():
-        return default
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{path} cannot be read: {error}") from error
+def _generation_config(checkpoint: Checkpoint, config: Any) -> GenerationConfig:
+    folder = checkpoint.transformer
+    with of_a_library(f"transformers cannot read the generation config of {checkpoint.id}"):
+        if (folder / "generation_config.json").exists():
+            given = GenerationConfig.from_pretrained(folder, **SAFELY)
+        else:
+            given = GenerationConfig.from_model_config(config)
+    plain = GenerationConfig()
+    for key in _REFUSED:
+        if (value := getattr(given, key, None)) and value != getattr(plain, key, None):
+            raise ExportError(
+                f"the generation config of {checkpoint.id} asks for {key} = {value}, which is not supported",
+                hint=f"take {key} out of generation_config.json to serve the model without it",
+            )
+    return given
+
+
+def _begin(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The token that stands before every prompt, or ""."""
+    bare, whole = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+    added = whole[: len(whole) - len(bare)]
+    return str(tokenizer.decode(added[:1])) if added and whole[-len(bare) :] == bare else ""
+
+
+def _template(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The chat template, of several the default one, as transformers chooses it."""
+    given = tokenizer.chat_template
+    return str(given.get("default", "")) if isinstance(given, dict) else str(given or "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tritonclient.grpc import model_config_pb2 as triton
 
 from export.generation.checkpoint import DecoderSettings
@@ -63,6 +65,8 @@ def generation_config(
         "end_token_ids": ",".join(map(str, settings.ends)),
         "begin_token": settings.begin,
         "chat_template": settings.chat_template,
+        "special_tokens": json.dumps(dict(settings.special_tokens)) if settings.chat_template else "",
+        "default_sampling": json.dumps(dict(settings.sampling)) if settings.sampling else "",
     }
     for key, value in values.items():
         if value:

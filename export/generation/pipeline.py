@@ -7,25 +7,35 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from google.protobuf import text_format
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
+from tritonclient.grpc import model_config_pb2 as triton
 
 from export.device import require_gpu
 from export.evidence import Verified, verified
 from export.exported import Exported
 from export.generation import publish, verify
 from export.generation.checkpoint import decoder_settings, find_decoder
+from export.generation.config import generation_config
 from export.generation.quantize import quantize_int4, quantize_int8
 from export.generation.recipe import GenerationRecipe
 from export.generation.reference import prompts_of, take_reference
 from export.generation.to_onnx import to_onnx
 from export.loading import load
+from export.opened import open_tokenizer
 from export.outcome import Outcome, disk_errors_named
+from export.raw import decoder as raw
+from export.raw.evidence import RawEvidence
+from export.raw.measure import Reference, compare
+from export.raw.served import Wire, version_folder
 from export.repository import Provenance, Published, staging, write
 from export.source import Checkpoint, check_source
+from export.tokenization import write_tokenizer
 from serving.generation.runner import Runner
 from serving.generation.sequence import SCORED_TOKENS
 from shoal import corpus
@@ -54,13 +64,21 @@ def export(
     with staging(repository) as work, disk_errors_named(repository):
         with progress.step(f"Find {recipe.source}"):
             checkpoint = find_decoder(recipe.source)
-            settings = decoder_settings(checkpoint)
+            decoder = decoder_of(recipe, checkpoint, work)
         tools = {"python": python_version()} | {name: metadata.version(name) for name in _TOOLS}
-        decoder = publish.Decoder(recipe, checkpoint, settings)
         if recipe.engine == "vllm":
             return Outcome((), (publish.write_vllm(repository, work, decoder),))
         candidates = build(recipe, checkpoint, work, progress)
-        measured = _measure(candidates, checkpoint, recipe.eval_data, progress)
+        original, measured = _measure(candidates, decoder, recipe.eval_data, progress)
+        answers = _reference_answers(original, decoder, progress)
+        with progress.step("Compare answers to raw inputs", total=len(candidates)) as advance:
+            for precision, graph in candidates.items():
+                folder = version_folder(publish.part_of(graph, decoder).files, work / "raw" / precision / "1")
+                config = generation_config(recipe, decoder.settings, version=1)
+                measured[precision] = replace(
+                    measured[precision], raw=_answers(answers, config, folder, precision)
+                )
+                advance()
         on_evidence(list(measured.values()))
         proven = verified(candidates, measured)
         reference = _reference(proven[-1], decoder, progress)
@@ -71,9 +89,33 @@ def export(
     return Outcome(tuple(measured.values()), tuple(published))
 
 
+def decoder_of(recipe: GenerationRecipe, checkpoint: Checkpoint, folder: Path) -> publish.Decoder:
+    """A checkpoint with what transformers says of its use.
+
+    Args:
+        folder: the tokenizer that will be served is written there.
+    """
+    tokenizer = write_tokenizer(open_tokenizer(checkpoint), folder)
+    return publish.Decoder(recipe, checkpoint, decoder_settings(checkpoint), tokenizer)
+
+
+def _reference_answers(original: PreTrainedModel, decoder: publish.Decoder, progress: Silent) -> Reference:
+    """What transformers writes after the raw inputs."""
+    config = generation_config(decoder.recipe, decoder.settings, version=1)
+    parameters = {key: value.string_value for key, value in config.parameters.items()}
+    prompts = raw.Prompts.of(open_tokenizer(decoder.checkpoint), decoder.tokenizer, parameters)
+    return raw.reference_of(original, prompts, progress)
+
+
+def _answers(reference: Reference, config: triton.ModelConfig, folder: Path, precision: str) -> RawEvidence:
+    """The figures of a version whose files lie in a folder."""
+    with raw.in_process(config, folder, exact=precision == "fp32") as caller:
+        return compare(reference, caller, config.name, raw.TOLERANCES[precision])
+
+
 def _reference(served: Verified, decoder: publish.Decoder, progress: Silent) -> dict[str, Any]:
     """Statistics of prompts, under the version that will be served; perplexities of others are near."""
-    tokenizer = decoder.checkpoint.folder / "tokenizer.json"
+    tokenizer = decoder.tokenizer
     eval_data = decoder.recipe.eval_data
     prompts = prompts_of(eval_data, tokenizer, decoder.settings)
     gpu = 0 if served.evidence.precision in GenerationRecipe.ON_GPU else None
@@ -93,19 +135,47 @@ def verify_published(
     """
     recipe = GenerationRecipe.from_dict(found[-1].recipe)
     require_gpu(_on_gpu(recipe))
-    checkpoint = find_decoder(recipe.source)
-    for manifest in found:
-        check_source(checkpoint, manifest)
-    graphs = {
-        str(manifest.version): Exported.read(
-            repository / manifest.network / str(manifest.version) / "model.onnx"
-        )
-        for manifest in found
-    }
+    checkpoint = _checked_source(found)
+    graphs = {str(manifest.version): _folder(manifest, repository) / "model.onnx" for manifest in found}
+    exported = {version: Exported.read(path) for version, path in graphs.items()}
     precisions = {str(manifest.version): manifest.precision for manifest in found}
-    measured = _measure(graphs, checkpoint, eval_data, progress, precisions)
+    with TemporaryDirectory() as work:
+        decoder = decoder_of(recipe, checkpoint, Path(work))
+        original, measured = _measure(exported, decoder, eval_data, progress, precisions)
+        answers = _reference_answers(original, decoder, progress)
+        with progress.step("Compare answers to raw inputs", total=len(found)) as advance:
+            for manifest in found:
+                config = text_format.Parse(manifest.configs[manifest.network], triton.ModelConfig())
+                compared = _answers(answers, config, _folder(manifest, repository), manifest.precision)
+                key = str(manifest.version)
+                measured[key] = replace(measured[key], raw=compared)
+                advance()
     versions = [Published(m.network, m.version, m.precision, new=False) for m in found]
     return Outcome(tuple(measured.values()), tuple(versions))
+
+
+def verify_wire(manifest: Manifest, address: str, progress: Silent) -> RawEvidence:
+    """The answers of a running server to raw inputs; see `export.router.verify_wire`."""
+    checkpoint = _checked_source([manifest])
+    with TemporaryDirectory() as work:
+        decoder = decoder_of(GenerationRecipe.from_dict(manifest.recipe), checkpoint, Path(work))
+        with progress.step(f"Load {checkpoint.id}"):
+            original = load_original(checkpoint)
+        reference = _reference_answers(original, decoder, progress)
+        with Wire(address) as caller, progress.step(f"Ask {manifest.model} over the wire"):
+            return compare(reference, caller, manifest.model, raw.TOLERANCES[manifest.precision])
+
+
+def _checked_source(found: Sequence[Manifest]) -> Checkpoint:
+    """The checkpoint that versions were made from."""
+    checkpoint = find_decoder(str(found[-1].recipe["source"]))
+    for manifest in found:
+        check_source(checkpoint, manifest)
+    return checkpoint
+
+
+def _folder(manifest: Manifest, repository: Path) -> Path:
+    return repository / manifest.network / str(manifest.version)
 
 
 def build(
@@ -145,18 +215,18 @@ def _on_gpu(recipe: GenerationRecipe) -> tuple[str, ...]:
 
 def _measure(
     graphs: Mapping[str, Exported],
-    checkpoint: Checkpoint,
+    decoder: publish.Decoder,
     eval_data: Path | None,
     progress: Silent,
     precisions: Mapping[str, str] | None = None,
-) -> dict[str, verify.GenerationEvidence]:
-    """Evidence for each graph that this machine can run."""
-    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+) -> tuple[PreTrainedModel, dict[str, verify.GenerationEvidence]]:
+    """The PyTorch original, and evidence for each graph that this machine can run."""
+    tokenizer = Tokenizer.from_file(str(decoder.tokenizer))
     chosen = verify.sample(tokenizer, eval_data, progress)
-    with progress.step(f"Load {checkpoint.id}"):
-        original = load_original(checkpoint)
+    with progress.step(f"Load {decoder.checkpoint.id}"):
+        original = load_original(decoder.checkpoint)
     reference = verify.measure_reference(original, chosen, progress)
-    return verify.measure(reference, graphs, chosen, precisions=precisions, progress=progress)
+    return original, verify.measure(reference, graphs, chosen, precisions=precisions, progress=progress)
 
 
 def load_original(checkpoint: Checkpoint) -> PreTrainedModel:

@@ -11,6 +11,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from export import config as texts
 from export.evidence import Verified
+from export.exported import Exported
 from export.generation.checkpoint import DecoderSettings
 from export.generation.config import context_of, generation_config
 from export.generation.recipe import GenerationRecipe
@@ -23,24 +24,31 @@ MODEL_PY = "from serving.models.generation import TritonPythonModel  # noqa: F40
 
 @dataclass(frozen=True)
 class Decoder:
-    """What a decoder's versions are made from."""
+    """What a decoder's versions are made from.
+
+    Attributes:
+        tokenizer: path of the `tokenizer.json` that is served.
+    """
 
     recipe: GenerationRecipe
     checkpoint: Checkpoint
     settings: DecoderSettings
+    tokenizer: Path
+
+
+def part_of(exported: Exported, decoder: Decoder) -> Part:
+    """A graph as a version of one model that tokenizes and generates."""
+    recipe = decoder.recipe
+    files: dict[str, Path | str] = {part.name: part for part in files_of(exported.path)}
+    files |= {"tokenizer.json": decoder.tokenizer.read_text(encoding="utf-8"), "model.py": MODEL_PY}
+    return Part(
+        recipe.name, files, lambda version: generation_config(recipe, decoder.settings, version=version)
+    )
 
 
 def release(verified: Verified, decoder: Decoder) -> Release:
-    """A proven graph as a version of one model that tokenizes and generates."""
-    recipe = decoder.recipe
-    files: dict[str, Path | str] = {part.name: part for part in files_of(verified.exported.path)}
-    files |= {"tokenizer.json": decoder.checkpoint.folder / "tokenizer.json", "model.py": MODEL_PY}
-    part = Part(
-        recipe.name,
-        files,
-        lambda version: generation_config(recipe, decoder.settings, version=version),
-    )
-    return Release(verified, (part,), recipe.name)
+    """A proven graph, as it is published."""
+    return Release(verified, (part_of(verified.exported, decoder),), decoder.recipe.name)
 
 
 def write_vllm(repository: Path, work: Path, decoder: Decoder) -> Published:

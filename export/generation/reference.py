@@ -46,7 +46,7 @@ def prompts_of(eval_data: Path | None, tokenizer: Path, settings: DecoderSetting
 def _renderer(settings: DecoderSettings) -> Callable[[str], str]:
     if not settings.chat_template:
         return str
-    template = ChatTemplate(settings.chat_template, settings.begin)
+    template = ChatTemplate(settings.chat_template, settings.special_tokens)
 
     def render(text: str) -> str:
         try:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from export.exported import Exported
 from export.generation.recipe import GenerationRecipe
+from export.raw.evidence import RawEvidence
 from serving.generation.runner import Runner, mover_of
 from serving.generation.sampling import surprise
 from shoal import corpus
@@ -74,6 +75,7 @@ class GenerationEvidence:
         scored_tokens: how many tokens the perplexity is of.
         text: what was scored.
         cpus: threads the speed was measured with.
+        raw: its answers to raw inputs; None: they were not compared.
     """
 
     precision: str
@@ -87,6 +89,7 @@ class GenerationEvidence:
     scored_tokens: int
     text: str
     cpus: int = field(default_factory=available_cpus)
+    raw: RawEvidence | None = None
 
     @property
     def perplexity_rise(self) -> float:
@@ -111,12 +114,13 @@ class GenerationEvidence:
                 f"alone and in a batch agree {self.batch_invariance:.0%} < {tolerance.invariance:.0%}",
             ),
         ]
-        return [text for passed, text in checks if not passed]
+        return [*(self.raw.failures if self.raw else ()), *(text for passed, text in checks if not passed)]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types, with the verdict."""
         return asdict(self) | {
             "perplexity_rise": self.perplexity_rise,
+            "raw": self.raw.to_dict() if self.raw else None,
             "failures": self.failures,
             "proven": not self.failures,
         }

@@ -5,7 +5,8 @@ To add a task, write its head (`heads`) and its class (`text`, `tokens`, `images
 
 from __future__ import annotations
 
-from export.source import Checkpoint, read_json
+from export.kinds import kind_of
+from export.source import Checkpoint
 from export.tasks.images import ImageClassification
 from export.tasks.task import Task
 from export.tasks.text import SentenceSimilarity, TextClassification, TextRanking, ZeroShotClassification
@@ -27,14 +28,6 @@ TASKS: dict[str, Task] = {
 }
 # Other names of the same: Hugging Face's for a model whose vectors are wanted.
 ALIASES = {"feature-extraction": "sentence-similarity"}
-# The end of an architecture's name, and what it is for.
-_BY_ARCHITECTURE = {
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForMaskedLM": "fill-mask",
-    "ForImageClassification": "image-classification",
-    "Model": "sentence-similarity",
-}
 
 
 def task_of(checkpoint: Checkpoint, asked: str | None = None) -> Task:
@@ -49,27 +42,15 @@ def task_of(checkpoint: Checkpoint, asked: str | None = None) -> Task:
         if name not in TASKS:
             raise UsageError(f"unknown task {asked}", hint=f"known: {', '.join((*TASKS, *ALIASES))}")
         return TASKS[name]
-    return TASKS[_found(checkpoint)]
-
-
-def _found(checkpoint: Checkpoint) -> str:
-    config = checkpoint.config
-    architecture = str((config.get("architectures") or ["(not stated)"])[0])
-    sentence_transformers = read_json(checkpoint.folder / "config_sentence_transformers.json", {})
-    if architecture.endswith("ForSequenceClassification"):
-        ranks = (
-            "sbert_ce_default_activation_function" in config
-            or "sentence_transformers" in config
-            or sentence_transformers.get("model_type") == "CrossEncoder"
+    kind = kind_of(checkpoint)
+    if kind.task in TASKS:
+        return TASKS[kind.task]
+    if kind.other:
+        raise ExportError(
+            f"{checkpoint.id} is a {kind.architecture or 'model'} for {kind.other}, which is not supported",
+            hint=f"supported: {', '.join(TASKS)}",
         )
-        one = len(config.get("id2label") or {}) == 1 or config.get("num_labels") == 1
-        return "text-ranking" if ranks and one else "text-classification"
-    if (checkpoint.folder / "modules.json").is_file():
-        return "sentence-similarity"
-    for end, name in _BY_ARCHITECTURE.items():
-        if architecture.endswith(end):
-            return name
     raise ExportError(
-        f"{checkpoint.id} has the architecture {architecture}, which tells no task",
+        f"{checkpoint.id} has the architecture {kind.architecture or '(none)'}, which tells no task",
         hint=f"--task, one of {', '.join(TASKS)}",
     )

@@ -8,11 +8,14 @@ of logits, the scores of one masked token instead of those of all. Where a row h
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from export.sentence import Sentence
 
 
 class Head(torch.nn.Module, ABC):
@@ -35,6 +38,7 @@ class Head(torch.nn.Module, ABC):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        pooling_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """int64 [rows, (sequences,) tokens] or float32 [rows, 3, height, width], to `outputs`."""
         given = {
@@ -42,6 +46,7 @@ class Head(torch.nn.Module, ABC):
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,
             "pixel_values": pixel_values,
+            "pooling_mask": pooling_mask,
         }
         inputs = {name: value for name, value in given.items() if value is not None}
         return dict(zip(self.outputs, self.run(inputs), strict=True))
@@ -52,34 +57,83 @@ class Head(torch.nn.Module, ABC):
 
 
 class Embedding(Head):
-    """Pooling and L2 normalization as sentence-transformers does them.
+    """From token vectors to one vector a text, as the checkpoint's sentence-transformers modules do it.
 
     Args:
-        pooling: `mean` (over real tokens), `cls` (the first token) or `lasttoken` (the last real one).
-        normalize: whether the vector is scaled to length one.
+        sentence: what stands behind the transformer.
     """
 
     outputs = ("embedding",)
 
-    def __init__(self, backbone: PreTrainedModel, pooling: str, normalize: bool) -> None:
+    def __init__(self, backbone: PreTrainedModel, sentence: Sentence) -> None:
         super().__init__(backbone)
-        self.pooling, self.normalize = pooling, normalize
+        self.sentence = sentence
+        self.tail = torch.nn.ModuleList(sentence.tail)
 
     def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """float32 [rows, width]."""
-        hidden = self.backbone(**inputs).last_hidden_state
-        mask = inputs["attention_mask"]
-        if self.pooling == "cls":
-            pooled = hidden[:, 0]
-        elif self.pooling == "lasttoken":
-            last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
-            pooled = hidden[torch.arange(hidden.shape[0], device=mask.device), last]
-        else:
-            weights = mask.unsqueeze(-1).to(hidden.dtype)
-            pooled = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-        if self.normalize:
-            pooled = torch.nn.functional.normalize(pooled, p=2.0, dim=1)
-        return (pooled,)
+        """float32 [rows, width]. `pooling_mask` is the attention mask without the tokens of a prompt."""
+        mask = inputs.pop("pooling_mask", inputs["attention_mask"])
+        value: Any = getattr(self.backbone, self.sentence.method)(**inputs)
+        for name in self.sentence.output:
+            value = value[name] if isinstance(value, Mapping) else getattr(value, name)
+        if self.sentence.pooling:
+            value = torch.cat([POOLING[mode](value, mask) for mode in self.sentence.pooling], dim=1)
+        features = {"sentence_embedding": value}
+        for module in self.tail:
+            features = module(features)
+        return (features["sentence_embedding"][:, : self.sentence.truncate_dim],)
+
+
+def _real(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The mask [rows, tokens] as factors of hidden states [rows, tokens, width]."""
+    return mask.unsqueeze(-1).to(hidden.dtype)
+
+
+def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    weights = _real(hidden, mask)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+
+
+def _mean_sqrt_length(hidden: Tensor, mask: Tensor) -> Tensor:
+    weights = _real(hidden, mask)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9).sqrt()
+
+
+def _weighted_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Later tokens weigh more (Muennighoff 2022, arXiv:2202.08904)."""
+    places = torch.arange(1, mask.shape[1] + 1, device=mask.device).unsqueeze(0).to(hidden.dtype)
+    weights = _real(hidden, mask) * places.unsqueeze(-1)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+
+
+def _max(hidden: Tensor, mask: Tensor) -> Tensor:
+    return hidden.masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).max(dim=1).values
+
+
+def _first(hidden: Tensor, mask: Tensor) -> Tensor:
+    return _at(hidden, mask.to(torch.int32).argmax(1))
+
+
+def _last(hidden: Tensor, mask: Tensor) -> Tensor:
+    return _at(hidden, (mask * torch.arange(mask.shape[1], device=mask.device)).to(torch.int32).argmax(1))
+
+
+def _at(hidden: Tensor, place: Tensor) -> Tensor:
+    """The hidden state of one token of each row. Gathered: indexing by two tensors confuses a tracer."""
+    index = place.to(torch.int64).reshape(-1, 1, 1).expand(-1, 1, hidden.shape[2])
+    return hidden.gather(1, index).squeeze(1)
+
+
+# sentence-transformers' modes of pooling, in its names: hidden states [rows, tokens, width] and the mask
+# [rows, tokens] to vectors [rows, width].
+POOLING: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cls": _first,
+    "max": _max,
+    "mean": _mean,
+    "mean_sqrt_len_tokens": _mean_sqrt_length,
+    "weightedmean": _weighted_mean,
+    "lasttoken": _last,
+}
 
 
 class Classification(Head):
@@ -94,10 +148,22 @@ class Classification(Head):
         return (_activated(self.backbone(**inputs).logits, self.activation),)
 
 
-class Score(Classification):
-    """One number a row: how well a text answers a query."""
+class Score(Head):
+    """One number a row: how well a text answers a query.
+
+    Args:
+        activation: what a CrossEncoder does to the logit.
+    """
 
     outputs = ("score",)
+
+    def __init__(self, backbone: PreTrainedModel, activation: torch.nn.Module) -> None:
+        super().__init__(backbone)
+        self.activation = activation
+
+    def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """float32 [rows, 1]."""
+        return (self.activation(self.backbone(**inputs).logits),)
 
 
 class TokenClassification(Head):
@@ -177,7 +243,9 @@ class ZeroShot(Grouped):
         logits = output.logits.reshape(*shape, output.logits.shape[-1])
         among = logits[:, :, self.entailment].softmax(-1)
         alone = logits[:, :, [self.contradiction, self.entailment]].softmax(-1)[:, :, 1]
-        return among, alone
+        # Among one label there is no choice: the pipeline then says how true it is.
+        single = torch.ones_like(among).sum(-1, keepdim=True) == 1
+        return torch.where(single, alone, among), alone
 
 
 def _activated(logits: Tensor, activation: str) -> Tensor:

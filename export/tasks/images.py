@@ -13,15 +13,13 @@ import onnx
 from PIL import Image
 from transformers import PreTrainedModel
 
-from export.source import Checkpoint, read_json
+from export.opened import Opened, open_image_processor
+from export.source import Checkpoint
 from export.tasks import heads, labels
-from export.tasks.task import Row, Task, labels_of
-from export.tasks.text import TOP, accuracy, in_order
+from export.tasks.task import Row, Task
+from export.tasks.text import accuracy, in_order
 from serving.models.images import Processor
 from shoal.errors import ExportError, UsageError
-
-# Image processors whose work is: resize, crop the centre, rescale, normalize.
-_PLAIN = ("ViT", "DeiT", "BEiT", "Beit", "CLIP", "Bit", "Siglip")
 
 
 class ImageClassification(Task):
@@ -34,17 +32,18 @@ class ImageClassification(Task):
     outputs = ("label", "score")
     max_batch_size = 32
 
-    def head(self, backbone: PreTrainedModel, checkpoint: Checkpoint) -> heads.Head:
-        single = checkpoint.config.get("problem_type") != "multi_label_classification"
-        return heads.Classification(backbone, "softmax" if single else "sigmoid")
+    def head(self, backbone: PreTrainedModel, opened: Opened) -> heads.Head:
+        # As transformers' pipeline for pictures, which knows no regression.
+        several = opened.config.problem_type != "multi_label_classification" and opened.config.num_labels > 1
+        return heads.Classification(backbone, "softmax" if several else "sigmoid")
 
-    def finish(self, model: onnx.ModelProto, head: heads.Head, checkpoint: Checkpoint) -> None:
-        labels.name_classes(model, labels_of(checkpoint), top=TOP)
+    def finish(self, model: onnx.ModelProto, head: heads.Head, opened: Opened, top_k: int) -> None:
+        labels.name_classes(model, opened.labels, top=top_k)
 
-    def row(self, passage: str, index: int, checkpoint: Checkpoint) -> Row:
+    def row(self, passage: str, index: int, opened: Opened) -> Row:
         return {"image": [sample_image(index)]}
 
-    def score(self, answers: Any, eval_data: Path, checkpoint: Checkpoint) -> float:
+    def score(self, answers: Any, eval_data: Path, opened: Opened) -> float:
         hint = "a CSV file of path,label with that line at its top"
         try:
             with eval_data.open(encoding="utf-8", newline="") as file:
@@ -56,42 +55,79 @@ class ImageClassification(Task):
         if len(entries) < 10:
             raise UsageError(f"evaluation data {eval_data} has {len(entries)} rows, at least 10 are needed")
         found = in_order(answers, [{"image": [f]} for f in files], lambda out, _: out["probabilities"])
-        return accuracy([labels_of(checkpoint)[index] for index in found.argmax(1)], wanted)
+        return accuracy([opened.labels[index] for index in found.argmax(1)], wanted)
 
 
 def processor_of(checkpoint: Checkpoint) -> Processor:
-    """How the checkpoint wants its pictures, from `preprocessor_config.json`.
+    """How the checkpoint wants its pictures, as transformers' image processor does it.
+
+    What the processor's own settings mean is not taken on trust: pictures of several shapes are prepared by
+    both, and must come out the same.
 
     Raises:
-        ExportError: it is missing, or asks for something else than a plain resize and crop.
+        ExportError: transformers cannot open it, or it does something else than resize, crop the centre,
+            rescale and normalize.
     """
-    config = read_json(checkpoint.folder / "preprocessor_config.json")
-    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
-    if not kind.startswith(_PLAIN):
+    library = open_image_processor(checkpoint)
+    kind = type(library).__name__
+    try:
+        made = _derived(library)
+        apart = max(_apart(made, library, picture) for picture in _shapes())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"{checkpoint.id} prepares pictures with {kind}, {_NOT_SUPPORTED}") from error
+    if not apart < _PIXEL:
         raise ExportError(
-            f"{checkpoint.id} prepares images with {kind or '(not stated)'}, which is not supported"
+            f"{checkpoint.id} prepares pictures with {kind}, {_NOT_SUPPORTED}: ours differ by {apart:.2g}"
         )
-    normalized = config.get("do_normalize", True)
+    return made
+
+
+_PIXEL = 1e-3  # largest difference of a prepared pixel, whose values are about 1
+_NOT_SUPPORTED = "in a way that is not supported (resize, crop of the centre, rescale, normalize are)"
+
+
+def _derived(library: Any) -> Processor:
+    """The settings of a processor of transformers as ours."""
+    size = _size(library.size) if library.do_resize else None
+    crop = _height_width(library.crop_size) if getattr(library, "do_center_crop", False) else None
+    if size and getattr(library, "crop_pct", None) is not None:  # ConvNeXT: small pictures lose their border
+        edge = size[0]
+        whole = edge >= 384  # and large ones do not, as its authors trained it
+        size, crop = ((edge, edge), None) if whole else ((int(edge / library.crop_pct),), (edge, edge))
     return Processor(
-        size=_size(config["size"]) if config.get("do_resize", True) else None,
-        resample=int(config.get("resample", 2)),
-        crop=_height_width(config["crop_size"]) if config.get("do_center_crop") else None,
-        scale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
-        mean=tuple(config["image_mean"]) if normalized else (),
-        std=tuple(config["image_std"]) if normalized else (),
+        size=size,
+        resample=int(library.resample),
+        crop=crop,
+        scale=float(library.rescale_factor) if library.do_rescale else 1.0,
+        mean=_channels(library.image_mean) if library.do_normalize else (),
+        std=_channels(library.image_std) if library.do_normalize else (),
     )
 
 
 def _size(size: Any) -> tuple[int, ...]:
-    if isinstance(size, dict) and "shortest_edge" in size:
-        return (int(size["shortest_edge"]),)
-    return _height_width(size)
+    return (int(size["shortest_edge"]),) if "shortest_edge" in size else _height_width(size)
 
 
 def _height_width(size: Any) -> tuple[int, int]:
-    if isinstance(size, dict):
-        return int(size["height"]), int(size["width"])
-    return int(size), int(size)
+    return int(size["height"]), int(size["width"])
+
+
+def _channels(value: Any) -> tuple[float, ...]:
+    return tuple(map(float, value)) if isinstance(value, list | tuple) else (float(value),) * 3
+
+
+def _apart(made: Processor, library: Any, picture: Image.Image) -> float:
+    """The largest difference of a pixel between a picture prepared by both."""
+    expected = np.asarray(library(picture, return_tensors="np")["pixel_values"])[0]
+    got = made.pixels(picture)
+    return float(np.abs(got - expected).max()) if got.shape == expected.shape else float("inf")
+
+
+def _shapes() -> list[Image.Image]:
+    """Pictures that are wide, high, odd, tiny and large, of noise: what is shifted or flipped shows."""
+    chance = np.random.default_rng(0)
+    sizes = ((140, 60), (60, 140), (33, 71), (3, 2), (640, 481))
+    return [Image.fromarray(chance.integers(0, 256, (h, w, 3), np.uint8)) for w, h in sizes]
 
 
 @cache

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from export.source import Checkpoint
+from export.opened import Opened
 from export.tasks.heads import Head
 
 Feed = Mapping[str, NDArray]
@@ -26,7 +26,7 @@ class Task(ABC):
 
     Attributes:
         name: as Hugging Face names its pipeline.
-        auto: transformers' class that loads a checkpoint with this task's head.
+        auto: transformers' automatic class for this task.
         layout: of the tokenizer, see `serving.models.layouts`; None: images.
         inputs: what users send, by name: how many a row has, -1 for any number.
         outputs: what users get.
@@ -53,26 +53,34 @@ class Task(ABC):
     metric: ClassVar[str] = "accuracy"
 
     @abstractmethod
-    def head(self, backbone: PreTrainedModel, checkpoint: Checkpoint) -> Head:
+    def head(self, backbone: PreTrainedModel, opened: Opened) -> Head:
         """The module that is exported.
 
         Raises:
             ExportError: the checkpoint lacks what the task needs.
         """
 
-    def finish(self, model: onnx.ModelProto, head: Head, checkpoint: Checkpoint) -> None:  # noqa: B027
-        """Add to the exported graph, in place, what PyTorch cannot express: labels. Most tasks have none."""
+    def transformer(self, opened: Opened) -> str:
+        """transformers' class that loads the checkpoint with this task's head."""
+        return self.auto
 
-    def layout_options(self, checkpoint: Checkpoint, max_length: int) -> dict[str, str]:
+    def finish(self, model: onnx.ModelProto, head: Head, opened: Opened, top_k: int) -> None:  # noqa: B027
+        """Add to the exported graph, in place, what PyTorch cannot express: labels. Some tasks have none.
+
+        Args:
+            top_k: most labels in an answer.
+        """
+
+    def layout_options(self, opened: Opened, max_length: int) -> dict[str, str]:
         """Parameters that the layout needs."""
         return {}
 
-    def output_model(self, checkpoint: Checkpoint) -> tuple[str, dict[str, str]] | None:
+    def output_model(self, opened: Opened) -> tuple[str, dict[str, str]] | None:
         """Module in `serving.models` and parameters of the model behind the network, where it needs one."""
         return None
 
     @abstractmethod
-    def row(self, passage: str, index: int, checkpoint: Checkpoint) -> Row:
+    def row(self, passage: str, index: int, opened: Opened) -> Row:
         """A row of sample input made from a paragraph of text."""
 
     def compared(self, outputs: Outputs, feed: Feed) -> NDArray[np.float32]:
@@ -80,7 +88,7 @@ class Task(ABC):
         return outputs["probabilities"]
 
     @abstractmethod
-    def score(self, answers: Any, eval_data: Path, checkpoint: Checkpoint) -> float:
+    def score(self, answers: Any, eval_data: Path, opened: Opened) -> float:
         """x100, on the user's labelled data.
 
         Args:
@@ -90,11 +98,3 @@ class Task(ABC):
         Raises:
             UsageError: the file cannot be read.
         """
-
-
-def labels_of(checkpoint: Checkpoint) -> list[str]:
-    """Names of the checkpoint's classes, in their order."""
-    named = checkpoint.config.get("id2label") or {}
-    if named:
-        return [str(named[key]) for key in sorted(named, key=int)]
-    return [f"LABEL_{index}" for index in range(int(checkpoint.config.get("num_labels", 2)))]

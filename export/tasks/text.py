@@ -12,12 +12,12 @@ import onnx
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from export.source import Checkpoint, sentence_settings
+from export.opened import Opened
+from export.sentence import Sentence, score_activation
 from export.tasks import heads, labels
-from export.tasks.task import Feed, Outputs, Row, Task, labels_of
+from export.tasks.task import Feed, Outputs, Row, Task
 from shoal.errors import ExportError, UsageError
 
-TOP = 5  # labels in an answer, the likeliest first
 EVAL_BATCH = 32
 
 
@@ -31,17 +31,22 @@ class SentenceSimilarity(Task):
     outputs = ("embedding",)
     metric = "spearman"
 
-    def head(self, backbone: PreTrainedModel, checkpoint: Checkpoint) -> heads.Head:
-        settings = sentence_settings(checkpoint)
-        return heads.Embedding(backbone, settings.pooling, settings.normalize)
+    def head(self, backbone: PreTrainedModel, opened: Opened) -> heads.Head:
+        return heads.Embedding(backbone, Sentence.of(opened))
 
-    def row(self, passage: str, index: int, checkpoint: Checkpoint) -> Row:
+    def transformer(self, opened: Opened) -> str:
+        return Sentence.of(opened).transformer
+
+    def layout_options(self, opened: Opened, max_length: int) -> dict[str, str]:
+        return {} if Sentence.of(opened).include_prompt else {"include_prompt": "false"}
+
+    def row(self, passage: str, index: int, opened: Opened) -> Row:
         return {"text": [passage]}
 
     def compared(self, outputs: Outputs, feed: Feed) -> NDArray[np.float32]:
         return outputs["embedding"]
 
-    def score(self, answers: Any, eval_data: Path, checkpoint: Checkpoint) -> float:
+    def score(self, answers: Any, eval_data: Path, opened: Opened) -> float:
         pairs = read_csv(eval_data, ("sentence1", "sentence2", "score"), header=False)
         texts = [text for pair in pairs for text in pair[:2]]
         vectors = in_order(answers, [{"text": [text]} for text in texts], lambda out, _: out["embedding"])
@@ -60,30 +65,30 @@ class TextClassification(Task):
     outputs = ("label", "score")
     pairs = True
 
-    def head(self, backbone: PreTrainedModel, checkpoint: Checkpoint) -> heads.Head:
-        return heads.Classification(backbone, self.activation(checkpoint))
+    def head(self, backbone: PreTrainedModel, opened: Opened) -> heads.Head:
+        return heads.Classification(backbone, self.activation(opened))
 
-    def activation(self, checkpoint: Checkpoint) -> str:
+    def activation(self, opened: Opened) -> str:
         """As transformers' pipeline chooses it."""
-        problem = checkpoint.config.get("problem_type")
+        problem = opened.config.problem_type
         if problem == "regression":
             return "none"
-        single = problem != "multi_label_classification" and len(labels_of(checkpoint)) > 1
+        single = problem != "multi_label_classification" and opened.config.num_labels > 1
         return "softmax" if single else "sigmoid"
 
-    def finish(self, model: onnx.ModelProto, head: heads.Head, checkpoint: Checkpoint) -> None:
-        labels.name_classes(model, labels_of(checkpoint), top=TOP)
+    def finish(self, model: onnx.ModelProto, head: heads.Head, opened: Opened, top_k: int) -> None:
+        labels.name_classes(model, opened.labels, top=top_k)
 
-    def row(self, passage: str, index: int, checkpoint: Checkpoint) -> Row:
+    def row(self, passage: str, index: int, opened: Opened) -> Row:
         return {"text": [passage]}
 
-    def score(self, answers: Any, eval_data: Path, checkpoint: Checkpoint) -> float:
+    def score(self, answers: Any, eval_data: Path, opened: Opened) -> float:
         rows = read_csv(eval_data, ("text", "label"), ("text", "text_pair", "label"))
         found = in_order(answers, [{"text": row[:-1]} for row in rows], lambda out, _: out["probabilities"])
         wanted = [row[-1] for row in rows]
-        if found.shape[1] == 1 or checkpoint.config.get("problem_type") == "regression":
+        if found.shape[1] == 1 or opened.config.problem_type == "regression":
             return spearman(found[:, 0], numbers(wanted, eval_data))
-        return accuracy([labels_of(checkpoint)[index] for index in found.argmax(1)], wanted)
+        return accuracy([opened.labels[index] for index in found.argmax(1)], wanted)
 
 
 class TextRanking(Task):
@@ -97,28 +102,21 @@ class TextRanking(Task):
     pairs = True
     metric = "spearman"
 
-    def head(self, backbone: PreTrainedModel, checkpoint: Checkpoint) -> heads.Head:
+    def head(self, backbone: PreTrainedModel, opened: Opened) -> heads.Head:
         if backbone.config.num_labels != 1:
             raise ExportError(
-                f"{checkpoint.id} has {backbone.config.num_labels} classes, a model that ranks has one",
+                f"{opened.checkpoint.id} has {backbone.config.num_labels} classes, a reranker has one",
                 hint="--task text-classification",
             )
-        config = checkpoint.config
-        stated = (config.get("sentence_transformers") or {}).get("activation_fn") or config.get(
-            "sbert_ce_default_activation_function"
-        )
-        kind = str(stated or "Sigmoid").rpartition(".")[2]
-        if kind not in ("Sigmoid", "Identity"):
-            raise ExportError(f"{checkpoint.id} scores with {stated}, which is not supported")
-        return heads.Score(backbone, "sigmoid" if kind == "Sigmoid" else "none")
+        return heads.Score(backbone, score_activation(opened))
 
-    def row(self, passage: str, index: int, checkpoint: Checkpoint) -> Row:
+    def row(self, passage: str, index: int, opened: Opened) -> Row:
         return {"query": [" ".join(passage.split()[:5])], "text": [passage]}
 
     def compared(self, outputs: Outputs, feed: Feed) -> NDArray[np.float32]:
         return outputs["score"]
 
-    def score(self, answers: Any, eval_data: Path, checkpoint: Checkpoint) -> float:
+    def score(self, answers: Any, eval_data: Path, opened: Opened) -> float:
         rows = read_csv(eval_data, ("query", "text", "score"))
         asked: list[Row] = [{"query": [query], "text": [text]} for query, text, _ in rows]
         found = in_order(answers, asked, lambda out, _: out["score"])[:, 0]
@@ -140,28 +138,28 @@ class ZeroShotClassification(Task):
     max_batch_size = 8
     template = "This example is {}."
 
-    def head(self, backbone: PreTrainedModel, checkpoint: Checkpoint) -> heads.Head:
-        names = [name.lower() for name in labels_of(checkpoint)]
+    def head(self, backbone: PreTrainedModel, opened: Opened) -> heads.Head:
+        names = [name.lower() for name in opened.labels]
         entailment = next((i for i, name in enumerate(names) if name.startswith("entail")), None)
         if entailment is None:
             raise ExportError(
-                f"{checkpoint.id} has no class named entailment, only {', '.join(names)}",
+                f"{opened.checkpoint.id} has no class named entailment, only {', '.join(names)}",
                 hint="zero-shot classification needs a model of natural language inference",
             )
         return heads.ZeroShot(backbone, entailment, contradiction=-1 if entailment == 0 else 0)
 
-    def finish(self, model: onnx.ModelProto, head: heads.Head, checkpoint: Checkpoint) -> None:
+    def finish(self, model: onnx.ModelProto, head: heads.Head, opened: Opened, top_k: int) -> None:
         labels.order_candidates(
             model, "candidate_labels", along="independent", sorted_along="independent_score"
         )
 
-    def layout_options(self, checkpoint: Checkpoint, max_length: int) -> dict[str, str]:
+    def layout_options(self, opened: Opened, max_length: int) -> dict[str, str]:
         return {"hypothesis_template": self.template}
 
-    def row(self, passage: str, index: int, checkpoint: Checkpoint) -> Row:
+    def row(self, passage: str, index: int, opened: Opened) -> Row:
         return {"text": [passage], "candidate_labels": ["a definition", "an example", "a warning"]}
 
-    def score(self, answers: Any, eval_data: Path, checkpoint: Checkpoint) -> float:
+    def score(self, answers: Any, eval_data: Path, opened: Opened) -> float:
         rows = read_csv(eval_data, ("text", "label"))
         candidates = sorted({label for _, label in rows})
         asked: list[Row] = [{"text": [text], "candidate_labels": candidates} for text, _ in rows]

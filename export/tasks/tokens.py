@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from export.source import Checkpoint
+from export.opened import Opened
 from export.tasks import heads, labels
-from export.tasks.task import Feed, Outputs, Row, Task, labels_of
-from export.tasks.text import TOP, accuracy, in_order, read_csv
+from export.tasks.task import Feed, Outputs, Row, Task
+from export.tasks.text import accuracy, in_order, read_csv
 from serving.models.entities import entities
 from serving.models.spans import best_span
 from shoal.errors import ExportError, UsageError
@@ -38,23 +38,23 @@ class TokenClassification(Task):
     features = ("offsets", "special_tokens_mask", "subword")
     metric = "f1"
 
-    def head(self, backbone: PreTrainedModel, checkpoint: Checkpoint) -> heads.Head:
+    def head(self, backbone: PreTrainedModel, opened: Opened) -> heads.Head:
         return heads.TokenClassification(backbone)
 
-    def output_model(self, checkpoint: Checkpoint) -> tuple[str, dict[str, str]]:
+    def output_model(self, opened: Opened) -> tuple[str, dict[str, str]]:
         return "entities", {
-            "labels": json.dumps(labels_of(checkpoint)),
+            "labels": json.dumps(opened.labels),
             "aggregation_strategy": "simple",
         }
 
-    def row(self, passage: str, index: int, checkpoint: Checkpoint) -> Row:
+    def row(self, passage: str, index: int, opened: Opened) -> Row:
         return {"text": [passage]}
 
     def compared(self, outputs: Outputs, feed: Feed) -> NDArray[np.float32]:
         return outputs["probabilities"][feed["attention_mask"].astype(bool)]
 
-    def score(self, answers: Any, eval_data: Path, checkpoint: Checkpoint) -> float:
-        names = labels_of(checkpoint)
+    def score(self, answers: Any, eval_data: Path, opened: Opened) -> float:
+        names = opened.labels
         right = found = wanted = 0
         for entry in _read_entities(eval_data):
             outputs, feed = answers([{"text": [entry["text"]]}])
@@ -81,17 +81,17 @@ class QuestionAnswering(Task):
     max_batch_size = 8
     metric = "f1"
 
-    def head(self, backbone: PreTrainedModel, checkpoint: Checkpoint) -> heads.Head:
+    def head(self, backbone: PreTrainedModel, opened: Opened) -> heads.Head:
         return heads.QuestionAnswering(backbone)
 
-    def layout_options(self, checkpoint: Checkpoint, max_length: int) -> dict[str, str]:
+    def layout_options(self, opened: Opened, max_length: int) -> dict[str, str]:
         return {"stride": str(STRIDE)}
 
-    def output_model(self, checkpoint: Checkpoint) -> tuple[str, dict[str, str]]:
-        null = str(_begins_with_special(checkpoint)).lower()
+    def output_model(self, opened: Opened) -> tuple[str, dict[str, str]]:
+        null = str(_begins_with_special(opened)).lower()
         return "spans", {"max_answer_length": str(MAX_ANSWER_LENGTH), "null_token": null}
 
-    def row(self, passage: str, index: int, checkpoint: Checkpoint) -> Row:
+    def row(self, passage: str, index: int, opened: Opened) -> Row:
         return {"question": [f"What is {passage.split(maxsplit=1)[0][:12]}?"], "context": [passage]}
 
     def compared(self, outputs: Outputs, feed: Feed) -> NDArray[np.float32]:
@@ -103,8 +103,8 @@ class QuestionAnswering(Task):
             rows.append((powers / powers.sum(axis=-1, keepdims=True)).reshape(-1, logits.shape[-1]))
         return np.concatenate(rows)
 
-    def score(self, answers: Any, eval_data: Path, checkpoint: Checkpoint) -> float:
-        null = _begins_with_special(checkpoint)
+    def score(self, answers: Any, eval_data: Path, opened: Opened) -> float:
+        null = _begins_with_special(opened)
         scores = []
         for question, context, wanted in read_csv(eval_data, ("question", "context", "answer")):
             outputs, feed = answers([{"question": [question], "context": [context]}])
@@ -123,51 +123,53 @@ class FillMask(Task):
     inputs: ClassVar = {"text": 1}
     outputs = ("label", "score")
 
-    def head(self, backbone: PreTrainedModel, checkpoint: Checkpoint) -> heads.Head:
-        tokenizer = _tokenizer(checkpoint)
-        return heads.FillMask(backbone, int(tokenizer.token_to_id(_mask_token(checkpoint))))
+    def head(self, backbone: PreTrainedModel, opened: Opened) -> heads.Head:
+        return heads.FillMask(backbone, int(_tokenizer(opened).token_to_id(_mask_token(opened))))
 
-    def finish(self, model: onnx.ModelProto, head: heads.Head, checkpoint: Checkpoint) -> None:
-        labels.name_classes(model, self._words(checkpoint, int(head.config.vocab_size)), top=TOP)
+    def finish(self, model: onnx.ModelProto, head: heads.Head, opened: Opened, top_k: int) -> None:
+        labels.name_classes(model, self._words(opened, int(head.config.vocab_size)), top=top_k)
 
-    def _words(self, checkpoint: Checkpoint, size: int) -> list[str]:
-        tokenizer = _tokenizer(checkpoint)
-        return [tokenizer.decode([index], skip_special_tokens=False) for index in range(size)]
+    def _words(self, opened: Opened, size: int) -> list[str]:
+        assert opened.tokenizer is not None  # noqa: S101
+        return [opened.tokenizer.decode([index]) for index in range(size)]
 
-    def layout_options(self, checkpoint: Checkpoint, max_length: int) -> dict[str, str]:
-        return {"mask_token": _mask_token(checkpoint)}
+    def layout_options(self, opened: Opened, max_length: int) -> dict[str, str]:
+        return {"mask_token": _mask_token(opened)}
 
-    def row(self, passage: str, index: int, checkpoint: Checkpoint) -> Row:
-        return {"text": [f"{_mask_token(checkpoint)} {passage}"]}
+    def row(self, passage: str, index: int, opened: Opened) -> Row:
+        return {"text": [f"{_mask_token(opened)} {passage}"]}
 
-    def score(self, answers: Any, eval_data: Path, checkpoint: Checkpoint) -> float:
+    def score(self, answers: Any, eval_data: Path, opened: Opened) -> float:
         rows = read_csv(eval_data, ("text", "token"))
         asked: list[Row] = [{"text": [text]} for text, _ in rows]
         best = in_order(answers, asked, lambda out, _: out["probabilities"].argmax(1))
-        tokenizer = _tokenizer(checkpoint)
-        return accuracy([tokenizer.decode([int(i)]).strip() for i in best], [token for _, token in rows])
+        assert opened.tokenizer is not None  # noqa: S101
+        found = [opened.tokenizer.decode([int(index)]).strip() for index in best]
+        return accuracy(found, [token for _, token in rows])
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    return Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+def _tokenizer(opened: Opened) -> Tokenizer:
+    assert opened.tokenizer is not None  # noqa: S101 - these tasks are over texts
+    return opened.tokenizer.backend_tokenizer
 
 
-def _mask_token(checkpoint: Checkpoint) -> str:
+def _mask_token(opened: Opened) -> str:
     """What stands for a masked word.
 
     Raises:
         ExportError: the tokenizer has no such token.
     """
-    tokenizer = _tokenizer(checkpoint)
-    for token in ("[MASK]", "<mask>"):
-        if tokenizer.token_to_id(token) is not None:
-            return token
-    raise ExportError(f"{checkpoint.id} has no mask token")
+    assert opened.tokenizer is not None  # noqa: S101
+    if opened.tokenizer.mask_token is None:
+        raise ExportError(
+            f"the tokenizer of {opened.checkpoint.id} has no mask token", hint="choose another --task"
+        )
+    return str(opened.tokenizer.mask_token)
 
 
-def _begins_with_special(checkpoint: Checkpoint) -> bool:
+def _begins_with_special(opened: Opened) -> bool:
     """Whether sequences begin with a token (CLS) that can stand for "no answer"."""
-    return bool(_tokenizer(checkpoint).encode("a", "b").special_tokens_mask[0])
+    return bool(_tokenizer(opened).encode("a", "b").special_tokens_mask[0])
 
 
 def _read_entities(path: Path) -> list[dict[str, Any]]:

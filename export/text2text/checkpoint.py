@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
+from export.kinds import REWRITING, kind_of
 from export.loading import load
 from export.source import Checkpoint, find_checkpoint
 from export.text2text.recipe import Text2TextRecipe
@@ -48,7 +49,7 @@ def rewrites(source: str) -> bool:
     Raises:
         UsageError, ExportError: see `export.source.find_checkpoint`.
     """
-    return _architecture(find_checkpoint(source)).endswith(("ForConditionalGeneration", "MTModel"))
+    return kind_of(find_checkpoint(source)).task == REWRITING
 
 
 def find_encoder_decoder(source: str) -> Checkpoint:
@@ -56,26 +57,20 @@ def find_encoder_decoder(source: str) -> Checkpoint:
 
     Raises:
         UsageError: it is none of these.
-        ExportError: it is not an encoder-decoder of a supported architecture, with safetensors and one fast
+        ExportError: it is not an encoder-decoder of a supported architecture, with safetensors and one
             tokenizer for both sides.
     """
     checkpoint = find_checkpoint(source)
-    architecture, config = _architecture(checkpoint), checkpoint.config
+    architecture, config = kind_of(checkpoint).architecture, checkpoint.config
     if architecture not in ARCHITECTURES:
         raise ExportError(
             f"{source} has the architecture {architecture}, which is not supported for"
             f" {Text2TextRecipe.TASK}",
             hint=f"supported: {', '.join(ARCHITECTURES)}",
         )
-    if not (checkpoint.folder / "tokenizer.json").is_file():
-        raise ExportError(f"{checkpoint.folder} has no tokenizer.json", hint="a fast tokenizer is needed")
     if config.get("share_encoder_decoder_embeddings") is False:
         raise ExportError(f"{source} has one vocabulary for texts and another for answers: not supported")
     return checkpoint
-
-
-def _architecture(checkpoint: Checkpoint) -> str:
-    return str((checkpoint.config.get("architectures") or ["(not stated)"])[0])
 
 
 def load_original(checkpoint: Checkpoint) -> PreTrainedModel:

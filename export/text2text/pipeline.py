@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
+from tempfile import TemporaryDirectory
 
+from google.protobuf import text_format
 from transformers import PreTrainedModel
+from tritonclient.grpc import model_config_pb2 as triton
 
 from export.evidence import verified
+from export.opened import open_tokenizer
 from export.outcome import Outcome, disk_errors_named
+from export.raw import encoder_decoder as raw
+from export.raw.evidence import RawEvidence
+from export.raw.measure import Reference, compare
+from export.raw.served import Wire, version_folder
 from export.repository import Provenance, Published, staging, write
-from export.source import Checkpoint, check_source, max_length_of
+from export.source import Checkpoint, check_source
 from export.text2text import verify
 from export.text2text.checkpoint import find_encoder_decoder, load_original, search_of
 from export.text2text.labelled import read_pairs
-from export.text2text.publish import release
+from export.text2text.publish import part_of, release
 from export.text2text.quantize import quantize_int8
 from export.text2text.recipe import Text2TextRecipe
 from export.text2text.to_onnx import Graphs, require_optimum, to_onnx
+from export.to_onnx import LONGEST, positions_of
+from export.tokenization import write_tokenizer
 from serving.models.text2text import TOKENIZER, Settings
 from shoal.manifest import Manifest
 from shoal.progress import Silent
@@ -47,6 +57,15 @@ def export(
             settings = settings_of(original, recipe, checkpoint)
         candidates = build(original, recipe, settings, checkpoint, work, progress)
         measured = verify.measure(original, candidates, settings, labelled=labelled, progress=progress)
+        read = raw.Texts(open_tokenizer(checkpoint), work / "fp32" / TOKENIZER, settings)
+        reference = raw.reference_of(original, read, progress)
+        with progress.step("Compare answers to raw inputs", total=len(candidates)) as advance:
+            for precision, graphs in candidates.items():
+                part = part_of(graphs, recipe, settings)
+                folder = version_folder(part.files, work / "raw" / precision / "1")
+                answers = _answers(reference, part.config(1), folder, precision)
+                measured[precision] = replace(measured[precision], raw=answers)
+                advance()
         on_evidence(list(measured.values()))
         proven = verified(candidates, measured)
         tools = {"python": python_version()} | {name: metadata.version(name) for name in _TOOLS}
@@ -76,11 +95,38 @@ def verify_published(
         with progress.step(f"Load {checkpoint.id} for version {manifest.version}"):
             original = load_original(checkpoint)
             settings = settings_of(original, recipe, checkpoint)
-        graphs = {manifest.precision: Graphs.read_both(repository / manifest.network / str(manifest.version))}
+        folder = repository / manifest.network / str(manifest.version)
+        graphs = {manifest.precision: Graphs.read_both(folder)}
         measured = verify.measure(original, graphs, settings, labelled=labelled, progress=progress)
-        evidence.extend(measured.values())
+        read = raw.Texts(open_tokenizer(checkpoint), folder / TOKENIZER, settings)
+        reference = raw.reference_of(original, read, progress)
+        config = text_format.Parse(manifest.configs[manifest.network], triton.ModelConfig())
+        answers = _answers(reference, config, folder, manifest.precision)
+        evidence.append(replace(measured[manifest.precision], raw=answers))
     versions = [Published(m.network, m.version, m.precision, new=False) for m in found]
     return Outcome(tuple(evidence), tuple(versions), Text2TextRecipe.TASK)
+
+
+def verify_wire(manifest: Manifest, address: str, progress: Silent) -> RawEvidence:
+    """The answers of a running server to raw inputs; see `export.router.verify_wire`."""
+    recipe = Text2TextRecipe.from_dict(manifest.recipe)
+    checkpoint = find_encoder_decoder(recipe.source)
+    check_source(checkpoint, manifest)
+    with progress.step(f"Load {checkpoint.id} for version {manifest.version}"):
+        original = load_original(checkpoint)
+        settings = settings_of(original, recipe, checkpoint)
+    with TemporaryDirectory() as folder:
+        library = open_tokenizer(checkpoint)
+        read = raw.Texts(library, write_tokenizer(library, Path(folder)), settings)
+        reference = raw.reference_of(original, read, progress)
+        with Wire(address) as caller, progress.step(f"Ask {manifest.model} over the wire"):
+            return compare(reference, caller, manifest.model, raw.TOLERANCES[manifest.precision])
+
+
+def _answers(reference: Reference, config: triton.ModelConfig, folder: Path, precision: str) -> RawEvidence:
+    """The figures of a version whose files lie in a folder."""
+    with raw.in_process(config, folder) as caller:
+        return compare(reference, caller, config.name, raw.TOLERANCES[precision])
 
 
 def build(
@@ -95,7 +141,7 @@ def build(
     folders = {precision: work / precision for precision in {"fp32", *recipe.precisions}}
     for folder in folders.values():
         folder.mkdir()
-        shutil.copyfile(checkpoint.folder / TOKENIZER, folder / TOKENIZER)
+        write_tokenizer(open_tokenizer(checkpoint), folder)
     with progress.step("Export to ONNX through optimum"):
         made = {"fp32": to_onnx(original, folders["fp32"])}
     if "int8" in recipe.precisions:
@@ -105,7 +151,12 @@ def build(
 
 def settings_of(original: PreTrainedModel, recipe: Text2TextRecipe, checkpoint: Checkpoint) -> Settings:
     """How a model is served."""
-    stated = max_length_of(checkpoint)
+    library = open_tokenizer(checkpoint)
+    limits = (library.model_max_length, positions_of(original), LONGEST)
+    stated = min(int(limit) for limit in limits if limit)
     return Settings(
-        search_of(original, recipe), min(recipe.max_length or stated, stated), recipe.max_text_bytes
+        search_of(original, recipe),
+        min(recipe.max_length or stated, stated),
+        recipe.max_text_bytes,
+        library.truncation_side,
     )

@@ -17,11 +17,15 @@ MODEL_PY = "from serving.models.text2text import TritonPythonModel  # noqa: F401
 
 
 def release(verified: Verified, graphs: Graphs, recipe: Text2TextRecipe, settings: Settings) -> Release:
-    """Proven graphs, and the `tokenizer.json` that lies beside them, as a version of the model."""
+    """Proven graphs, as they are published."""
+    return Release(verified, (part_of(graphs, recipe, settings),), recipe.name)
+
+
+def part_of(graphs: Graphs, recipe: Text2TextRecipe, settings: Settings) -> Part:
+    """Graphs, and the `tokenizer.json` that lies beside them, as a version of the model."""
     files: dict[str, Path | str] = {part.name: part for part in graphs.files}
     files |= {TOKENIZER: graphs.path.parent / TOKENIZER, "model.py": MODEL_PY}
-    part = Part(recipe.name, files, lambda version: config_of(recipe, settings, version=version))
-    return Release(verified, (part,), recipe.name)
+    return Part(recipe.name, files, lambda version: config_of(recipe, settings, version=version))
 
 
 def config_of(recipe: Text2TextRecipe, settings: Settings, *, version: int) -> triton.ModelConfig:
@@ -42,6 +46,8 @@ def config_of(recipe: Text2TextRecipe, settings: Settings, *, version: int) -> t
         "max_length": str(settings.max_length),
         "max_text_bytes": str(settings.max_text_bytes),
     }
+    if settings.truncation_side != "right":
+        values["truncation_side"] = settings.truncation_side
     for key, value in values.items():
         config.parameters[key].string_value = value
     return config

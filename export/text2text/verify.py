@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from export.raw.evidence import RawEvidence
 from export.text2text.labelled import Pair, chrf
 from export.text2text.recipe import Text2TextRecipe
 from export.text2text.to_onnx import Graphs
@@ -85,6 +86,7 @@ class Text2TextEvidence:
             data, 0 to 100, of this version and of the original; None without such data.
         cases: [tokens of the text, tokens of the original's answer] of what was compared.
         cpus: threads the speed was measured with.
+        raw: its answers to raw inputs; None: they were not compared.
     """
 
     precision: str
@@ -105,6 +107,7 @@ class Text2TextEvidence:
     cases: tuple[tuple[int, int], ...] = ()
     cpus: int = field(default_factory=available_cpus)
     task: str = Text2TextRecipe.TASK
+    raw: RawEvidence | None = None
 
     @property
     def failures(self) -> list[str]:
@@ -129,12 +132,16 @@ class Text2TextEvidence:
             loss = self.reference_score - self.score
             if not loss <= wanted.max_loss:
                 misses.append(f"{self.metric} loses {loss:.2f} > {wanted.max_loss}")
-        return misses
+        return [*(self.raw.failures if self.raw else ()), *misses]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types, with the verdict."""
-        cases = [list(case) for case in self.cases]
-        return asdict(self) | {"cases": cases, "failures": self.failures, "proven": not self.failures}
+        return asdict(self) | {
+            "cases": [list(case) for case in self.cases],
+            "raw": self.raw.to_dict() if self.raw else None,
+            "failures": self.failures,
+            "proven": not self.failures,
+        }
 
 
 @dataclass(frozen=True)

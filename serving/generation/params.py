@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -73,10 +74,13 @@ class SamplingParams:
         return bool(self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0)
 
     @classmethod
-    def from_json(cls, text: str) -> SamplingParams:
+    def from_json(cls, text: str, defaults: Mapping[str, Any] | None = None) -> SamplingParams:
         """From the text of `sampling_parameters`; "" stands for the defaults.
 
         Numbers may be given as strings, as the vLLM backend's own examples do.
+
+        Args:
+            defaults: of what the text does not say, the model's own in place of the general ones.
 
         Raises:
             BadRequest: it is not a JSON object, or a name or a value is not known.
@@ -92,9 +96,8 @@ class SamplingParams:
         if unknown:
             named = ", ".join(unknown).encode("ascii", "backslashreplace").decode()  # half a character, say
             raise BadRequest(f"unknown in sampling_parameters: {named}; known: {', '.join(known)}")
-        return cls(
-            **{name: _READERS[name](name, value) for name, value in given.items() if value is not None}
-        )
+        given = {**(defaults or {}), **{name: value for name, value in given.items() if value is not None}}
+        return cls(**{name: _READERS[name](name, value) for name, value in given.items()})
 
 
 def _number(name: str, value: Any, low: float, high: float, *, whole: bool) -> Any:

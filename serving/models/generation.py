@@ -5,7 +5,8 @@ what is ours is `num_cached_tokens`. A decoupled model: every accepted request g
 response, be it the end of the answer or an error.
 
 Parameters in config.pbtxt, in vLLM's names: `max_num_seqs`, `max_model_len`, `max_queue_size`,
-`prefix_cache_tokens`, `end_token_ids`, `begin_token`, and `chat_template` for clients to read; optional:
+`prefix_cache_tokens`, `end_token_ids`, `begin_token`; for clients to read `chat_template` and
+`special_tokens`; `default_sampling`, JSON: sampling parameters of the checkpoint's own; optional:
 `max_num_batched_tokens`, `intra_op_thread_count`, and `speculate` (1 or 0: guess ahead while a request runs
 alone, or never). The step that checks guesses adds up attention in another order, which changes answers of
 quantized graphs; so without `speculate` only versions whose precision is fp32 guess.
@@ -19,7 +20,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,13 +39,9 @@ from serving.generation.scheduler import Limits
 from serving.generation.sequence import Chunk, Failure, Request
 from serving.generation.structure import Structures
 from serving.generation.text import encode_prompt
+from serving.models.backend_utils import pb_utils
 from serving.models.metrics import Metrics
 from shoal.manifest import FILENAME, Manifest
-
-try:  # exists only inside a Triton Python stub
-    import triton_python_backend_utils as pb_utils
-except ModuleNotFoundError:
-    pb_utils = None
 
 TEXT_INPUT, TEXT_OUTPUT = "text_input", "text_output"
 # No token is longer than this, so that a longer text need not be tokenized to be refused.
@@ -63,6 +60,7 @@ class Settings:
     begin: str
     speculate: bool | None
     threads: int | None
+    sampling: Mapping[str, Any]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Settings:
@@ -72,7 +70,9 @@ class Settings:
             ValueError: a parameter is missing, unknown or not a number.
         """
         given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-        given.pop("chat_template", None)
+        for name in ("chat_template", "special_tokens"):  # for clients
+            given.pop(name, None)
+        sampling = json.loads(given.pop("default_sampling", "{}"))
         begin = given.pop("begin_token", "")
         ends = tuple(int(token) for token in given.pop("end_token_ids", "").split(",") if token)
         needed = ("max_num_seqs", "max_model_len", "max_queue_size")
@@ -89,6 +89,7 @@ class Settings:
             begin,
             bool(numbers["speculate"]) if "speculate" in numbers else None,
             numbers.get("intra_op_thread_count"),
+            sampling,
         )
 
 
@@ -176,7 +177,8 @@ class TritonPythonModel:
         most = self._settings.limits.max_model_len
         if len(text) > most * BYTES_PER_TOKEN:
             raise BadRequest(f"{TEXT_INPUT} has {len(text)} bytes, the context holds {most} tokens")
-        params = SamplingParams.from_json(_text(request, "sampling_parameters"))
+        given = _text(request, "sampling_parameters")
+        params = SamplingParams.from_json(given, self._settings.sampling)
         prompt = encode_prompt(self._tokenizer, text, self._settings.begin)
         matcher = None
         if params.structured_outputs is not None:

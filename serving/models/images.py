@@ -1,7 +1,8 @@
 """The bytes of a PNG or JPEG file to the pixels a network reads: the first step of image classification.
 
-Does with Pillow and numpy what transformers' ViT and CLIP image processors do: resize, crop the centre,
-rescale, normalize. What cannot be decoded, or would be too large in memory, is an error of its request.
+Does with Pillow and numpy what transformers does: turn a picture as its EXIF data say, make it RGB, resize,
+crop the centre, rescale, normalize. What cannot be decoded, or would be too large in memory, is an error of
+its request.
 
 Parameters in config.pbtxt: `processor` (JSON: `size`, `resample`, `crop`, `scale`, `mean`, `std`; see
 `Processor`), `max_image_bytes` and `max_image_pixels`.
@@ -11,12 +12,13 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serving.models.responses import answers, inputs
 
@@ -58,8 +60,7 @@ class Processor:
         return cls(**values)
 
     def pixels(self, image: Image.Image) -> NDArray[np.float32]:
-        """float32 [3, height, width]."""
-        image = image.convert("RGB")
+        """float32 [3, height, width] of a picture in RGB."""
         if self.size is not None:
             image = image.resize(self._resized(image), resample=Image.Resampling(self.resample))
         array = np.asarray(image)
@@ -91,7 +92,7 @@ def _centre(array: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
 
 
 def decode(content: bytes, what: str, *, max_bytes: int, max_pixels: int) -> Image.Image:
-    """An image from the bytes of its file.
+    """A picture in RGB from the bytes of its file, turned as its EXIF data say.
 
     Args:
         what: names it in an error.
@@ -102,15 +103,20 @@ def decode(content: bytes, what: str, *, max_bytes: int, max_pixels: int) -> Ima
     if len(content) > max_bytes:
         raise BadImage(f"{what} has {len(content)} bytes, at most {max_bytes} are accepted")
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
         # Before a pixel is decoded: a file of some kilobytes can hold a picture of gigabytes.
         if image.width * image.height > max_pixels:
             raise BadImage(f"{what} has {image.width} x {image.height} pixels, at most {max_pixels} in all")
         image.load()
+        image = ImageOps.exif_transpose(image).convert("RGB")
     except UnidentifiedImageError:
         raise BadImage(f"{what} is not the content of a PNG or JPEG file") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except BadImage:
+        raise
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error) as error:
         raise BadImage(f"{what} is a broken file: {error}") from None
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"{what} is too large: {error}") from None
     return image
 
 
@@ -137,4 +143,8 @@ class TritonPythonModel:
             decode(content, f"image {index}", max_bytes=self._max_bytes, max_pixels=self._max_pixels)
             for index, content in enumerate(files)
         ]
-        return {"pixel_values": np.stack([self._processor.pixels(image) for image in images])}
+        pixels = [self._processor.pixels(image) for image in images]
+        sizes = sorted({f"{array.shape[2]} x {array.shape[1]}" for array in pixels})
+        if len(sizes) > 1:
+            raise BadImage(f"the pictures become {' and '.join(sizes[:2])} pixels: send each size by itself")
+        return {"pixel_values": np.stack(pixels)}

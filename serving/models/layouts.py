@@ -10,6 +10,7 @@ Needs `tokenizers` and numpy, and knows nothing of Triton.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,12 +40,14 @@ class Batch:
         texts: what each sequence's own offsets point into, where somebody asks for `subword`.
         sequences: how many a row has; None: one, and no dimension of its own.
         real: which sequences were asked for; the others fill rows up that have fewer. None: all.
+        prompts: tokens at the beginning of each sequence that are a prompt's; empty: none anywhere.
     """
 
     encodings: Sequence[Encoding]
     texts: Sequence[str] = ()
     sequences: int | None = None
     real: Sequence[bool] | None = None
+    prompts: Sequence[int] = ()
 
     @property
     def longest(self) -> int:
@@ -59,9 +62,10 @@ class Batch:
         Args:
             length: tokens to which every sequence is padded.
             pad_id: fills `input_ids`.
-            names: of `input_ids`, `attention_mask`, `token_type_ids` (int64), `offsets` and `word_offsets`
-                (int32, begin and end in characters, of the token or of its word), `special_tokens_mask`,
-                `context_mask` (the second text), `subword` (goes on a word) (bool).
+            names: of `input_ids`, `attention_mask`, `token_type_ids`, `pooling_mask` (the attention mask
+                without a prompt's tokens) (int64), `offsets` and `word_offsets` (int32, begin and end in
+                characters, of the token or of its word), `special_tokens_mask`, `context_mask` (the second
+                text), `subword` (goes on a word) (bool).
         """
         made = {name: self._feature(name, length, pad_id) for name in names}
         if self.sequences is None:
@@ -79,6 +83,8 @@ class Batch:
                 array[row, :tokens] = 1
             elif name == "token_type_ids":
                 array[row, :tokens] = encoding.type_ids
+            elif name == "pooling_mask":
+                array[row, self.prompts[row] if self.prompts else 0 : tokens] = 1
             elif name == "offsets":
                 array[row, :tokens] = encoding.offsets
             elif name == "word_offsets":
@@ -97,6 +103,7 @@ _FEATURES = {
     "input_ids": lambda rows, length, pad_id: ((rows, length), np.int64, pad_id),
     "attention_mask": lambda rows, length, _: ((rows, length), np.int64, 0),
     "token_type_ids": lambda rows, length, _: ((rows, length), np.int64, 0),
+    "pooling_mask": lambda rows, length, _: ((rows, length), np.int64, 0),
     "offsets": lambda rows, length, _: ((rows, length, 2), np.int32, 0),
     "word_offsets": lambda rows, length, _: ((rows, length, 2), np.int32, 0),
     "special_tokens_mask": lambda rows, length, _: ((rows, length), np.bool_, True),
@@ -132,11 +139,15 @@ def _subwords(encoding: Encoding, text: str) -> list[bool]:
 
 
 def load_tokenizer(
-    path: Path, max_length: int, *, stride: int = 0, strategy: str = "longest_first"
+    path: Path, max_length: int, *, stride: int = 0, strategy: str = "longest_first", side: str = "right"
 ) -> Tokenizer:
-    """A tokenizer that truncates at `max_length` tokens, special tokens included, and does not pad."""
+    """A tokenizer that truncates at `max_length` tokens, special tokens included, and does not pad.
+
+    Args:
+        side: where a text that is too long loses tokens.
+    """
     tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.enable_truncation(max_length, stride=stride, strategy=strategy)
+    tokenizer.enable_truncation(max_length, stride=stride, strategy=strategy, direction=side)
     tokenizer.no_padding()
     return tokenizer
 
@@ -147,18 +158,24 @@ class Layout(ABC):
     Args:
         path: of `tokenizer.json`.
         max_length: longest sequence in tokens, special tokens included.
-        options: what this layout needs besides; see `OPTIONS`.
+        options: what this layout needs besides, `OPTIONS`, and what it understands, `OPTIONAL`;
+            `truncation_side`, `left` or `right`, is where a text that is too long loses tokens.
     """
 
     INPUTS: ClassVar[tuple[str, ...]]
+    OPTIONAL_INPUTS: ClassVar[tuple[str, ...]] = ()
     OPTIONS: ClassVar[tuple[str, ...]] = ()
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("truncation_side",)
     STRATEGY: ClassVar[str] = "longest_first"
     GROUPS: ClassVar[bool] = False  # a row makes several sequences
 
     def __init__(self, path: Path, max_length: int, **options: str) -> None:
         self.max_length = max_length
         self.options = options
-        self.tokenizer = load_tokenizer(path, max_length, stride=self.stride, strategy=self.STRATEGY)
+        side = options.get("truncation_side", "right")
+        self.tokenizer = load_tokenizer(
+            path, max_length, stride=self.stride, strategy=self.STRATEGY, side=side
+        )
 
     @property
     def stride(self) -> int:
@@ -174,18 +191,65 @@ class Layout(ABC):
         """
 
 
-class OneText(Layout):
+class Prompting(Layout):
+    """Texts before which a prompt is put that says what they are for, as sentence-transformers does it.
+
+    Options: `prompts`, JSON, text by name; `default_prompt`, the name for rows without `prompt_name`;
+    `include_prompt`, `false`: the tokens of a prompt do not count in the pooling.
+    """
+
+    OPTIONAL_INPUTS = ("prompt_name",)
+    OPTIONAL = (*Layout.OPTIONAL, "prompts", "default_prompt", "include_prompt")
+
+    def __init__(self, path: Path, max_length: int, **options: str) -> None:
+        super().__init__(path, max_length, **options)
+        self._prompts: dict[str, str] = json.loads(options.get("prompts", "{}"))
+        self._counts = options.get("include_prompt", "true") == "true"
+        self._lengths: dict[str, int] = {}
+
+    def prompted(self, texts: Texts, name: str) -> tuple[list[list[str]], list[int]]:
+        """The rows of an input with their prompts, and how many tokens of each are its prompt's.
+
+        Args:
+            name: the input whose first text gets the prompt.
+
+        Raises:
+            BadText: a row asks for a prompt that there is not.
+        """
+        rows = [list(row) for row in texts[name]]
+        default = self.options.get("default_prompt")
+        asked: list[str | None] = [row[0] for row in texts.get("prompt_name", ())]
+        names = asked or [default] * len(rows)
+        for index, prompt in enumerate(names):
+            if prompt is not None and prompt not in self._prompts:
+                known = ", ".join(self._prompts) or "none"
+                raise BadText(f"prompt_name {index} is {prompt!r}; the model has {known}")
+        prompts = ["" if prompt is None else self._prompts[prompt] for prompt in names]
+        made = [[prompt + first, *others] for prompt, (first, *others) in zip(prompts, rows, strict=True)]
+        return made, [] if self._counts else [self._length(prompt) for prompt in prompts]
+
+    def _length(self, prompt: str) -> int:
+        """Tokens of a prompt without what ends a text: sentence-transformers' way to count them."""
+        if not prompt:
+            return 0
+        if prompt not in self._lengths:
+            encoding = self.tokenizer.encode(prompt)
+            self._lengths[prompt] = len(encoding) - encoding.special_tokens_mask[-1]
+        return self._lengths[prompt]
+
+
+class OneText(Prompting):
     """`text` [n, 1], or [n, 2] for a pair of texts in each row."""
 
     INPUTS = ("text",)
 
     def encode(self, texts: Texts) -> Batch:
-        rows = texts["text"]
+        rows, lengths = self.prompted(texts, "text")
         if len(rows[0]) > 2:
             raise BadText(f"a row is one text or a pair of texts, this one has {len(rows[0])}")
         # Alone a text is given as such: a tuple of one is not a sequence for the tokenizer.
         given = [row[0] if len(row) == 1 else tuple(row) for row in rows]
-        return Batch(self.tokenizer.encode_batch_fast(given))
+        return Batch(self.tokenizer.encode_batch_fast(given), prompts=lengths)
 
 
 class Located(Layout):
@@ -217,13 +281,14 @@ class Masked(Layout):
         return Batch(encodings)
 
 
-class QueryAndText(Layout):
-    """`query` [n, 1] and `text` [n, 1]: a pair in each row."""
+class QueryAndText(Prompting):
+    """`query` [n, 1] and `text` [n, 1]: a pair in each row, the prompt before the query."""
 
     INPUTS = ("query", "text")
 
     def encode(self, texts: Texts) -> Batch:
-        pairs = [(query, text) for (query,), (text,) in zip(texts["query"], texts["text"], strict=True)]
+        queries, _ = self.prompted(texts, "query")
+        pairs = [(query, text) for (query,), (text,) in zip(queries, texts["text"], strict=True)]
         return Batch(self.tokenizer.encode_batch_fast(pairs))
 
 

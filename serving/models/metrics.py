@@ -7,11 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from serving.generation.engine import Engine
-
-try:  # exists only inside a Triton Python stub
-    import triton_python_backend_utils as pb_utils
-except ModuleNotFoundError:
-    pb_utils = None
+from serving.models.backend_utils import pb_utils
 
 PUBLISH_SECONDS = 0.25
 FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

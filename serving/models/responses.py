@@ -7,15 +7,18 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-try:  # exists only inside a Triton Python stub
-    import triton_python_backend_utils as pb_utils
-except ModuleNotFoundError:
-    pb_utils = None
+from serving.models.backend_utils import pb_utils
 
 
 def inputs(request: Any, *names: str) -> list[NDArray]:
     """The arrays of a request's inputs."""
     return [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names]
+
+
+def optional(request: Any, *names: str) -> dict[str, NDArray]:
+    """The arrays of those inputs that a request has, by name."""
+    found = {name: pb_utils.get_input_tensor_by_name(request, name) for name in names}
+    return {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}
 
 
 def answers(requests: Sequence[Any], answer: Callable[[Any], Mapping[str, NDArray]]) -> list[Any]:

@@ -8,7 +8,8 @@ Inputs: `text` BYTES [n, 1], and optionally `max_new_tokens` INT32 [n, 1], to ha
 model gives. Outputs: `generated_text` BYTES [n, 1] and `num_output_tokens` INT32 [n, 1], the end included.
 
 Parameters in config.pbtxt: `search`, see `serving.text2text.settings`, `max_length` in tokens and
-`max_text_bytes`; `task` is for clients to read. It runs on the CPU.
+`max_text_bytes`; optionally `truncation_side`, where a text that is too long loses tokens; `task` is for
+clients to read. It runs on the CPU.
 """
 
 from __future__ import annotations
@@ -22,20 +23,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from serving.backends.onnxruntime.sessions import check_runtime
-from serving.models.layouts import BadText
+from serving.models.backend_utils import pb_utils
+from serving.models.layouts import BadText, load_tokenizer
 from serving.models.responses import answers
 from serving.models.tokenizer import decode
 from serving.text2text import search
 from serving.text2text.runner import Runner
 from serving.text2text.settings import Search
-
-try:  # exists only inside a Triton Python stub
-    import triton_python_backend_utils as pb_utils
-except ModuleNotFoundError:
-    pb_utils = None
 
 TOKENIZER = "tokenizer.json"
 TEXT, LIMIT = "text", "max_new_tokens"
@@ -50,6 +46,7 @@ class Settings:
     search: Search
     max_length: int
     max_text_bytes: int
+    truncation_side: str = "right"
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Settings:
@@ -59,13 +56,14 @@ class Settings:
             ValueError: a parameter is missing, unknown or not a number.
         """
         given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        side = given.pop("truncation_side", "right")
         wrong = sorted(set(given) ^ set(PARAMETERS))
         if wrong:
             raise ValueError(
                 f"parameters must be {', '.join(PARAMETERS)}; missing or unknown: {', '.join(wrong)}"
             )
-        numbers = (int(given[key]) for key in ("max_length", "max_text_bytes"))
-        return cls(Search.from_json(given["search"]), *numbers)
+        length, size = (int(given[key]) for key in ("max_length", "max_text_bytes"))
+        return cls(Search.from_json(given["search"]), length, size, side)
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,9 @@ class Answerer:
     def __init__(self, folder: Path, settings: Settings) -> None:
         self._settings = settings
         self.runner = Runner(folder)
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(settings.max_length)
+        self._tokenizer = load_tokenizer(
+            folder / TOKENIZER, settings.max_length, side=settings.truncation_side
+        )
 
     def tokens(self, text: str) -> list[int]:
         """Ids of a text, as the model reads it."""

@@ -10,8 +10,8 @@ Of a share of requests a monitor is shown a row, where whoever starts the server
 `serving.drift.tap`.
 
 Parameters in config.pbtxt: `layout`, `max_length` and `length_buckets` in tokens, `max_text_bytes`,
-`max_sequences` of one request, `pad_id`, and what the layout needs. Its outputs are the features that the
-config lists.
+`max_sequences` of one request, `pad_id`, and what the layout needs or understands. Its outputs are the
+features that the config lists.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 from serving.drift.tap import Tap
 from serving.models.layouts import LAYOUTS, BadText, Batch
-from serving.models.responses import answers, inputs
+from serving.models.responses import answers, inputs, optional
 from shoal.machine import available_cpus
 
 _PARAMETERS = ("layout", "max_length", "length_buckets", "max_text_bytes", "max_sequences", "pad_id")
@@ -57,7 +57,7 @@ class Settings:
         if layout is None:
             raise ValueError(f"unknown layout {given.get('layout')}; known: {', '.join(LAYOUTS)}")
         expected = (*_PARAMETERS, *layout.OPTIONS)
-        wrong = sorted(set(given) ^ set(expected))
+        wrong = sorted((set(given) - set(layout.OPTIONAL)) ^ set(expected))
         if wrong:
             raise ValueError(
                 f"parameters must be {', '.join(expected)}; missing or unknown: {', '.join(wrong)}"
@@ -73,7 +73,7 @@ class Settings:
             int(given["max_text_bytes"]),
             int(given["max_sequences"]),
             int(given["pad_id"]),
-            {name: given[name] for name in layout.OPTIONS},
+            {name: given[name] for name in (*layout.OPTIONS, *layout.OPTIONAL) if name in given},
         )
 
     def bucket(self, tokens: int) -> int:
@@ -140,8 +140,10 @@ class TritonPythonModel:
     def _encode(self, request: Any) -> dict[str, Any]:
         settings = self._settings
         names = self._layout.INPUTS
-        given = zip(names, inputs(request, *names), strict=True)
-        texts = {name: decode(rows, settings, name) for name, rows in given}
+        given = dict(zip(names, inputs(request, *names), strict=True)) | optional(
+            request, *self._layout.OPTIONAL_INPUTS
+        )
+        texts = {name: decode(rows, settings, name) for name, rows in given.items()}
         batch = self._layout.encode(texts)
         if len(batch.encodings) > settings.max_sequences:
             raise BadText(

@@ -1,0 +1,75 @@
+"""Originals in sentence-transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.originals.original import Original, Row, quiet
+
+# Texts of more characters are encoded alone: in a batch all would be padded to them, which takes memory.
+_TOGETHER = 400
+
+
+class Embeddings(Original):
+    """`SentenceTransformer.encode`, all of its modules: a vector [width] for each text."""
+
+    call = "SentenceTransformer.encode"
+    package = "sentence-transformers"
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+
+    def answer(self, row: Row) -> NDArray[np.float32]:
+        return self._encode([row["text"][0]], _prompt(row))[0]
+
+    def answers(self, rows: Sequence[Row], advance: Callable[[], None] = lambda: None) -> list[Any]:
+        """As `Original.answers`; short texts of one prompt together, as the library batches them."""
+        found: list[Any] = []
+        for (prompt, long), group in groupby(rows, lambda row: (_prompt(row), _long(row))):
+            together = list(group)
+            if long:
+                found += super().answers(together, advance)
+                continue
+            try:
+                with quiet():
+                    vectors = self._encode([row["text"][0] for row in together], prompt)
+            except Exception:  # noqa: BLE001 - one of them is at fault: which, shows each alone
+                found += super().answers(together, advance)
+                continue
+            found += list(vectors)
+            for _ in together:
+                advance()
+        return found
+
+    def _encode(self, texts: list[str], prompt: str | None) -> NDArray[np.float32]:
+        named = {} if prompt is None else {"prompt_name": prompt}
+        return np.asarray(self._library.encode(texts, show_progress_bar=False, **named), np.float32)
+
+
+class Scores(Original):
+    """`CrossEncoder.predict`: a number for each query and text."""
+
+    call = "CrossEncoder.predict"
+    package = "sentence-transformers"
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+
+    def answer(self, row: Row) -> float:
+        prompt = _prompt(row)
+        named = {} if prompt is None else {"prompt_name": prompt}
+        pairs = [(row["query"][0], row["text"][0])]
+        return float(self._library.predict(pairs, show_progress_bar=False, **named)[0])
+
+
+def _long(row: Row) -> bool:
+    return len(row["text"][0]) > _TOGETHER
+
+
+def _prompt(row: Row) -> str | None:
+    return row["prompt_name"][0] if "prompt_name" in row else None

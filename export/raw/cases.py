@@ -1,0 +1,136 @@
+"""Which raw inputs a task is tried with: by task, as a user would send them."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from export import kinds
+from export.originals.original import Row
+from export.raw.pictures import hard_pictures
+from export.raw.texts import hard_texts, long_text, pairs
+
+# Beyond so many tokens an input is not made longer than the context: the original would take minutes.
+LONGEST = 2048
+# Of a picture once it is resized.
+MOST_PIXELS = 16_000_000
+_LABELS = (("sport",), ("politics", "fish", "a very long label — on 東京"), ("a", "B", "ç", "9", "?"))
+_QUESTIONS = ("What is it?", "Who says so, and why?", "où est-ce?", "東京は何処ですか", "How many?")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a model takes.
+
+    Attributes:
+        max_length: tokens of an input, longer ones are truncated.
+        max_text_bytes: bytes of a text, longer ones are refused.
+        prompts: names of the prompts that a text can have.
+        mask: the text that stands for a masked word; "": there is none.
+        shortest_edge: pixels that the shorter side of a picture gets, the other in proportion; 0: it gets
+            both sides.
+    """
+
+    max_length: int = 0
+    max_text_bytes: int = 1 << 15
+    prompts: Sequence[str] = ()
+    mask: str = ""
+    shortest_edge: int = 0
+
+
+def cases_of(task: str, limits: Limits) -> list[Row]:
+    """The raw inputs of a task, the same ones each time."""
+    return [row for row in _CASES[task](limits) if _fits(row, limits)]
+
+
+def _fits(row: Row, limits: Limits) -> bool:
+    texts = (text for name in row for text in row[name] if isinstance(text, str))
+    return all(len(text.encode()) <= limits.max_text_bytes for text in texts)
+
+
+def _long(limits: Limits) -> str:
+    """A text that is longer than the context, where that is short enough to be tried."""
+    words = limits.max_length + 64 if limits.max_length <= LONGEST else LONGEST // 2
+    text = long_text(words)
+    return text.encode()[: limits.max_text_bytes].decode(errors="ignore")
+
+
+def _texts(limits: Limits) -> list[Row]:
+    return [{"text": [text]} for text in (*hard_texts(), _long(limits))]
+
+
+def _embedding(limits: Limits) -> list[Row]:
+    some = hard_texts()[::12]
+    prompted = [{"text": [text], "prompt_name": [name]} for name in limits.prompts for text in some]
+    return [*_texts(limits), *prompted]
+
+
+def _classification(limits: Limits) -> list[Row]:
+    return [*_texts(limits), *({"text": list(pair)} for pair in _pairs(limits))]
+
+
+def _pairs(limits: Limits) -> list[tuple[str, str]]:
+    long = _long(limits)
+    return [*pairs(), ("short", long), (long, "short"), (long, long)]
+
+
+def _ranking(limits: Limits) -> list[Row]:
+    prompted: list[Row] = [
+        {"query": ["fish"], "text": ["Fish swim."], "prompt_name": [name]} for name in limits.prompts
+    ]
+    return [*({"query": [query], "text": [text]} for query, text in _pairs(limits)), *prompted]
+
+
+def _zero_shot(limits: Limits) -> list[Row]:
+    texts = (*hard_texts()[::5], _long(limits))
+    return [
+        {"text": [text], "candidate_labels": list(_LABELS[index % len(_LABELS)])}
+        for index, text in enumerate(texts)
+    ]
+
+
+def _answers(limits: Limits) -> list[Row]:
+    contexts = (*hard_texts()[::4], _long(limits), long_text(900), long_text(60))
+    return [
+        {"question": [_QUESTIONS[index % len(_QUESTIONS)]], "context": [context]}
+        for index, context in enumerate(contexts)
+    ]
+
+
+def _masked(limits: Limits) -> list[Row]:
+    """A mask in the place of some word, of the first and of the last."""
+    chance = random.Random(14)  # noqa: S311 - the same places each time
+    rows: list[Row] = []
+    for text in hard_texts():
+        words = text.split(" ")
+        words[chance.choice((0, len(words) - 1, chance.randrange(len(words))))] = limits.mask
+        made = " ".join(words)
+        if made.count(limits.mask) == 1 and len(words) < limits.max_length // 8:
+            rows.append({"text": [made]})
+    return rows
+
+
+def _pictures(limits: Limits) -> list[Row]:
+    """All but those that would become larger than what is sensible: a strip of 1 x 3,000, resized."""
+    kept: list[Row] = []
+    for content in hard_pictures():
+        short, long = sorted(Image.open(io.BytesIO(content)).size)
+        if limits.shortest_edge**2 * long / short <= MOST_PIXELS:
+            kept.append({"image": [content]})
+    return kept
+
+
+_CASES: dict[str, Callable[[Limits], list[Row]]] = {
+    kinds.EMBEDDING: _embedding,
+    kinds.CLASSIFICATION: _classification,
+    kinds.RANKING: _ranking,
+    "zero-shot-classification": _zero_shot,
+    "token-classification": _texts,
+    "question-answering": _answers,
+    "fill-mask": _masked,
+    "image-classification": _pictures,
+}

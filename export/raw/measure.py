@@ -1,0 +1,150 @@
+"""Evidence from the raw input: ask the original once, then compare each version with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from export.originals.original import Failed, Original, Row
+from export.raw.agreement import OTHER, Apart, Outputs
+from export.raw.evidence import RawEvidence, RawTolerance
+from export.raw.served import Caller, ask
+from export.raw.tokens import Ids
+from serving.in_process import Refused
+from shoal.progress import Silent
+
+Ask = Callable[[Caller, str, Row], Outputs | Refused]
+_SHOWN = 60  # characters of an input or an answer in a message
+
+
+class Tokens(Protocol):
+    """How token ids are compared."""
+
+    def expected(self, row: Row) -> Ids:
+        """Of each sequence of a row, by the library."""
+
+    def served(self, caller: Caller, row: Row) -> Ids | None:
+        """The same as they are served; None: the row is refused."""
+
+    def cause(self, row: Row) -> str:
+        """Which setting makes the difference."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the original answers.
+
+    Attributes:
+        original: its library, version and call.
+        rows: the raw inputs.
+        answers: to each, or `Failed`.
+        compare: of one answer with ours.
+        tokens: None: the model reads none.
+        notes: what cannot be compared, and why.
+        ask: sends a raw input to a served model.
+    """
+
+    original: str
+    rows: Sequence[Row]
+    answers: Sequence[Any]
+    compare: Callable[[Any, Outputs], Apart]
+    tokens: Tokens | None = None
+    notes: tuple[str, ...] = ()
+    ask: Ask = ask
+
+
+def ask_original(
+    original: Original,
+    rows: Sequence[Row],
+    compare: Callable[[Any, Outputs], Apart],
+    *,
+    tokens: Tokens | None,
+    progress: Silent,
+    ask: Ask = ask,
+) -> Reference:
+    """Have the original answer the raw inputs."""
+    with progress.step(f"Ask {original.call} for raw inputs", total=len(rows)) as advance:
+        answers = original.answers(rows, advance)
+    return Reference(original.name, rows, answers, compare, tokens, ask=ask)
+
+
+def compare(reference: Reference, caller: Caller, model: str, tolerance: RawTolerance) -> RawEvidence:
+    """Compare the answers of a model with the original's.
+
+    Args:
+        caller: has the model and, where token ids are compared, its tokenizer.
+        model: the name that users call.
+    """
+    compared, agreed, same_tokens = 0, 0, 0
+    failed, refused = 0, 0
+    largest = 0.0
+    worst: tuple[float, dict[str, Any]] | None = None
+
+    def remember(distance: float, row: Row, original: str, version: str, why: str = "") -> None:
+        nonlocal worst
+        if worst is None or distance > worst[0]:
+            told = {"input": shown(row), "original": original, "version": version, "cause": why}
+            worst = (distance, told)
+
+    for row, expected in zip(reference.rows, reference.answers, strict=True):
+        if isinstance(expected, Failed):
+            failed += 1
+            if not compared:
+                remember(0.0, row, expected.reason, "")
+            continue
+        got = reference.ask(caller, model, row)
+        if isinstance(got, Refused):
+            refused += 1
+            remember(0.0, row, shown(expected), f"the error {str(got)!r}")
+            continue
+        compared += 1
+        apart = reference.compare(expected, got)
+        agrees = apart.chosen and (tolerance.choice or apart.distance <= tolerance.distance)
+        agreed += agrees
+        largest = max(largest, apart.distance if apart.distance != OTHER else 0.0)
+        if not agrees:
+            remember(1.0 + min(apart.distance, 1e6), row, shown(expected), shown(got))
+        if reference.tokens is not None:
+            ids, ours = reference.tokens.expected(row), reference.tokens.served(caller, row)
+            same_tokens += ids == ours
+            if ids != ours:
+                remember(OTHER, row, shown(ids), shown(ours), reference.tokens.cause(row))
+    return RawEvidence(
+        original=reference.original,
+        inputs=compared,
+        agreement=agreed / max(1, compared),
+        largest=largest,
+        tokens=None if reference.tokens is None or not compared else same_tokens / compared,
+        failed=failed,
+        refused=refused,
+        worst=worst[1] if worst else None,
+        tolerance=tolerance,
+        notes=reference.notes,
+    )
+
+
+def shown(value: Any) -> str:
+    """An input or an answer in a few characters: of what is long, the beginning."""
+    if isinstance(value, dict):
+        if set(value) == {"text"} and len(value["text"]) == 1:
+            return shown(value["text"][0])
+        text = ", ".join(f"{name}: {_plain(entry)}" for name, entry in value.items())
+    else:
+        text = _plain(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bytes):
+        return f"a file of {len(value)} bytes"
+    if isinstance(value, str):
+        return repr(value[: _SHOWN + 1])
+    if isinstance(value, float | np.floating):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple | np.ndarray):
+        few = [_plain(entry) for entry in list(value)[:4]]
+        return f"({', '.join(few)}{', …' if len(value) > 4 else ''})" if len(value) != 1 else few[0]
+    return str(value)

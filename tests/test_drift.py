@@ -343,7 +343,7 @@ def test_of_rows_that_make_several_sequences_the_first_is_taken(tmp_path: Path) 
     labels = {"num_labels": 3, "id2label": {0: "contradiction", 1: "neutral", 2: "entailment"}}
     tiny.make(tmp_path / "nli", "BertForSequenceClassification", **labels)
     recipe = Recipe(str(tmp_path / "nli"), task="zero-shot-classification")
-    subject = prepare(recipe, find_checkpoint(recipe.source)).subject
+    subject = prepare(recipe, find_checkpoint(recipe.source), tmp_path).subject
     rows = reference_rows(subject, [])[:20]
     kept = take_reference(subject, subject.reference, rows, labelled=False)
     assert kept is not None

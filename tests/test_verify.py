@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from export.evidence import Evidence, Verified, verified
 from export.exported import Exported
 from export.pipeline import Outcome
+from export.raw.evidence import RawEvidence, RawTolerance
 from shoal.errors import NotProven
 
+RAW = RawEvidence(
+    original="sentence-transformers 5.7.0: SentenceTransformer.encode",
+    inputs=100,
+    agreement=1.0,
+    largest=0.1,
+    tokens=1.0,
+    failed=0,
+    refused=0,
+    worst=None,
+    tolerance=RawTolerance(0.2, share=0.97),
+)
 GOOD = Evidence(
     "sentence-similarity",
     "int8",
@@ -26,6 +39,7 @@ GOOD = Evidence(
     metric="spearman",
     score=86.5,
     reference_score=86.7,
+    raw=RAW,
 )
 
 
@@ -39,9 +53,15 @@ GOOD = Evidence(
         ({"score": 86.1}, "spearman loses 0.60 > 0.5"),
         ({"task": "text-classification", "agreement": 0.95}, "agreement 95.0% < 97%"),
         ({"precision": "fp32"}, "cosine 0.99000 < 0.9999; difference 0.01 > 0.0001"),
+        ({"raw": None}, "no answer to a raw input was compared"),
+        ({"raw": dataclasses.replace(RAW, agreement=0.9)}, "raw inputs agree 90.0% < 97%"),
+        ({"raw": dataclasses.replace(RAW, agreement=float("nan"))}, "raw inputs agree nan% < 97%"),
+        ({"raw": dataclasses.replace(RAW, tokens=0.99)}, "token ids agree on 99.0% of the raw inputs"),
+        ({"raw": dataclasses.replace(RAW, refused=20)}, "20 raw inputs are refused"),
+        ({"raw": dataclasses.replace(RAW, inputs=0)}, "answers none of the raw inputs"),
     ],
 )
-def test_refuses(repository: Path, changes: dict[str, float], said: str) -> None:
+def test_refuses(repository: Path, changes: dict[str, Any], said: str) -> None:
     exported = Exported.read(repository / "minilm_encoder" / "1" / "model.onnx")
     assert Verified(exported, GOOD).evidence is GOOD
     with pytest.raises(NotProven, match=said.replace("|", r"\|")):
@@ -55,6 +75,9 @@ def test_both_precisions_of_the_default_model_are_proven(exported: tuple[Path, O
     assert evidence["int8"].min_cosine > 0.985
     for entry in evidence.values():
         assert entry.batch_invariance > 0.9999
+        assert entry.raw is not None
+        assert entry.raw.agreement == entry.raw.tokens == 1.0
+        assert entry.raw.inputs > 150
         assert not entry.failures
     assert evidence["int8"].size_bytes < evidence["fp32"].size_bytes
 

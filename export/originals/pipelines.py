@@ -12,12 +12,15 @@ from PIL import Image
 
 from export.originals.original import Original, Row, quiet
 
-_OPTIONS: dict[str, Any] = {
-    "device": "cpu",
-    "trust_remote_code": False,
-    "dtype": torch.float32,
-    "model_kwargs": {"use_safetensors": True, "local_files_only": True},
-}
+
+def _options() -> dict[str, Any]:
+    """New each time: `pipeline` writes into what it is given."""
+    return {
+        "device": "cpu",
+        "trust_remote_code": False,
+        "dtype": torch.float32,
+        "model_kwargs": {"use_safetensors": True, "local_files_only": True},
+    }
 
 
 class _Pipeline(Original):
@@ -31,7 +34,7 @@ class _Pipeline(Original):
 
     def __init__(self, folder: Path, **options: Any) -> None:
         with quiet():
-            self._ask: Any = transformers.pipeline(self.task, model=str(folder), **_OPTIONS, **options)
+            self._ask: Any = transformers.pipeline(self.task, model=str(folder), **_options(), **options)
 
     @property
     def call(self) -> str:  # type: ignore[override]

@@ -12,6 +12,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from export import kinds, verify
 from export.exported import Exported
+from export.loading import of_a_library
 from export.opened import Opened
 from export.originals import pipelines, sentences
 from export.originals.original import Original
@@ -79,8 +80,10 @@ def reference_of(source: Source, progress: Silent) -> Reference:
     if task == "question-answering" and task not in PIPELINE_REGISTRY.get_supported_tasks():
         note = "this transformers has no question-answering pipeline to compare answers with"
         return Reference("transformers", (), (), COMPARE[task], tokens, (note,))
+    with of_a_library(f"the original of {opened.checkpoint.id} cannot be called"):
+        original = _original(source)
     return ask_original(
-        _original(source),
+        original,
         cases_of(task, _limits(source)),
         COMPARE[task],
         tokens=tokens,

@@ -145,7 +145,20 @@ class Classification(Head):
 
     def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """float32 [rows, classes]."""
-        return (_activated(self.backbone(**inputs).logits, self.activation),)
+        return (_activated(_class_logits(self.backbone, inputs), self.activation),)
+
+
+def _class_logits(backbone: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """Logits of a text's classes [rows, classes].
+
+    A decoder reads them off the last token that is no padding. One whose config names no padding takes the
+    last token whatever it is, and one row at a time: here the mask tells which it is.
+    """
+    if backbone.config.pad_token_id is None and hasattr(backbone, "score") and "input_ids" in inputs:
+        hidden = backbone.base_model(**inputs).last_hidden_state
+        return backbone.score(_last(hidden, inputs["attention_mask"]))
+    logits: Tensor = backbone(**inputs).logits
+    return logits
 
 
 class Score(Head):
@@ -163,7 +176,7 @@ class Score(Head):
 
     def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """float32 [rows, 1]."""
-        return (self.activation(self.backbone(**inputs).logits),)
+        return (self.activation(_class_logits(self.backbone, inputs)),)
 
 
 class TokenClassification(Head):

@@ -139,11 +139,12 @@ class ZeroShotClassification(Task):
     template = "This example is {}."
 
     def head(self, backbone: PreTrainedModel, opened: Opened) -> heads.Head:
-        names = [name.lower() for name in opened.labels]
-        entailment = next((i for i, name in enumerate(names) if name.startswith("entail")), None)
+        names = {str(name).lower(): index for name, index in (opened.config.label2id or {}).items()}
+        entailment = next((index for name, index in names.items() if name.startswith("entail")), None)
         if entailment is None:
+            named = f"only {', '.join(names)}" if names else "its config has no label2id"
             raise ExportError(
-                f"{opened.checkpoint.id} has no class named entailment, only {', '.join(names)}",
+                f"{opened.checkpoint.id} has no class named entailment, {named}",
                 hint="zero-shot classification needs a model of natural language inference",
             )
         return heads.ZeroShot(backbone, entailment, contradiction=-1 if entailment == 0 else 0)

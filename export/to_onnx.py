@@ -44,6 +44,7 @@ def load_head(opened: Opened, task: Task) -> Head:
     _check_architecture(opened.checkpoint, task)
     head = task.head(load(task.transformer(opened), opened.checkpoint, task.name), opened).eval()
     _check_inputs(head.backbone, opened, task)
+    _check_vocabulary(head.backbone, opened)
     return head
 
 
@@ -65,6 +66,19 @@ def _check_inputs(backbone: PreTrainedModel, opened: Opened, task: Task) -> None
             f"{opened.checkpoint.id} is a {type(backbone).__name__}, which takes no attention mask: padding"
             " would change its answers",
             hint="choose an architecture that takes one",
+        )
+
+
+def _check_vocabulary(backbone: PreTrainedModel, opened: Opened) -> None:
+    """Refuse a tokenizer that is another model's: its tokens have no vectors."""
+    if opened.tokenizer is None:
+        return
+    rows = getattr(backbone.get_input_embeddings(), "num_embeddings", None)
+    if rows is not None and opened.tokenizer.vocab_size > rows:
+        raise ExportError(
+            f"the tokenizer of {opened.checkpoint.id} has {opened.tokenizer.vocab_size} tokens and the model"
+            f" vectors for {rows}",
+            hint="is it the tokenizer that the model was trained with?",
         )
 
 

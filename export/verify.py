@@ -71,7 +71,7 @@ def open_session(path: Path, provider: str = CPU) -> Model:
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cpus()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised as well
     providers = list(dict.fromkeys((provider, CPU)))
     session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     if session.get_providers()[0] != providers[0]:  # it falls back to the CPU without a word

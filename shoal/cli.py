@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
-from shoal import __version__, models, show, versions
+from shoal import __version__, models, show, traces, versions
 from shoal.calls import chat, infer, loadtest
 from shoal.errors import ServerError, ShoalError, UsageError
 from shoal.options import (
@@ -198,7 +198,9 @@ def main() -> NoReturn:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except ShoalError as error:
-        _fail(error.message, error.hint, error.exit_code)
+        # What a library raised behind it is for those who want to know more.
+        behind = error.__cause__ is not None and not isinstance(error.__cause__, ShoalError | OSError)
+        _fail(error.message, error.hint, error.exit_code, error if behind else None)
     except typer.Abort:
         _fail("interrupted", "", 130)
     except KeyboardInterrupt:
@@ -213,10 +215,14 @@ def main() -> NoReturn:
             _fail(re.sub(r"\s+", " ", error.format_message()), "see --help", 2)
         if os.environ.get("SHOAL_DEBUG"):
             raise
-        _fail(f"{type(error).__name__}: {error}", "this is a defect; SHOAL_DEBUG=1 shows where", 1)
+        line = next(iter(str(error).splitlines()), "")
+        _fail(f"{type(error).__name__}: {line}", "this is a defect of Shoal's own", 1, error)
 
 
-def _fail(message: str, hint: str, code: int) -> NoReturn:
+def _fail(message: str, hint: str, code: int, trace: Exception | None = None) -> NoReturn:
+    """Print one line, and the way to the whole traceback where there is one, and exit."""
+    if trace is not None and (log := traces.keep(trace)) is not None:
+        hint = "; ".join(part for part in (hint, f"traceback: {log}") if part)
     if "--json" in sys.argv:
         with contextlib.suppress(BrokenPipeError):
             print_json({"error": message, "hint": hint})

@@ -204,7 +204,7 @@ def _opened(model: onnx.ModelProto, path: Path) -> tuple[Graph, onnxruntime.Infe
     save(model, path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cpus()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised as well
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     model = onnx.load(path)  # again: weights that were saved apart are no longer in it
     del model.graph.output[outputs:]

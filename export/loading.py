@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -17,9 +19,20 @@ from transformers.utils import logging as transformers_logging
 from export.source import Checkpoint
 from shoal.errors import ExportError, ShoalError
 
-_LOGGERS = ("sentence_transformers", "optimum", "torch.onnx", "huggingface_hub")
+_LOGGERS = ("sentence_transformers", "optimum", "torch", "torch.onnx", "torch.fx", "huggingface_hub")
 # Where these hold, a checkpoint runs no code of its own, and its weights are no pickle.
 SAFELY: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+
+
+class _Unread(io.StringIO):
+    """What libraries print goes nowhere, while a progress bar goes on where it is."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self.rich_proxied_file = getattr(stream, "rich_proxied_file", stream)  # rich writes to this one
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 @contextmanager
@@ -35,7 +48,11 @@ def of_a_library(failed: str, *, hint: str = "") -> Iterator[None]:
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(_Unread(sys.stdout)),
+            redirect_stderr(_Unread(sys.stderr)),
+        ):
             warnings.simplefilter("ignore")
             yield
     except (ShoalError, MemoryError):

@@ -16,6 +16,7 @@ import torch
 from tritonclient.grpc import model_config_pb2 as triton
 
 from export import config, precisions, verify
+from export.backbone import LONGEST, load_head, network_inputs, positions_of
 from export.compress.apply import compressed
 from export.device import require_gpu
 from export.engines.config import ENGINE_CACHE, accelerated_config, plan_config
@@ -37,7 +38,7 @@ from export.tasks import task_of
 from export.tasks.heads import Head
 from export.tasks.images import processor_of
 from export.tasks.task import Feed, Outputs, Row, Task
-from export.to_onnx import LONGEST, exporter_of, finish, load_head, network_inputs, positions_of, to_onnx
+from export.to_onnx import finish, to_onnx
 from export.tokenization import ImageEncoder, TextEncoder, served_settings, write_tokenizer
 from export.verify import Subject
 from shoal import corpus
@@ -291,8 +292,7 @@ def build(
 ) -> tuple[dict[str, Exported], dict[str, precisions.Notes]]:
     """One graph per precision, in the recipe's order, and what was decided while making it."""
     head = source.head
-    with progress.step(f"Export to ONNX through {exporter_of(head)}"):
-        plain = to_onnx(head, work / "plain.onnx", source.feed(corpus.passages()[:2]))
+    plain = to_onnx(head, work / "plain.onnx", source.feed(corpus.passages()[:2]), progress)
     # What a precision loses is measured against what it is made from, be that smaller than the original.
     subject = replace(source, original=head).subject
     material = precisions.Material(plain, head.config, subject, source.feed, work, progress)

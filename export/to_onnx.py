@@ -6,155 +6,101 @@ floats a text cross the wire, not 384 a token.
 
 from __future__ import annotations
 
-import inspect
-import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
 from export.exported import Exported
-from export.kinds import kind_of, registered_for
-from export.loading import load, of_a_library
+from export.loading import of_a_library
 from export.opened import Opened
-from export.source import Checkpoint
 from export.tasks.heads import Head
 from export.tasks.task import Task
 from shoal.errors import ExportError
+from shoal.progress import Silent
 
 OPSET = 17
 DYNAMO_OPSET = 18  # the lowest it writes without a conversion
 # Sizes of two samples: what differs between their outputs is free, and its size tells which dimension it is.
 _SAMPLES = ({"rows": 2, "sequences": 3, "tokens": 12}, {"rows": 5, "sequences": 4, "tokens": 15})
+_LAST = 1e-3  # two sums in another order are no further apart
 Feed = Mapping[str, NDArray]
 Axes = dict[str, dict[int, str]]
 
 
-def load_head(opened: Opened, task: Task) -> Head:
-    """The PyTorch original in fp32, in evaluation mode: what every version is compared with.
-
-    Raises:
-        ExportError: transformers cannot load it, or it lacks what the task needs.
-    """
-    _check_architecture(opened.checkpoint, task)
-    head = task.head(load(task.transformer(opened), opened.checkpoint, task.name), opened).eval()
-    _check_inputs(head.backbone, opened, task)
-    _check_vocabulary(head.backbone, opened)
-    return head
-
-
-def _check_architecture(checkpoint: Checkpoint, task: Task) -> None:
-    """Refuse another task's head, whose weights may have names and shapes of the one that is wanted."""
-    kind = kind_of(checkpoint)
-    wanted = registered_for(task.auto)
-    if wanted and kind.architecture not in wanted and kind.headed:
-        raise ExportError(
-            f"{checkpoint.id} is a {kind.architecture}, which has no head for {task.name}",
-            hint="choose another --task, or a checkpoint that was trained for this one",
-        )
-
-
-def _check_inputs(backbone: PreTrainedModel, opened: Opened, task: Task) -> None:
-    """Refuse a network that cannot leave padding out."""
-    if task.layout is not None and "attention_mask" not in _parameters(backbone):
-        raise ExportError(
-            f"{opened.checkpoint.id} is a {type(backbone).__name__}, which takes no attention mask: padding"
-            " would change its answers",
-            hint="choose an architecture that takes one",
-        )
-
-
-def _check_vocabulary(backbone: PreTrainedModel, opened: Opened) -> None:
-    """Refuse a tokenizer that is another model's: its tokens have no vectors."""
-    if opened.tokenizer is None:
-        return
-    rows = getattr(backbone.get_input_embeddings(), "num_embeddings", None)
-    if rows is not None and opened.tokenizer.vocab_size > rows:
-        raise ExportError(
-            f"the tokenizer of {opened.checkpoint.id} has {opened.tokenizer.vocab_size} tokens and the model"
-            f" vectors for {rows}",
-            hint="is it the tokenizer that the model was trained with?",
-        )
-
-
-def _parameters(backbone: PreTrainedModel) -> set[str]:
-    return set(inspect.signature(backbone.forward).parameters)
-
-
-def network_inputs(head: Head, task: Task, opened: Opened) -> tuple[str, ...]:
-    """Names of what the network reads of the features.
-
-    Token types are left out where they are all 0: that is what a network takes where there are none.
-    """
-    if task.layout is None:
-        return ("pixel_values",)
-    assert opened.tokenizer is not None  # noqa: S101 - a task over texts
-    told = [opened.tokenizer("a")] + ([opened.tokenizer("a", "b")] if task.pairs else [])
-    types = any(any(entry.get("token_type_ids", ())) for entry in told)
-    typed = types and "token_type_ids" in _parameters(head.backbone)
-    sentence = getattr(head, "sentence", None)
-    prompts = sentence is not None and not sentence.include_prompt
-    return (
-        *("input_ids", "attention_mask"),
-        *(("token_type_ids",) if typed else ()),
-        *(("pooling_mask",) if prompts else ()),
-    )
-
-
-# Tokens of an input at most, where neither the checkpoint nor its positions say how many.
-LONGEST = 4096
-# What modules call their table of position vectors.
-_TABLES = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
-
-
-def positions_of(backbone: PreTrainedModel) -> int | None:
-    """Tokens of an input at most, by the tables of position vectors that a model adds; None: it has none.
-
-    Families of RoBERTa keep the first positions for padding, they count from the padding's index on; those of
-    BART keep two.
-    """
-    found = []
-    for module in backbone.modules():
-        for table in (getattr(module, name, None) for name in _TABLES):
-            if isinstance(table, torch.nn.Embedding):
-                padding = getattr(module, "padding_idx", None)
-                kept = padding + 1 if isinstance(padding, int) else 0
-                found.append(table.num_embeddings - int(getattr(table, "offset", kept)))
-    return min(found, default=None)
-
-
-def to_onnx(head: Head, path: Path, feed: Feed) -> Exported:
-    """Export by `exporter_of(head)`.
+def to_onnx(head: Head, path: Path, feed: Feed, progress: Silent | None = None) -> Exported:
+    """Export by the first of `exporters_of(head)` whose graph gives what the head gives.
 
     Args:
         feed: inputs by name, of at least one row; all dimensions but those of a picture become free.
 
     Raises:
-        ExportError: neither exporter can follow this architecture.
+        ExportError: no exporter can follow this architecture, or gives a graph that is right.
     """
+    progress = progress or Silent()
     first, second = (
-        {name: torch.from_numpy(_sized(array, sizes)) for name, array in feed.items()} for sizes in _SAMPLES
+        {name: torch.from_numpy(array) for name, array in _sample(feed, sizes).items()} for sizes in _SAMPLES
     )
     inputs = {name: _free(first[name], second[name]) for name in first}
-    with torch.inference_mode():
+    with torch.inference_mode(), of_a_library(f"the architecture {head.config.model_type} cannot be run"):
         results = [head(**sample) for sample in (first, second)]
     outputs = {name: _free(*(result[name] for result in results)) for name in head.outputs}
     exporters = {"optimum": through_optimum, "dynamo": through_dynamo}
-    with of_a_library(f"the architecture {head.config.model_type} cannot be exported"):
-        exporters[exporter_of(head)](head, path, first, inputs, outputs)
-    _state_sizes(path, {name: result for name, result in results[0].items()}, outputs)
-    return Exported.read(path)
+    reasons = []
+    for name in exporters_of(head):
+        try:
+            with progress.step(f"Export to ONNX through {name}"), of_a_library(f"{name} gives up"):
+                exporters[name](head, path, first, inputs, outputs)
+                _state_sizes(path, {key: result for key, result in results[0].items()}, outputs)
+            with of_a_library(f"ONNX Runtime cannot run the graph of {name}"):
+                _check(path, (first, second), results, name)
+            return Exported.read(path)
+        except ExportError as error:
+            reasons.append(error.message)
+    raise ExportError(
+        f"the architecture {head.config.model_type} cannot be exported to ONNX: {reasons[0]}",
+        hint="choose a checkpoint of another architecture; docs/models.md lists those that work",
+    )
 
 
-def exporter_of(head: Head) -> str:
+def exporters_of(head: Head) -> tuple[str, ...]:
     """`optimum`, where it is installed and knows the architecture, and so patches what a tracer cannot
-    follow; else `dynamo`, PyTorch's own exporter, which is also the one for transformers 5."""
-    return "optimum" if _optimum_config(head) is not None else "dynamo"
+    follow; then `dynamo`, PyTorch's own exporter, which is also the one for transformers 5."""
+    return ("optimum", "dynamo") if _optimum_config(head) is not None else ("dynamo",)
+
+
+def _check(
+    path: Path, samples: Sequence[Mapping[str, torch.Tensor]], results: Sequence[Any], exporter: str
+) -> None:
+    """Refuse a graph that gives something else than what it was made from, at the sizes of both samples.
+
+    Raises:
+        ExportError: it does.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised as well
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    known = {value.name for value in session.get_inputs()}
+    for sample, expected in zip(samples, results, strict=True):
+        feed = {name: value.numpy() for name, value in sample.items() if name in known}
+        found = dict(zip(names, session.run(names, feed), strict=True))
+        for name, value in expected.items():
+            wanted = value.numpy()
+            if found[name].shape != wanted.shape:
+                raise ExportError(
+                    f"the graph of {exporter} gives {name} {found[name].shape}, not {wanted.shape}"
+                )
+            apart = float(np.abs(found[name] - wanted).max()) / max(1.0, float(np.abs(wanted).max()))
+            if not apart < _LAST:
+                raise ExportError(
+                    f"the graph of {exporter} gives another {name} than the model, by {apart:.2g}"
+                )
 
 
 def _optimum_config(head: Head) -> Any:
@@ -184,7 +130,6 @@ def through_optimum(
     """
     from optimum.exporters.onnx import export  # noqa: PLC0415 - not with transformers 5
 
-    logging.getLogger("optimum").setLevel(logging.ERROR)
     base = type(_optimum_config(head)(head.config))
 
     class HeadConfig(base):  # type: ignore[misc, valid-type]
@@ -209,7 +154,6 @@ def through_dynamo(
     head: Head, path: Path, sample: dict[str, torch.Tensor], inputs: Axes, outputs: Axes
 ) -> None:
     """Export the graph that torch.export captures; arguments as `through_optimum`'s."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     free = {
         name: {axis: torch.export.Dim.DYNAMIC for axis in axes} if name in sample else None
         for name, axes in inputs.items()
@@ -237,12 +181,25 @@ def through_dynamo(
     onnx.save(model, path)
 
 
-def _sized(array: NDArray, sizes: Mapping[str, int]) -> NDArray:
-    """An input of [rows, tokens], [rows, sequences, tokens] or [rows, 3, height, width] with other sizes."""
-    axes = {2: ("rows", "tokens"), 3: ("rows", "sequences", "tokens"), 4: ("rows",)}[array.ndim]
-    for axis, name in enumerate(axes):
-        array = np.take(array, np.arange(sizes[name]) % array.shape[axis], axis=axis)
-    return array
+def _sample(feed: Feed, sizes: Mapping[str, int]) -> dict[str, NDArray]:
+    """Inputs of other sizes: [rows, tokens], [rows, sequences, tokens] or [rows, 3, height, width].
+
+    Each sequence keeps its first and its last token, since some heads look for the one that ends a text.
+    """
+    made = {}
+    for name, array in feed.items():
+        repeated = array
+        for axis, size in enumerate({2: ("rows",), 3: ("rows", "sequences"), 4: ("rows",)}[array.ndim]):
+            repeated = np.take(repeated, np.arange(sizes[size]) % array.shape[axis], axis=axis)
+        made[name] = repeated
+    if "attention_mask" not in made:
+        return made
+    lengths = made["attention_mask"].sum(axis=-1)
+    inside = np.arange(sizes["tokens"] - 1)
+    places = np.empty((*lengths.shape, sizes["tokens"]), np.int64)
+    places[..., :-1] = np.where(inside == 0, 0, 1 + (inside - 1) % np.maximum(1, lengths - 2)[..., None])
+    places[..., -1] = lengths - 1
+    return {name: np.take_along_axis(array, places, axis=-1) for name, array in made.items()}
 
 
 def _free(first: torch.Tensor, second: torch.Tensor) -> dict[int, str]:

@@ -76,7 +76,10 @@ class InProcess:
         if model.config.platform == "ensemble":
             return self._through(model.config, inputs)
         if model.network is not None:
-            return {key: _bytes(value) for key, value in model.network(_texts(inputs)).items()}
+            try:
+                return {key: _bytes(value) for key, value in model.network(_texts(inputs)).items()}
+            except Exception as error:
+                raise Refused(str(error).strip() or type(error).__name__) from error
         request = stand_in.InferenceRequest(inputs, [entry.name for entry in model.config.output])
         (response,) = self._open(name).execute([request])
         return _arrays(response)

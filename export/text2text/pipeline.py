@@ -13,6 +13,7 @@ from google.protobuf import text_format
 from transformers import PreTrainedModel
 from tritonclient.grpc import model_config_pb2 as triton
 
+from export.backbone import LONGEST, positions_of
 from export.evidence import verified
 from export.opened import open_tokenizer
 from export.outcome import Outcome, disk_errors_named
@@ -29,7 +30,6 @@ from export.text2text.publish import part_of, release
 from export.text2text.quantize import quantize_int8
 from export.text2text.recipe import Text2TextRecipe
 from export.text2text.to_onnx import Graphs, require_optimum, to_onnx
-from export.to_onnx import LONGEST, positions_of
 from export.tokenization import write_tokenizer
 from serving.models.text2text import TOKENIZER, Settings
 from shoal.manifest import Manifest

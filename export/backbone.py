@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -69,21 +71,22 @@ def _check_vocabulary(backbone: PreTrainedModel, opened: Opened) -> None:
         )
 
 
-def _parameters(backbone: PreTrainedModel) -> set[str]:
-    return set(inspect.signature(backbone.forward).parameters)
+def _parameters(module: torch.nn.Module) -> set[str]:
+    return set(inspect.signature(module.forward).parameters)
 
 
 def network_inputs(head: Head, task: Task, opened: Opened) -> tuple[str, ...]:
     """Names of what the network reads of the features.
 
-    Token types are left out where they are all 0: that is what a network takes where there are none.
+    Token types are left out where they are all 0 and the network answers the same without them.
     """
     if task.layout is None:
         return ("pixel_values",)
     assert opened.tokenizer is not None  # noqa: S101 - a task over texts
     told = [opened.tokenizer("a")] + ([opened.tokenizer("a", "b")] if task.pairs else [])
-    types = any(any(entry.get("token_type_ids", ())) for entry in told)
-    typed = types and "token_type_ids" in _parameters(head.backbone)
+    typed = "token_type_ids" in _parameters(head.backbone) and any(
+        any(entry.get("token_type_ids", ())) or _reads_zeros(head.backbone, entry) for entry in told
+    )
     sentence = getattr(head, "sentence", None)
     prompts = sentence is not None and not sentence.include_prompt
     return (
@@ -93,12 +96,24 @@ def network_inputs(head: Head, task: Task, opened: Opened) -> tuple[str, ...]:
     )
 
 
+def _reads_zeros(backbone: PreTrainedModel, entry: Mapping[str, Any]) -> bool:
+    """Whether token types of 0 are not as none: GPT-2 adds the vector of token 0 to each."""
+    if "token_type_ids" not in entry:
+        return False
+    inputs = {name: torch.tensor([entry[name]]) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    with torch.inference_mode():
+        told = backbone(**inputs)[0]
+        del inputs["token_type_ids"]
+        return not torch.equal(told, backbone(**inputs)[0])
+
+
 # What modules call their table of position vectors.
 _TABLES = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
 
 
 def positions_of(backbone: PreTrainedModel) -> int | None:
     """Tokens of an input at most, by the tables of position vectors that a model adds; None: it has none.
+    Those of a picture's patches do not count.
 
     Families of RoBERTa keep the first positions for padding, they count from the padding's index on; those of
     BART keep two.
@@ -106,7 +121,7 @@ def positions_of(backbone: PreTrainedModel) -> int | None:
     found = []
     for module in backbone.modules():
         for table in (getattr(module, name, None) for name in _TABLES):
-            if isinstance(table, torch.nn.Embedding):
+            if isinstance(table, torch.nn.Embedding) and "pixel_values" not in _parameters(module):
                 padding = getattr(module, "padding_idx", None)
                 kept = padding + 1 if isinstance(padding, int) else 0
                 found.append(table.num_embeddings - int(getattr(table, "offset", kept)))

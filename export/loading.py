@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -67,7 +68,10 @@ def of_a_library(failed: str, *, hint: str = "") -> Iterator[None]:
 
 def reason_of(error: BaseException) -> str:
     """What an error says, in one line of at most 300 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, torch.onnx.OnnxExporterError) and error.__cause__ is not None:  # says where, not what
+        error = error.__cause__
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # colours
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
     said = lines[0] if lines else type(error).__name__
     if isinstance(error, KeyError | TypeError | AttributeError | IndexError):  # which say little alone
         said = f"{type(error).__name__}: {said}"

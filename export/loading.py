@@ -68,7 +68,9 @@ def of_a_library(failed: str, *, hint: str = "") -> Iterator[None]:
 
 def reason_of(error: BaseException) -> str:
     """What an error says, in one line of at most 300 characters."""
-    if isinstance(error, torch.onnx.OnnxExporterError) and error.__cause__ is not None:  # says where, not what
+    if (
+        isinstance(error, torch.onnx.OnnxExporterError) and error.__cause__ is not None
+    ):  # says where, not what
         error = error.__cause__
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # colours
     lines = [line.strip() for line in plain.splitlines() if line.strip()]

@@ -29,6 +29,7 @@ from export.opened import Opened, open_checkpoint
 from export.outcome import Outcome, disk_errors_named
 from export.raw import encoder as raw
 from export.raw.evidence import RawEvidence
+from export.raw.measure import Reference, compare
 from export.raw.served import Wire
 from export.recipe import ACCELERATED, ENGINES, ON_GPU, Recipe
 from export.reference import reference_rows, take_reference
@@ -43,6 +44,7 @@ from export.tokenization import ImageEncoder, TextEncoder, served_settings, writ
 from export.verify import Subject
 from shoal import corpus
 from shoal.engine import check_fits, compute_capability
+from shoal.errors import NotProven
 from shoal.machine import available_cpus
 from shoal.manifest import Manifest
 from shoal.paths import cache_dir
@@ -178,8 +180,8 @@ def export(
     checkpoint = find_checkpoint(recipe.source)
     with staging(repository) as work, disk_errors_named(repository):
         with progress.step(f"Load {checkpoint.id}"):
-            source = prepare(recipe, checkpoint, work)
-        source, compression = compress(source, progress)
+            original = prepare(recipe, checkpoint, work)
+        source, compression = compress(original, progress)
         candidates, decided = build(source, work, progress)
         notes = {precision: {**note, **compression} for precision, note in decided.items()}
         labelled: list[Row] = []
@@ -192,6 +194,8 @@ def export(
             progress=progress,
         )
         reference = raw.reference_of(source, progress)
+        if recipe.compresses or "fp32" not in candidates:
+            _check_reading(original, reference, work, progress)
         with progress.step("Compare answers to raw inputs", total=len(candidates)) as advance:
             for precision, graph in candidates.items():
                 with raw.in_process(parts_of(graph, precision, source), graph, precision, work) as caller:
@@ -210,6 +214,26 @@ def export(
             ]
             published = write(releases, repository, work, provenance)
     return Outcome(tuple(evidence.values()), tuple(published), source.task.name)
+
+
+def _check_reading(original: Source, reference: Reference, work: Path, progress: Silent) -> None:
+    """Compare the exact graph of the whole model where it is not published: what a smaller or a coarser one
+    may lose would hide that the model was read wrongly.
+
+    Raises:
+        NotProven: it answers raw inputs otherwise than the original.
+    """
+    made = to_onnx(original.head, work / "exact-bare.onnx", original.feed(corpus.passages()[:2]), progress)
+    graph = finish(
+        made, work / "exact.onnx", original.head, original.task, original.opened, original.recipe.top_k
+    )
+    with (
+        progress.step("Compare answers of the exact graph to raw inputs"),
+        raw.in_process(parts_of(graph, "fp32", original), graph, "fp32", work / "exact") as caller,
+    ):
+        found = compare(reference, caller, original.recipe.name, raw.tolerance_of(original.task.name, "fp32"))
+    if found.failures:
+        raise NotProven(f"nothing is published, the model is read wrongly ({'; '.join(found.failures)})")
 
 
 def _references(

@@ -43,7 +43,7 @@ _COARSE = {kinds.EMBEDDING: RawTolerance(0.35, share=0.97)}
 _SMALLER = {kinds.EMBEDDING: RawTolerance(2.0, share=0.9), "": RawTolerance(1.0, share=0.6, choice=True)}
 
 
-def tolerance_of(task: str, precision: str, *, smaller: bool) -> RawTolerance:
+def tolerance_of(task: str, precision: str, *, smaller: bool = False) -> RawTolerance:
     """What the answers of a version must reach.
 
     Args:

@@ -24,8 +24,10 @@ from export.raw.evidence import RawTolerance
 from export.raw.measure import Reference, compare
 from export.raw.pictures import hard_pictures
 from export.raw.texts import hard_texts, long_text, pairs
+from export.recipe import Recipe
 from export.tasks import heads
 from serving.models import layouts
+from shoal.errors import NotProven
 from tests import tiny
 from tests.raw.served import edit, evidence, served
 
@@ -105,15 +107,24 @@ def test_a_fault_on_the_way_is_refused_with_the_input_that_shows_it(
         assert evidence(source, caller).failures == []
     with monkeypatch.context() as patch:
         breaks(patch, folder)
-        if fault == "the wrong side is cut":
-            from export import pipeline
-
-            patch.setattr(pipeline, "served_settings", lambda opened: {})
         with served(folder, tmp_path / "broken") as (source, caller):
             found = evidence(source, caller)
     (failure,) = found.failures
     assert re.search(said, failure), failure
     json.dumps(found.to_dict())
+
+
+@pytest.mark.parametrize("recipe", [{"precisions": ["int8"]}, {"precisions": ["fp32"], "layers": 1}])
+def test_what_a_coarse_or_smaller_version_may_lose_hides_no_fault(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first label stays the same under another activation: the exact graph of the whole model shows it."""
+    folder = classifier(tmp_path / "checkpoint", problem_type="multi_label_classification")
+    monkeypatch.setattr(heads, "_activated", lambda logits, activation: torch.softmax(logits, -1))
+    settings = Recipe.from_dict({"source": str(folder), "name": "m", **recipe})
+    with pytest.raises(NotProven, match=r"the model is read wrongly \(raw inputs agree 0.0% < 100%"):
+        pipeline.export(settings, tmp_path / "repository")
+    assert not list((tmp_path / "repository").iterdir())
 
 
 def test_a_picture_that_lies_on_its_side_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

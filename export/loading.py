@@ -56,13 +56,13 @@ def of_a_library(failed: str, *, hint: str = "") -> Iterator[None]:
         ):
             warnings.simplefilter("ignore")
             yield
-    except (ShoalError, MemoryError):
+    except (ShoalError, MemoryError, KeyboardInterrupt, SystemExit):
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a full disk is no fault of the checkpoint
             raise
         raise ExportError(f"{failed}: {reason_of(error)}", hint=hint) from error
-    except Exception as error:  # libraries raise what they like
+    except BaseException as error:  # libraries raise what they like; a panic of tokenizers is no Exception
         raise ExportError(f"{failed}: {reason_of(error)}", hint=hint) from error
 
 

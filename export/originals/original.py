@@ -21,7 +21,7 @@ Row = Mapping[str, Sequence[Any]]
 class Failed:
     """The original itself raises for an input: there is nothing to compare an answer with."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         self.reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
@@ -56,7 +56,9 @@ class Original(ABC):
             for row in rows:
                 try:
                     found.append(self.answer(row))
-                except Exception as error:  # noqa: BLE001 - libraries raise what they like
+                except (KeyboardInterrupt, SystemExit):
+                    raise
+                except BaseException as error:  # noqa: BLE001 - a panic of tokenizers is no Exception
                     found.append(Failed(error))
                 advance()
         return found

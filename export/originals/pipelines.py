@@ -26,15 +26,20 @@ def _options() -> dict[str, Any]:
 class _Pipeline(Original):
     """One of transformers' pipelines over a folder.
 
+    Args:
+        longest: tokens of an input at most, where a user wants fewer than the tokenizer's `model_max_length`.
+
     Raises:
         Exception: whatever transformers raises when it loads the folder.
     """
 
     task: str
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(self, folder: Path, longest: int | None = None, **options: Any) -> None:
         with quiet():
             self._ask: Any = transformers.pipeline(self.task, model=str(folder), **_options(), **options)
+        if longest is not None:
+            self._ask.tokenizer.model_max_length = longest
 
     @property
     def call(self) -> str:  # type: ignore[override]
@@ -69,8 +74,8 @@ class Entities(_Pipeline):
 
     task = "token-classification"
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, aggregation_strategy="simple")
+    def __init__(self, folder: Path, longest: int | None = None) -> None:
+        super().__init__(folder, longest, aggregation_strategy="simple")
 
     def answer(self, row: Row) -> list[tuple[str, int, int, float]]:
         return [
@@ -94,8 +99,8 @@ class Masked(_Pipeline):
 
     task = "fill-mask"
 
-    def __init__(self, folder: Path, top_k: int) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, longest: int | None = None, *, top_k: int) -> None:
+        super().__init__(folder, longest)
         self._top_k = top_k
 
     def answer(self, row: Row) -> list[tuple[str, float]]:
@@ -108,7 +113,7 @@ class Pictures(_Pipeline):
 
     task = "image-classification"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, longest: int | None = None) -> None:
         super().__init__(folder, use_fast=False)  # the processor that Pillow does, as without torchvision
 
     def answer(self, row: Row) -> dict[str, float]:

@@ -16,13 +16,20 @@ _TOGETHER = 400
 
 
 class Embeddings(Original):
-    """`SentenceTransformer.encode`, all of its modules: a vector [width] for each text."""
+    """`SentenceTransformer.encode`, all of its modules: a vector [width] for each text.
+
+    Args:
+        library: an opened SentenceTransformer.
+        longest: its `max_seq_length`, where a user wants another.
+    """
 
     call = "SentenceTransformer.encode"
     package = "sentence-transformers"
 
-    def __init__(self, library: Any) -> None:
+    def __init__(self, library: Any, longest: int | None = None) -> None:
         self._library = library
+        if longest is not None:
+            library.max_seq_length = longest
 
     def answer(self, row: Row) -> NDArray[np.float32]:
         return self._encode([row["text"][0]], _prompt(row))[0]
@@ -52,13 +59,15 @@ class Embeddings(Original):
 
 
 class Scores(Original):
-    """`CrossEncoder.predict`: a number for each query and text."""
+    """`CrossEncoder.predict`: a number for each query and text; arguments as those of `Embeddings`."""
 
     call = "CrossEncoder.predict"
     package = "sentence-transformers"
 
-    def __init__(self, library: Any) -> None:
+    def __init__(self, library: Any, longest: int | None = None) -> None:
         self._library = library
+        if longest is not None:
+            library.max_seq_length = longest
 
     def answer(self, row: Row) -> float:
         prompt = _prompt(row)

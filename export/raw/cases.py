@@ -54,7 +54,7 @@ def _fits(row: Row, limits: Limits) -> bool:
 
 def _long(limits: Limits) -> str:
     """A text that is longer than the context, where that is short enough to be tried."""
-    words = limits.max_length + 64 if limits.max_length <= LONGEST else LONGEST // 2
+    words = limits.max_length + 64 if limits.max_length <= LONGEST else LONGEST // 4
     text = long_text(words)
     return text.encode()[: limits.max_text_bytes].decode(errors="ignore")
 

@@ -94,12 +94,14 @@ def reference_of(source: Source, progress: Silent) -> Reference:
 def _original(source: Source) -> Original:
     task, opened = source.task.name, source.opened
     folder = opened.checkpoint.transformer
+    # A user who wants shorter inputs compares with the original on inputs as short.
+    longest = source.recipe.max_length and source.encode.max_length
     if task == kinds.EMBEDDING:
-        return sentences.Embeddings(opened.library)
+        return sentences.Embeddings(opened.library, longest)
     if task == kinds.RANKING:
-        return sentences.Scores(opened.library)
+        return sentences.Scores(opened.library, longest)
     if task == "fill-mask":
-        return pipelines.Masked(folder, source.recipe.top_k)
+        return pipelines.Masked(folder, longest, top_k=source.recipe.top_k)
     made: dict[str, type[Any]] = {
         kinds.CLASSIFICATION: pipelines.Classifier,
         "zero-shot-classification": pipelines.ZeroShot,
@@ -107,7 +109,7 @@ def _original(source: Source) -> Original:
         "question-answering": pipelines.Answers,
         "image-classification": pipelines.Pictures,
     }
-    original: Original = made[task](folder)
+    original: Original = made[task](folder, longest)
     return original
 
 

@@ -58,7 +58,7 @@ bench-llm: $(READY) model_repository/smollm2/config.pbtxt
 bench-int8: $(READY)
 	$(BIN)/python -m export.bench_int8
 
-## bench-drift: how far rows of the same and of another kind are from a reference (2 minutes)
+## bench-drift: how far rows of the same and of another kind are from a reference
 bench-drift: $(READY)
 	$(BIN)/python -m export.bench_drift
 

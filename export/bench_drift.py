@@ -231,10 +231,10 @@ def main() -> None:
 def _run(options: argparse.Namespace) -> None:
     progress = Bars(Console(stderr=True))
     recipe = Recipe(source=options.source, precisions=("int8",))
-    source = pipeline.prepare(recipe, find_checkpoint(recipe.source))
-    if source.task.layout != "text":
-        raise UsageError(f"{recipe.source} reads more than one text", hint="an embedder or a classifier")
     with tempfile.TemporaryDirectory() as folder:
+        source = pipeline.prepare(recipe, find_checkpoint(recipe.source), Path(folder))
+        if source.task.layout != "text":
+            raise UsageError(f"{recipe.source} reads more than one text", hint="an embedder or a classifier")
         model = verify.open_network(pipeline.build(source, Path(folder), progress)[0]["int8"], "int8")
         lines = _lines(source, model, options.eval_data, progress)
     formula = [noise_of(count) for count in SAMPLES]
@@ -289,7 +289,7 @@ def _labelled(source: Source, model: verify.Model, path: Path, progress: Silent)
         return model(feed), feed
 
     with progress.step(f"Read {path.name}"):
-        source.task.score(answers, path, source.checkpoint)
+        source.task.score(answers, path, source.opened)
     if len(found) <= ROWS:
         raise UsageError(
             f"{path} has {len(found)} texts", hint=f"more than {ROWS}: so many are the reference"

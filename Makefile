@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY5 := .venv-transformers5/.ready
 
-.PHONY: demo test test-slow test-compose test-export test-transformers5 lint types format bench bench-int8 bench-llm clean
+.PHONY: demo test test-slow test-compose test-export test-transformers5 lint types format bench bench-int8 bench-llm bench-drift clean
 
 ## demo: export, prove, serve and call SmolLM2-135M and all-MiniLM-L6-v2, load the latter, then stop
 demo: $(READY)
@@ -57,6 +57,10 @@ bench-llm: $(READY) model_repository/smollm2/config.pbtxt
 ## bench-int8: our INT8, dynamic, static and of a distilled student, beside plain dynamic quantization (7 minutes)
 bench-int8: $(READY)
 	$(BIN)/python -m export.bench_int8
+
+## bench-drift: how far rows of the same and of another kind are from a reference
+bench-drift: $(READY)
+	$(BIN)/python -m export.bench_drift
 
 model_repository/minilm_encoder/2/model.onnx: | $(READY)
 	$(BIN)/shoal export

@@ -82,7 +82,8 @@ class Evidence:
         agreement: share of vectors whose largest component is the original's; of embeddings, Spearman's
             correlation between the similarities of sample texts and the original's; None of single numbers.
         batch_invariance: how equal a row is alone and inside a batch: of embeddings the least cosine, of
-            other vectors 1 less the largest difference.
+            other vectors 1 less the largest difference; of answers in a context, where rows have different
+            numbers of windows, also 1 less the largest difference of an answer's probability.
         latency_ms: median of one row (of 16 tokens where it has tokens), milliseconds, in process.
         throughput: rows per second in a full batch of such rows, in process.
         metric, score, reference_score: name of the figure, and it x100 for the version and the original, on

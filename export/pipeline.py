@@ -141,17 +141,13 @@ def compress(source: Source, progress: Silent) -> tuple[Source, dict[str, Any]]:
     """
     if not source.recipe.compresses:
         return source, {}
-
-    def inputs(rows: Sequence[Row], max_length: int) -> dict[str, Any]:
-        features = source.encode(rows, max_length=max_length)
-        return {name: features[name] for name in source.inputs}
-
     small, report = compressed(
         source.head,
         source.recipe,
         lambda text: source.task.row(text, 0, source.opened),
-        inputs,
+        source.encode,
         progress,
+        names=source.inputs,
         weights=source.opened.checkpoint.describe()["sha256"],
     )
     return replace(source, head=small), {"compression": report}

@@ -43,9 +43,29 @@ def take_reference(
         rows: at least one.
         labelled: whether they are the user's own.
     """
-    encode = subject.encode
-    if not isinstance(encode, TextEncoder):
+    if not isinstance(subject.encode, TextEncoder):
         return None
+    features, centroid = described(subject, subject.encode, model, rows)
+    return Reference.of("eval_data" if labelled else "sample", features, centroid).to_dict()
+
+
+def described(
+    subject: Subject,
+    encode: TextEncoder,
+    model: Model,
+    rows: Sequence[Row],
+    centroid: NDArray[np.float32] | None = None,
+) -> tuple[list[dict[str, Value]], NDArray[np.float32] | None]:
+    """What is known of each row and of its answer, in another order, as a monitor sees them.
+
+    Args:
+        encode: that of the subject.
+        rows: at least one.
+        centroid: what embeddings are compared with, float32 [width]; None: with the mean of theirs.
+
+    Returns:
+        A dict for each row, and the centroid; None: there are no embeddings.
+    """
     vocabulary = Vocabulary.read(encode.path)
     features: list[dict[str, Value]] = []
     outputs: list[Outputs] = []
@@ -54,10 +74,11 @@ def take_reference(
         if not encode.grouped:
             outputs.append(model(feed))
     answered = {name: np.concatenate([part[name] for part in outputs]) for name in _read(outputs)}
-    centroid = centroid_of(answered["embedding"]) if "embedding" in answered else None
+    if centroid is None and "embedding" in answered:
+        centroid = centroid_of(answered["embedding"])
     for row, more in zip(features, answer_features(answered, centroid), strict=False):
         row.update(more)
-    return Reference.of("eval_data" if labelled else "sample", features, centroid).to_dict()
+    return features, centroid
 
 
 def _read(outputs: Sequence[Outputs]) -> list[str]:

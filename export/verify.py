@@ -22,7 +22,7 @@ from export.evidence import Evidence
 from export.exported import Exported
 from export.opened import Opened
 from export.recipe import ON_GPU
-from export.tasks.task import Feed, Outputs, Row, Task
+from export.tasks.task import NO_ANSWER, Feed, Outputs, Row, Task
 from export.tasks.text import SentenceSimilarity, spearman
 from export.tokenization import Encoder
 from shoal import corpus
@@ -34,6 +34,7 @@ Model = Callable[[Feed], Outputs]
 
 BATCH_SIZES = (1, 5, 32)
 INVARIANCE_ROWS = 32
+WINDOW_TOKENS = 64  # of each, where rows of several windows are compared
 LIKENESS_TEXTS = 64
 SPEED_TOKENS = 16
 SPEED_BATCH = 32
@@ -252,29 +253,52 @@ def _cases(subject: Subject) -> dict[tuple[int, int], Feed]:
             texts = passages[length : length + batch]
             # Every other text is short: a batch of one length only would never see a mask.
             texts = [text[: length * 2] if row % 2 else text for row, text in enumerate(texts)]
-            if "stride" in subject.task.layout_options(subject.opened, length):
+            if reads_windows(subject):
                 texts = [text[: length * 6] for text in texts]  # a few windows each
             cases[batch, length] = subject.feed(subject.rows(texts), max_length=length, pad_to=length)
     return cases
 
 
 def batch_invariance(model: Model, subject: Subject) -> float:
-    """How equal a row is alone, unpadded, and in a batch with other, longer rows; see `Evidence`."""
-    rows = subject.rows(corpus.texts(min(INVARIANCE_ROWS, subject.task.max_batch_size), seed=1))
-    embeds = is_embedding(subject.task)
+    """How equal a row is alone, unpadded, and in a batch with other, longer rows; see `Evidence`.
+
+    Where a long context is read in windows, every other row has several and the others one.
+    """
+    task, opened = subject.task, subject.opened
+    texts = corpus.texts(min(INVARIANCE_ROWS, task.max_batch_size), seed=1)
+    length = None
+    if reads_windows(subject):
+        length = WINDOW_TOKENS
+        texts = [text if row % 2 else " ".join([text, *texts]) for row, text in enumerate(texts)]
+    rows = subject.rows(texts)
+    embeds = is_embedding(task)
     worst = 1.0
-    feed = subject.feed(rows)
+    feed = subject.feed(rows, max_length=length)
     together = model(feed)
     for index, row in enumerate(rows):
-        one = subject.feed([row])
-        alone = subject.task.compared(model(one), one)
+        one = subject.feed([row], max_length=length)
+        outputs = model(one)
+        alone = task.compared(outputs, one)
         shared = {name: array[index : index + 1] for name, array in feed.items()}
-        beside = subject.task.compared({k: v[index : index + 1] for k, v in together.items()}, shared)
+        part = {name: array[index : index + 1] for name, array in together.items()}
+        beside = task.compared(part, shared)
         size = tuple(min(a, b) for a, b in zip(alone.shape, beside.shape, strict=True))
         alone, beside = alone[: size[0], : size[1]], beside[: size[0], : size[1]]  # padding cut off
         equal = float(_cosine(alone, beside).min()) if embeds else 1.0 - _difference(beside, alone)
-        worst = min(worst, equal)
+        answers = (task.answered(*each, row, opened) for each in ((outputs, one), (part, shared)))
+        worst = min(worst, equal, 1.0 - _answers_differ(*answers))
     return worst
+
+
+def reads_windows(subject: Subject) -> bool:
+    """Whether a long text is read in several windows."""
+    return "stride" in subject.task.layout_options(subject.opened, subject.encode.max_length)
+
+
+def _answers_differ(alone: Mapping[str, float], beside: Mapping[str, float]) -> float:
+    """Largest difference of a probability: of the likeliest answer of either, and of no answer."""
+    compared = {NO_ANSWER, *(next(iter(answers)) for answers in (alone, beside) if answers)}
+    return max(abs(alone.get(words, 0.0) - beside.get(words, 0.0)) for words in compared)
 
 
 def _speeds(

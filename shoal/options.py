@@ -31,7 +31,10 @@ Layers = Annotated[int | None, typer.Option(help="Prune: this many layers stay."
 Heads = Annotated[float | None, typer.Option(help="Prune: this share of the attention heads stays.")]
 Ffn = Annotated[float | None, typer.Option(help="Prune: this share of the feed-forward stays.")]
 Distill = Annotated[int | None, typer.Option(help="Steps in which the pruned one learns from the original.")]
-DistillText = Annotated[Path | None, typer.Option(help="What it learns from: UTF-8, one text a line.")]
+DistillText = Annotated[
+    Path | None,
+    typer.Option(help="What it learns from: UTF-8, one text a line. Default: Python's own documentation."),
+]
 MaxLength = Annotated[
     int | None, typer.Option(help="Longest input in tokens; of a decoder with its answer. Default: its own.")
 ]

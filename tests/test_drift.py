@@ -12,16 +12,19 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, generate_latest
+from scipy.spatial.distance import jensenshannon
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from clients import GrpcClient
+from export import bench_drift
 from export.pipeline import export, prepare
 from export.recipe import Recipe
 from export.reference import reference_rows, take_reference
@@ -38,26 +41,7 @@ from tests.conftest import ROOT
 
 ALERT = 0.3
 ENGLISH = corpus.texts(150, seed=77)
-GERMAN = [
-    " ".join(parts)
-    for parts in product(
-        (
-            "Meine Großmutter",
-            "Der alte Fischer",
-            "Die Bürgermeisterin",
-            "Unser Nachbar",
-            "Das kleine Mädchen",
-        ),
-        ("kaufte gestern", "verschenkte neulich", "beschrieb ausführlich", "vergaß wieder", "suchte überall"),
-        (
-            "einen zerbrochenen Regenschirm auf dem Wochenmarkt.",
-            "die Schlüssel zum Gartenhäuschen hinter der Kirche.",
-            "das Rezept für Zwetschgenkuchen mit Streuseln.",
-            "drei Fahrkarten für die Straßenbahn nach Zehlendorf.",
-            "ein Wörterbuch, das im Keller verstaubt war.",
-        ),
-    )
-]
+GERMAN = bench_drift.SENTENCES["German"]
 
 
 def message(vocabulary: Tokenizer, text: str, **changes: Any) -> bytes:
@@ -297,6 +281,50 @@ def test_a_socket_is_ours_alone_and_taken_over_from_the_dead(tmp_path: Path) -> 
     with pytest.raises(ServerError), bound(path):
         pass
     assert path.read_text() == "a file of somebody's"
+
+
+# The figures of docs/drift.md.
+
+
+def test_the_table_of_distances(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From texts to the last line, compared with scipy's distances of what transformers tokenizes."""
+    source = tiny.make(tmp_path / "vectors", "BertModel")
+    monkeypatch.setattr(bench_drift, "DRAWS", 5)
+    monkeypatch.setattr(bench_drift, "POOL", 1000)
+    monkeypatch.setattr(sys, "argv", ["bench", "--source", str(source)])
+    bench_drift.main()
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    lines = {(line["rows"], line["count"]): line for line in printed["lines"]}
+    tokenizer = AutoTokenizer.from_pretrained(source)
+
+    def counts(texts: list[str]) -> NDArray:
+        lengths = [len(ids) for ids in tokenizer(texts, truncation=True).input_ids]
+        edges = [0, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 10**6]
+        return np.histogram(lengths, edges)[0]
+
+    expected = jensenshannon(counts(GERMAN), counts(corpus.texts(512, seed=4)), base=2)
+    assert lines["German", 125]["distances"]["length"] == pytest.approx([expected] * 3)
+    same, whole = (lines["the same", count]["distances"] for count in (100, 1000))
+    # All rows of the pool at once: no draw differs from another.
+    assert all(least == pytest.approx(largest) for _, least, largest in whole.values())
+    mean, least, largest = same["length"]
+    assert whole["length"][0] < mean and least < mean < largest
+    expected = jensenshannon(counts(corpus.texts(1000, seed=77)), counts(corpus.texts(512, seed=4)), base=2)
+    assert whole["length"][0] == pytest.approx(expected)
+    mixed = [lines[rows, 100]["distances"]["pieces"][0] for rows in ("one in 10 German", "one in 5 German")]
+    assert same["pieces"][0] < mixed[0] < mixed[1] < lines["German", 125]["distances"]["pieces"][0]
+    for entry in printed["noise"]:
+        assert entry["mean"] == pytest.approx(entry["predicted"], rel=0.05)
+
+
+def test_the_table_says_what_it_cannot_do(tmp_path: Path) -> None:
+    source = tiny.make(tmp_path / "squad", "BertForQuestionAnswering")
+    command = [sys.executable, "-m", "export.bench_drift", "--source", str(source)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: " in done.stderr and "reads more than one text" in done.stderr
 
 
 # What the export keeps.

@@ -2,6 +2,6 @@
 
 `prune` takes whole layers, attention heads and feed-forward columns out of a transformer encoder, so that
 its matrices shrink and every runtime gets faster; `distill` trains what is left on plain, unlabelled text
-until it answers like the original again. Both know a model as a `torch.nn.Module` that has the
-transformer as `backbone`, takes int64 `input_ids` and `attention_mask`, and gives a dict of tensors.
+until it answers like the original again. Both take a model as a `export.tasks.heads.Head`: a transformer
+and what a task does with its output.
 """

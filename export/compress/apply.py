@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from export.compress.texts import read_texts
 from export.recipe import Recipe
 from export.tasks.heads import Head
 from export.tasks.task import Row
+from serving.models.layouts import BadText
 from shoal import corpus
+from shoal.errors import UsageError
 from shoal.paths import cache_dir
 from shoal.progress import Silent
 
@@ -25,7 +28,7 @@ IMPORTANCE_TEXTS = 64  # on which it is measured what is needed least
 BATCH = 8
 MAX_TOKENS = 64
 
-# Rows to the network's inputs: (rows, max_length=tokens).
+# Rows to features: (rows, max_length=tokens).
 Encode = Callable[..., Mapping[str, NDArray]]
 
 
@@ -36,6 +39,7 @@ def compressed(
     encode: Encode,
     progress: Silent,
     *,
+    names: Sequence[str],
     weights: Mapping[str, str],
 ) -> tuple[Head, dict[str, Any]]:
     """A copy of a model with fewer layers, heads and columns, as the recipe wants it; the model stays.
@@ -44,20 +48,29 @@ def compressed(
 
     Args:
         row: a row of the task's input made from a text.
-        encode: rows to the network's inputs.
+        encode: rows to features.
+        names: of the features that the network reads.
         weights: hashes of the checkpoint's files.
 
     Returns:
         The smaller model, and what was done, as plain JSON types.
 
     Raises:
-        UsageError: there is too little text, or the recipe asks for more than there is.
+        UsageError: there is too little text, a text cannot be a row of the task, or the recipe asks for more
+            than there is.
         ExportError: the architecture is not known.
     """
 
     def inputs(texts: Sequence[str], max_length: int = MAX_TOKENS) -> Mapping[str, NDArray]:
-        return encode([row(text) for text in texts], max_length=max_length)
+        try:
+            features = encode([row(text) for text in texts], max_length=max_length)
+        except BadText as error:
+            raise UsageError(f"a text to learn from cannot be: {error}", hint="leave it out") from error
+        return network_feed(features, names)
 
+    teaching: Sequence[str] = corpus.passages()
+    if recipe.distill_text:  # read first, so that a file that cannot be read is told of at once
+        teaching = read_texts(recipe.distill_text)
     texts = corpus.passages()[:IMPORTANCE_TEXTS]
     feeds = [inputs(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
     small, pruned = prune(
@@ -65,7 +78,6 @@ def compressed(
     )
     report: dict[str, Any] = {"pruned": pruned, "parameters": [count(head), count(small)]}
     if recipe.distill_steps:
-        teaching = read_texts(recipe.distill_text) if recipe.distill_text else list(corpus.passages())
         settings = Settings(steps=recipe.distill_steps)
         report["distilled"] = distill(
             head,
@@ -73,10 +85,23 @@ def compressed(
             teaching,
             inputs,
             settings=settings,
-            folder=_state_folder(recipe, weights),
+            folder=_state_folder(recipe, settings, weights),
             progress=progress,
         )
     return small, report
+
+
+def network_feed(features: Mapping[str, NDArray], names: Sequence[str]) -> dict[str, NDArray]:
+    """What the network reads of features, [rows, (sequences,) tokens] each.
+
+    The windows of long contexts become rows of one sequence each, without those that only fill up a row that
+    has fewer windows than another: nothing would be learned twice.
+    """
+    feed = {name: features[name] for name in names}
+    if "context_mask" not in features:
+        return feed
+    real = features["context_mask"].any(axis=-1)
+    return {name: array[real][:, None] for name, array in feed.items()}
 
 
 def count(module: torch.nn.Module) -> int:
@@ -84,8 +109,8 @@ def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _state_folder(recipe: Recipe, weights: Mapping[str, str]) -> Path:
-    keys = ("task", "layers", "heads", "ffn", "distill_steps", "distill_text")
-    settings = {key: value for key, value in recipe.to_dict().items() if key in keys}
-    name = json.dumps([settings, dict(weights)], sort_keys=True)
+def _state_folder(recipe: Recipe, settings: Settings, weights: Mapping[str, str]) -> Path:
+    keys = ("task", "max_length", "layers", "heads", "ffn", "distill_text")
+    asked = {key: value for key, value in recipe.to_dict().items() if key in keys}
+    name = json.dumps([asked, asdict(settings), dict(weights)], sort_keys=True)
     return cache_dir() / "distill" / hashlib.sha256(name.encode()).hexdigest()[:16]

@@ -1,8 +1,9 @@
 """Distillation: a student learns on unlabelled text to answer as its teacher does.
 
-An embedding is matched by its squared distance (Reimers & Gurevych 2020, arXiv:2004.09813), logits by
-the KL divergence at a temperature (Hinton et al. 2015, arXiv:1503.02531), and with either the hidden
-states of the last layer, token by token (TinyBERT, Jiao et al. 2020, arXiv:1909.10351).
+Its outputs are matched by the loss that suits the task (`export.compress.losses`): classes by the KL
+divergence at a temperature, vectors and numbers by their squared distance; and, whatever the task, the
+hidden states of the last layer by their squared distance, token by token (after TinyBERT, Jiao et al. 2020,
+arXiv:1909.10351).
 
 Sentences are cut into random spans of words, most of them short, so that a few thousand of them give
 ever new inputs of the lengths that are asked for in service. The embedding tables stay the teacher's:
@@ -32,6 +33,7 @@ from export.compress import state
 from export.compress import texts as spans
 from export.compress.architecture import Encoder
 from export.compress.losses import Distance
+from export.tasks.heads import Head
 from shoal.errors import ExportError, UsageError
 from shoal.progress import Silent
 
@@ -49,12 +51,14 @@ class Settings:
     Attributes:
         steps: updates of the weights.
         batch: texts a step.
-        learning_rate: of AdamW at its highest; it warms up over the first tenth and falls linearly to 0.
+        learning_rate: of AdamW. It rises over the first tenth of the steps, to nine tenths of this value,
+            and falls linearly to 0 after the last.
         seed: of the choice and the cutting of texts.
         max_words: longest span that is cut out of a text.
         max_tokens: longest input in tokens.
         hidden_weight: of the hidden states' distance next to the outputs'.
-        temperature: of the softmax, for logits.
+        temperature: of the softmax or the sigmoid that makes probabilities of logits; a vector and a
+            regression have none.
         save_every: steps between two saves.
 
     Raises:
@@ -89,8 +93,8 @@ class Settings:
 
 
 def distill(
-    teacher: torch.nn.Module,
-    student: torch.nn.Module,
+    teacher: Head,
+    student: Head,
     texts: Sequence[str],
     encode: Encode,
     *,
@@ -101,29 +105,29 @@ def distill(
     """Train `student`, in place, to give what `teacher` gives. Both are left in evaluation mode.
 
     Args:
-        teacher, student: have a `backbone`; take the tensors that `encode` makes and give a dict of float
-            tensors of the same names and shapes.
+        teacher, student: give logits of the same shapes for what `encode` makes.
         texts: unlabelled, of any length.
-        encode: as `export.tokenization.Encoder`: (texts, max_length=tokens) -> int64 [texts, tokens] by
-            name, with an `attention_mask`.
+        encode: (texts, max_length=tokens) -> int64 [rows, tokens] or [rows, sequences, tokens] by name, with
+            an `attention_mask`.
         folder: keeps the state of the run. A finished run is not repeated: its weights are loaded.
 
     Returns:
-        Plain JSON types: the settings, hashes of the texts and of both models before, seconds of training,
-        and the distance of the outputs on held-out texts: `held_out` {"texts", "before", "after"}.
+        Plain JSON types: the settings, the loss of the outputs, hashes of the texts and of both models
+        before, seconds of training, and that loss on held-out texts: `held_out` {"texts", "before", "after"}.
 
     Raises:
         UsageError: there are too few texts, or the folder holds another run.
         ExportError: an architecture is not known, the models do not fit, or the loss is not finite.
     """
     spans.check_enough(texts, "distillation")
+    distance = Distance(teacher.eval(), student.eval(), settings.temperature)
     run = asdict(settings) | {
+        "loss": distance.loss,
         "texts_sha256": _sha256(text.encode() for text in texts),
         "teacher_sha256": _sha256_of(teacher),
         "student_sha256": _sha256_of(student),
     }
     teaching, held_out = spans.split(texts, settings.seed)
-    distance = Distance(teacher.eval(), student.eval(), settings.temperature)
     with _trainable(student) as weights:
         optimizer = torch.optim.AdamW(weights.values(), weight_decay=WEIGHT_DECAY)
         start = state.load(folder, run)
@@ -173,12 +177,12 @@ def _update(
 
 
 def _rise_and_fall(step: int, steps: int) -> float:
-    """The share of the learning rate: up over the first tenth, down to 0 after the last step."""
+    """The share of the learning rate: a rise over the first tenth, times a fall to 0 after the last step."""
     return min((step + 1) / max(1.0, WARM_UP * steps), 1.0) * (1 - step / steps)
 
 
 def _measure(distance: Distance, texts: Sequence[str], encode: Encode, settings: Settings) -> float:
-    """The distance of the outputs over whole texts, as far as `max_tokens` reaches."""
+    """The loss of the outputs over whole texts, as far as `max_tokens` reaches: the mean of its batches."""
     total = 0.0
     with torch.inference_mode():
         for start in range(0, len(texts), settings.batch):

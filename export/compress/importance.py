@@ -39,21 +39,33 @@ class Importance:
 
 
 def tensors(feed: Feed) -> dict[str, torch.Tensor]:
-    """A feed as int64 tensors [batch, tokens]."""
+    """A feed as int64 tensors of the same shapes."""
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()}
 
 
-def flat(outputs: Mapping[str, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-    """All outputs of a text side by side, float [batch, values].
+def each_token(value: torch.Tensor, mask: torch.Tensor) -> bool:
+    """Whether there are values for each token, [batch, tokens, values]."""
+    return value.shape[:-1] == mask.shape
 
-    What is given for each token ([batch, tokens, ...]) is zero where the mask is.
+
+def over_tokens(value: torch.Tensor, mask: torch.Tensor) -> bool:
+    """Whether there is one value for each token of several sequences, [batch, sequences, tokens]."""
+    return mask.ndim > 2 and value.shape == mask.shape
+
+
+def flat(outputs: Mapping[str, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+    """All outputs of a row side by side, float [batch, values]; those of padding are zero.
+
+    Args:
+        mask: int64 [batch, tokens] or [batch, sequences, tokens].
     """
-    parts = []
-    for value in outputs.values():
-        by_token = value.ndim > 2 and value.shape[:2] == mask.shape
-        weight = mask.reshape(*mask.shape, *[1] * (value.ndim - 2)) if by_token else 1
-        parts.append((value * weight).flatten(1))
-    return torch.cat(parts, dim=1)
+
+    def without_padding(value: torch.Tensor) -> torch.Tensor:
+        if each_token(value, mask):
+            return value * mask.unsqueeze(-1)
+        return value * mask if over_tokens(value, mask) else value
+
+    return torch.cat([without_padding(value).flatten(1) for value in outputs.values()], dim=1)
 
 
 def measure_importance(
@@ -63,7 +75,8 @@ def measure_importance(
 
     Args:
         module: has a `backbone`; in evaluation mode.
-        feeds: calibration texts, int64 [batch, tokens], with an `attention_mask`.
+        feeds: calibration texts, int64 [batch, tokens] or [batch, sequences, tokens], with an
+            `attention_mask`.
     """
     encoder = Encoder(module.backbone)
     layers = encoder.layers
@@ -90,13 +103,14 @@ def measure_importance(
 
 @contextmanager
 def _gated(points: Sequence[tuple[torch.nn.Linear, int]], batch: int) -> Iterator[list[torch.Tensor]]:
-    """Multiply the input of each linear map by gates of 1, float [batch, groups]: one a text, so that the
-    gradients of different texts stay apart."""
+    """Multiply the input of each linear map by gates of 1, float [batch, groups]: one a row, so that the
+    gradients of different rows stay apart; the sequences of a row share it."""
     gates = [torch.ones(batch, groups, requires_grad=True) for _, groups in points]
 
     def hook(gate: torch.Tensor) -> object:
         def multiply(linear: torch.nn.Linear, inputs: tuple[torch.Tensor]) -> torch.Tensor:
             wide = gate.repeat_interleave(linear.in_features // gate.shape[1], dim=1)
+            wide = wide.repeat_interleave(len(inputs[0]) // batch, dim=0)
             return inputs[0] * wide[:, None, :]
 
         return multiply

@@ -41,7 +41,8 @@ def prune(
 
     Args:
         module: has the transformer as `backbone`; gives a dict of tensors [batch, ...].
-        feeds: calibration texts, int64 [batch, tokens] by input name, with an `attention_mask`.
+        feeds: calibration rows, int64 [batch, tokens] or [batch, sequences, tokens] by input name, with an
+            `attention_mask`.
         layers: how many are kept.
         heads: fraction of all attention heads that is kept; every layer keeps one at least.
         ffn: fraction of the feed-forward columns that is kept, the same number in every layer; where the
@@ -61,7 +62,7 @@ def prune(
     encoder = Encoder(small.backbone)
     kept = list(range(len(encoder.layers)))
     report: dict[str, Any] = {
-        "calibration_texts": sum(len(feed["input_ids"]) for feed in feeds),
+        "calibration_rows": sum(len(feed["input_ids"]) for feed in feeds),
         "seed": seed,
     }
     if layers is not None:

@@ -19,7 +19,7 @@ def read_texts(path: Path) -> list[str]:
     """The lines of a UTF-8 file that are not blank: one text each.
 
     Raises:
-        UsageError: it cannot be read, or holds fewer than 20 texts.
+        UsageError: it cannot be read, or holds fewer than 20 texts that differ.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -31,9 +31,11 @@ def read_texts(path: Path) -> list[str]:
 
 
 def check_enough(texts: Sequence[str], where: str) -> None:
-    """Raises: UsageError: fewer than 20."""
-    if len(texts) < FEWEST:
-        raise UsageError(f"{where}: {len(texts)} texts are too few to learn from", hint=f"{FEWEST} at least")
+    """Raises: UsageError: fewer than 20 that differ."""
+    count = len(set(texts))
+    if count < FEWEST:
+        hint = f"{FEWEST} at least that differ"
+        raise UsageError(f"{where}: {count} texts are too few to learn from", hint=hint)
 
 
 def split(texts: Sequence[str], seed: int) -> tuple[list[str], list[str]]:

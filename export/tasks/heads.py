@@ -23,9 +23,16 @@ class Head(torch.nn.Module, ABC):
 
     Args:
         backbone: the transformer, with the checkpoint's own head where it has one.
+
+    Attributes:
+        outputs: names of what `forward` gives.
+        activation: what makes answers of `logits`: `softmax` over their last dimension, `sigmoid` of each
+            value, or `none`. A smaller model learns `logits` by the loss that belongs to it, see
+            `export.compress.losses`.
     """
 
     outputs: tuple[str, ...] = ("probabilities",)
+    activation: str = "none"
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
@@ -52,8 +59,12 @@ class Head(torch.nn.Module, ABC):
         return dict(zip(self.outputs, self.run(inputs), strict=True))
 
     @abstractmethod
+    def logits(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """What stands before the activation, float32 tensors, one for each of `outputs`."""
+
     def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """The values of `outputs`."""
+        """The values of `outputs`, of the shapes of `logits`."""
+        return tuple(_activated(logits, self.activation) for logits in self.logits(inputs))
 
 
 class Embedding(Head):
@@ -70,7 +81,7 @@ class Embedding(Head):
         self.sentence = sentence
         self.tail = torch.nn.ModuleList(sentence.tail)
 
-    def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def logits(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """float32 [rows, width]. `pooling_mask` is the attention mask without the tokens of a prompt."""
         mask = inputs.pop("pooling_mask", inputs["attention_mask"])
         value: Any = getattr(self.backbone, self.sentence.method)(**inputs)
@@ -143,9 +154,9 @@ class Classification(Head):
         super().__init__(backbone)
         self.activation = activation
 
-    def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def logits(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """float32 [rows, classes]."""
-        return (_activated(_class_logits(self.backbone, inputs), self.activation),)
+        return (_class_logits(self.backbone, inputs),)
 
 
 def _class_logits(backbone: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
@@ -172,23 +183,29 @@ class Score(Head):
 
     def __init__(self, backbone: PreTrainedModel, activation: torch.nn.Module) -> None:
         super().__init__(backbone)
-        self.activation = activation
+        self.scored = activation
+        self.activation = "sigmoid" if isinstance(activation, torch.nn.Sigmoid) else "none"
 
-    def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """float32 [rows, 1]."""
-        return (self.activation(_class_logits(self.backbone, inputs)),)
+    def logits(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """float32 [rows, 1]; where no sigmoid follows, the score itself."""
+        logits = _class_logits(self.backbone, inputs)
+        return (logits if self.activation == "sigmoid" else self.scored(logits),)
 
 
 class TokenClassification(Head):
     """Probabilities of each token's classes."""
 
-    def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    activation = "softmax"
+
+    def logits(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """float32 [rows, tokens, classes]."""
-        return (self.backbone(**inputs).logits.softmax(-1),)
+        return (self.backbone(**inputs).logits,)
 
 
 class FillMask(Head):
     """Probabilities of every token of the vocabulary where the mask is."""
+
+    activation = "softmax"
 
     def __init__(self, backbone: PreTrainedModel, mask_id: int) -> None:
         super().__init__(backbone)
@@ -204,11 +221,11 @@ class FillMask(Head):
         chosen = hidden[torch.arange(hidden.shape[0], device=hidden.device), self._position]
         return (chosen.unsqueeze(1), *others)
 
-    def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def logits(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """float32 [rows, vocabulary]."""
         self._position = (inputs["input_ids"] == self.mask_id).to(torch.int64).argmax(1)
         try:
-            return (self.backbone(**inputs).logits[:, 0].softmax(-1),)
+            return (self.backbone(**inputs).logits[:, 0],)
         finally:
             self._position = None
 
@@ -224,17 +241,23 @@ class Grouped(Head, ABC):
 
 
 class QuestionAnswering(Grouped):
-    """Logits of where an answer starts and ends, in each window."""
+    """Logits of where an answer starts and ends, in each window: what stands behind the network takes the
+    softmax, over the tokens that may be an answer."""
 
     outputs = ("start_logits", "end_logits")
+    activation = "softmax"
 
-    def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def logits(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """float32 [rows, windows, tokens] twice."""
         output, shape = self.folded(inputs)
         return tuple(
             logits.reshape(*shape, inputs["input_ids"].shape[2])
             for logits in (output.start_logits, output.end_logits)
         )
+
+    def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """The logits themselves."""
+        return self.logits(inputs)
 
 
 class ZeroShot(Grouped):
@@ -245,17 +268,22 @@ class ZeroShot(Grouped):
     """
 
     outputs = ("probabilities", "independent")
+    activation = "softmax"
 
     def __init__(self, backbone: PreTrainedModel, entailment: int, contradiction: int) -> None:
         super().__init__(backbone)
         self.entailment, self.contradiction = entailment, contradiction
 
-    def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """float32 [rows, labels] twice: of one label among all, and of each by itself."""
+    def logits(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """float32 [rows, labels], entailment of each, and [rows, labels, 2], contradiction and entailment."""
         output, shape = self.folded(inputs)
         logits = output.logits.reshape(*shape, output.logits.shape[-1])
-        among = logits[:, :, self.entailment].softmax(-1)
-        alone = logits[:, :, [self.contradiction, self.entailment]].softmax(-1)[:, :, 1]
+        return logits[:, :, self.entailment], logits[:, :, [self.contradiction, self.entailment]]
+
+    def run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """float32 [rows, labels] twice: of one label among all, and of each by itself."""
+        logits, pairs = self.logits(inputs)
+        among, alone = logits.softmax(-1), pairs.softmax(-1)[:, :, 1]
         # Among one label there is no choice: the pipeline then says how true it is.
         single = torch.ones_like(among).sum(-1, keepdim=True) == 1
         return torch.where(single, alone, among), alone

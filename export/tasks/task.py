@@ -20,6 +20,8 @@ Outputs = Mapping[str, NDArray]
 # One row of a request as a person has it: by input, its texts, or the content of an image's file.
 Row = Mapping[str, Sequence[Any]]
 
+NO_ANSWER = ""
+
 
 class Task(ABC):
     """One thing that models are used for.
@@ -86,6 +88,11 @@ class Task(ABC):
     def compared(self, outputs: Outputs, feed: Feed) -> NDArray[np.float32]:
         """The outputs of the head as vectors that are compared with the original's, [vectors, width]."""
         return outputs["probabilities"]
+
+    def answered(self, outputs: Outputs, feed: Feed, row: Row, opened: Opened) -> Mapping[str, float]:
+        """What is made of one row of outputs, [1, ...]: answers and their probabilities, the likeliest first,
+        `NO_ANSWER` last. Empty: there is nothing to compare beside `compared`."""
+        return {}
 
     @abstractmethod
     def score(self, answers: Any, eval_data: Path, opened: Opened) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,10 +17,10 @@ from transformers import PreTrainedModel
 
 from export.opened import Opened
 from export.tasks import heads, labels
-from export.tasks.task import Feed, Outputs, Row, Task
+from export.tasks.task import NO_ANSWER, Feed, Outputs, Row, Task
 from export.tasks.text import accuracy, in_order, read_csv
 from serving.models.entities import entities
-from serving.models.spans import best_span
+from serving.models.spans import Span, best_spans
 from shoal.errors import ExportError, UsageError
 
 MAX_ANSWER_LENGTH = 15  # tokens, as in transformers' pipeline
@@ -95,21 +96,38 @@ class QuestionAnswering(Task):
         return {"question": [f"What is {passage.split(maxsplit=1)[0][:12]}?"], "context": [passage]}
 
     def compared(self, outputs: Outputs, feed: Feed) -> NDArray[np.float32]:
-        real = feed["attention_mask"].astype(bool)
+        asked = feed["context_mask"].any(axis=-1)  # not the windows that only fill a row up
+        real = feed["attention_mask"].astype(bool)[asked]
         rows = []
         for name in ("start_logits", "end_logits"):
-            logits = np.where(real, outputs[name], -np.inf)
+            logits = np.where(real, outputs[name][asked], -np.inf)
             powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
             rows.append((powers / powers.sum(axis=-1, keepdims=True)).reshape(-1, logits.shape[-1]))
         return np.concatenate(rows)
 
+    def answered(self, outputs: Outputs, feed: Feed, row: Row, opened: Opened) -> Mapping[str, float]:
+        (context,) = row["context"]
+        found = self._spans(outputs, feed, context, opened)
+        scores = {context[span.start : span.end].lower(): span.score for span in found}
+        return scores | {NO_ANSWER: found[0].no_answer}
+
+    def _spans(self, outputs: Outputs, feed: Feed, context: str, opened: Opened) -> list[Span]:
+        """The answers to one row, as they are served."""
+        return best_spans(
+            outputs["start_logits"][0],
+            outputs["end_logits"][0],
+            feed["context_mask"][0],
+            feed["word_offsets"][0],
+            context,
+            max_answer_length=MAX_ANSWER_LENGTH,
+            null_token=_begins_with_special(opened),
+        )
+
     def score(self, answers: Any, eval_data: Path, opened: Opened) -> float:
-        null = _begins_with_special(opened)
         scores = []
         for question, context, wanted in read_csv(eval_data, ("question", "context", "answer")):
             outputs, feed = answers([{"question": [question], "context": [context]}])
-            told = (feed["context_mask"][0], feed["word_offsets"][0], context)
-            span = best_span(outputs["start_logits"][0], outputs["end_logits"][0], *told, null_token=null)
+            span = self._spans(outputs, feed, context, opened)[0]
             scores.append(_word_f1(context[span.start : span.end], wanted))
         return 100 * float(np.mean(scores))
 

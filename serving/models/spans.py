@@ -38,7 +38,7 @@ class Span:
     no_answer: float
 
 
-def best_span(
+def best_spans(
     starts: NDArray[np.float32],
     ends: NDArray[np.float32],
     allowed: NDArray[np.bool_],
@@ -47,8 +47,8 @@ def best_span(
     *,
     max_answer_length: int = 15,
     null_token: bool = True,
-) -> Span:
-    """The answer in one context. Spans that are the same words, in whatever case, are one answer.
+) -> list[Span]:
+    """The likeliest answers in one context. Spans that are the same words, in whatever case, are one answer.
 
     Args:
         starts, ends: logits [windows, tokens].
@@ -57,6 +57,9 @@ def best_span(
         context: the text.
         max_answer_length: longest answer in tokens.
         null_token: the first token stands for "no answer".
+
+    Returns:
+        The likeliest first; where there is none at all, one of no words and of score 0.
     """
     no_answer = 1.0 if null_token else 0.0
     found: dict[str, Span] = {}
@@ -75,8 +78,8 @@ def best_span(
                 words = context[start:end].lower()
                 before = found.get(words, Span(start, end, 0.0, 0.0))
                 found[words] = replace(before, score=before.score + score)
-    best = max(found.values(), key=lambda span: span.score, default=Span(0, 0, 0.0, 0.0))
-    return replace(best, no_answer=no_answer)
+    ranked = sorted(found.values(), key=lambda span: -span.score) or [Span(0, 0, 0.0, 0.0)]
+    return [replace(span, no_answer=no_answer) for span in ranked]
 
 
 def _softmax(logits: NDArray[np.float32], counted: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -103,7 +106,7 @@ class TritonPythonModel:
         contexts, *features = inputs(request, *names)
         texts = [text.decode() for text in contexts.reshape(-1)]
         spans = [
-            best_span(*row, max_answer_length=self._max_answer_length, null_token=self._null_token)
+            best_spans(*row, max_answer_length=self._max_answer_length, null_token=self._null_token)[0]
             for row in zip(*features, texts, strict=True)
         ]
         words = [text[span.start : span.end].encode() for text, span in zip(texts, spans, strict=True)]

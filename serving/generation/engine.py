@@ -251,8 +251,7 @@ class Engine:
 
     def _check_guesses(self, sequence: Sequence) -> bool:
         """One step for the next token and some guesses beyond it; False: there is no good guess."""
-        params = sequence.request.params
-        most = min(params.max_tokens - len(sequence.output), self._limits.max_model_len - sequence.length) - 1
+        most = min(sequence.most - len(sequence.output), self._limits.max_model_len - sequence.length) - 1
         guesses = sequence.guesser.guess(most, self._cost.ratio) if most > 0 else []
         if not guesses or sequence.row is None:
             return False

@@ -29,9 +29,11 @@ JSON = {
     "whitespace_flexible": False,
     "json_allowed_escapes": 'nrbtf\\"',
 }
-# Of an answer: what one token may cost, in parts of the grammar that are looked at, and what is kept, of some
-# 2 kB each.
-LIMITS = {"step_max_items": 5_000, "max_lexer_states": 50_000}
+# What one token of an answer may cost, in parts of the grammar that are looked at, and what is kept, of some
+# 2 kB each. An optional property takes five items of a row; where a text can be read in several ways, the time
+# grows with the square of their number.
+LIMITS = {"step_max_items": 5_000, "max_lexer_states": 50_000, "max_items_in_row": 500}
+JSON_LIMITS = {**LIMITS, "max_items_in_row": 2_000}
 _NAME = "structured_outputs: "
 # What stands in a grammar where %json may not be taken at its word: strings, regular expressions, comments.
 _LARK = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/(?:[^/\\\n]|\\.)+/|(?P<json>%json\s*(?=\{))')
@@ -48,17 +50,20 @@ class Compiler:
 
     def __init__(self, tokenizer: Path, vocabulary: int, ends: Sequence[int]) -> None:
         self._tokenizer = LLTokenizer(_unnamed(tokenizer), n_vocab=vocabulary, eos_token=list(ends) or None)
-        self._limits = LLParserLimits(**LIMITS, verbose_errors=False)
         self._vocabulary = vocabulary
 
-    def compile(self, grammar: str) -> Matcher:
+    def compile(self, kind: str, grammar: str) -> Matcher:
         """What keeps one answer to a grammar.
+
+        Args:
+            kind, grammar: see `grammar_of`.
 
         Raises:
             ValueError: it is not a valid one, too complex, or no text can match it.
         """
+        limits = LLParserLimits(**(JSON_LIMITS if kind == "json" else LIMITS), verbose_errors=False)
         try:
-            matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 - a panic of llguidance, on a strange schema, is no Exception
@@ -77,11 +82,11 @@ class Structures:
 
     Args:
         compiler: for its tokenizer.
-        trial: called with a grammar before it is compiled, says what is wrong with it or ""; None: nobody is
-            asked.
+        trial: called with a kind and a grammar before that is compiled, says what is wrong with it or "";
+            None: nobody is asked.
     """
 
-    def __init__(self, compiler: Compiler, trial: Callable[[str], str] | None = None) -> None:
+    def __init__(self, compiler: Compiler, trial: Callable[[str, str], str] | None = None) -> None:
         self._compiler, self._trial = compiler, trial
 
     def matcher(self, kind: str, definition: Any) -> Matcher:
@@ -96,9 +101,9 @@ class Structures:
         """
         try:
             grammar = grammar_of(kind, definition)
-            if self._trial is not None and (wrong := self._trial(grammar)):
+            if self._trial is not None and (wrong := self._trial(kind, grammar)):
                 raise ValueError(wrong)
-            return self._compiler.compile(grammar)
+            return self._compiler.compile(kind, grammar)
         except RecursionError:
             raise BadRequest(f"{_NAME}{kind} is nested too deep") from None
         except ValueError as error:

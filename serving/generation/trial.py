@@ -40,20 +40,21 @@ class Trial:
         self._passed: dict[bytes, None] = {}
         self._helper = self._start()
 
-    def __call__(self, grammar: str) -> str:
+    def __call__(self, kind: str, grammar: str) -> str:
         """What is wrong with a grammar, or "".
 
         Raises:
             OSError: the helper died, and cannot tell.
         """
-        known = hashlib.sha256(grammar.encode()).digest()
+        question = json.dumps([kind, grammar]) + "\n"
+        known = hashlib.sha256(question.encode()).digest()
         with self._lock:
             if known in self._passed:
                 return ""
             if self._helper.poll() is not None:
                 self._helper = self._start()
             assert self._helper.stdin and self._helper.stdout  # noqa: S101 - pipes
-            self._helper.stdin.write(json.dumps(grammar) + "\n")
+            self._helper.stdin.write(question)
             self._helper.stdin.flush()
             answer = self._helper.stdout.readline()
             if not answer:
@@ -81,17 +82,17 @@ class Trial:
         )
 
 
-def _try(compiler: Compiler, grammar: str) -> None:
+def _try(compiler: Compiler, kind: str, grammar: str) -> None:
     """Compile within limits, print what is wrong, and end this process."""
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = {resource.RLIMIT_AS: size + MEMORY, resource.RLIMIT_STACK: STACK, resource.RLIMIT_CORE: 0}
-    for kind, most in limits.items():
-        resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+    for limit, most in limits.items():
+        resource.setrlimit(limit, (most, resource.getrlimit(limit)[1]))
     wrong = ""
     try:
-        compiler.compile(grammar)
+        compiler.compile(kind, grammar)
     except ValueError as error:
         wrong = str(error)
     print(json.dumps(wrong), flush=True)  # noqa: T201 - the answer
@@ -105,7 +106,10 @@ def main() -> None:
     for line in sys.stdin:
         child = os.fork()
         if not child:
-            _try(compiler, json.loads(line))
+            try:
+                _try(compiler, *json.loads(line))
+            finally:  # whatever it was, the loop is the parent's
+                os._exit(1)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM):
             print(json.dumps(f"to compile it takes more than {CPU_SECONDS:g} seconds"), flush=True)  # noqa: T201

@@ -30,8 +30,8 @@ JSON = {
     "json_allowed_escapes": 'nrbtf\\"',
 }
 # What one token of an answer may cost, in parts of the grammar that are looked at, and what is kept, of some
-# 2 kB each. An optional property takes five items of a row; where a text can be read in several ways, the time
-# grows with the square of their number.
+# 2 kB each. An optional property takes five items of a row. Where a text can be read in several ways, time
+# grows with the square of the items.
 LIMITS = {"step_max_items": 5_000, "max_lexer_states": 50_000, "max_items_in_row": 500}
 JSON_LIMITS = {**LIMITS, "max_items_in_row": 2_000}
 _NAME = "structured_outputs: "

@@ -24,6 +24,10 @@ class BadRequest(ValueError):
     """A request that can never succeed as it is; the message names what is wrong."""
 
 
+class Unmet(ValueError):
+    """What a request asks for cannot be met any more, at some token of its answer; the message says why."""
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How tokens are chosen, and when to stop.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from serving.generation.params import SamplingParams
+from serving.generation.params import SamplingParams, Unmet
 
 Logits = NDArray[np.float32]
 # A nucleus is sought among so many of the likeliest tokens before the whole vocabulary is sorted.
@@ -63,6 +63,9 @@ class Chooser:
             logits: float32 [vocabulary]; not changed.
             output: tokens of the answer so far.
             likeliest: the token of the largest logit, which is found for all rows at once.
+
+        Raises:
+            Unmet: what was asked for leaves no token.
         """
         if self._plain and not len(self._barred(logits, output)):
             return likeliest
@@ -80,7 +83,7 @@ class Chooser:
         """The logits after all that is not chance: as in vLLM, what is added comes before penalties.
 
         Raises:
-            ValueError: no token is left.
+            Unmet: no token is left.
         """
         logits = logits.copy()
         logits[self._biased] += self._biases
@@ -96,7 +99,7 @@ class Chooser:
         if self._matcher is not None:
             logits[~self._matcher.allowed()] = -np.inf
         if self._masked and logits.max() == -np.inf:
-            raise ValueError("structured_outputs, allowed_token_ids and bad_words together leave no token")
+            raise Unmet("structured_outputs, allowed_token_ids and bad_words together leave no token")
         if len(barred := self._barred(logits, output)):
             others = logits.copy()
             others[barred] = -np.inf

@@ -25,6 +25,7 @@ class Failure(Enum):
     DEADLINE = "deadline exceeded"
     CANCELLED = "cancelled"
     STOPPING = "stopping"
+    UNMET = "unmet"
     INTERNAL = "internal"
 
 

@@ -17,7 +17,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from serving.generation.numbers import Written
-from serving.generation.params import BadRequest
+from serving.generation.params import BadRequest, Unmet
 from serving.generation.schema import prepared
 
 MAX_DEFINITION = 256 * 1024  # characters
@@ -72,7 +72,7 @@ class Compiler:
         try:
             first = int(made.allowed().argmax())
             Matcher(matcher.deep_copy(), self._vocabulary).consume(first)  # where what is too complex shows
-        except ValueError as error:
+        except Unmet as error:
             raise ValueError(str(error).removeprefix(_NAME)) from None
         return made
 
@@ -121,7 +121,7 @@ class Matcher:
         """Which tokens may come next, bool [vocabulary].
 
         Raises:
-            ValueError: none may, and the text is not complete either; or to find out costs too much.
+            Unmet: none may, and the text is not complete either; or to find out costs too much.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()  # in which case llguidance would end the text
@@ -131,10 +131,10 @@ class Matcher:
         """Go on by a token.
 
         Raises:
-            ValueError: it does not fit the structure, or see `allowed`.
+            Unmet: it does not fit the structure, or see `allowed`.
         """
         if not self._matcher.consume_token(token):
-            raise ValueError(f"{_NAME}{reason(self._matcher.get_error())}")
+            raise Unmet(f"{_NAME}{reason(self._matcher.get_error())}")
         self._check()
 
     @property
@@ -144,7 +144,7 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ValueError(f"{_NAME}{reason(self._matcher.get_error())}")
+            raise Unmet(f"{_NAME}{reason(self._matcher.get_error())}")
 
 
 def grammar_of(kind: str, definition: Any) -> str:

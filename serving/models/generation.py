@@ -244,9 +244,11 @@ class _Answer:
             Failure.DEADLINE: pb_utils.TritonError.UNAVAILABLE,
             Failure.CANCELLED: pb_utils.TritonError.CANCELLED,
             Failure.STOPPING: pb_utils.TritonError.UNAVAILABLE,
+            Failure.UNMET: pb_utils.TritonError.INVALID_ARG,
             Failure.INTERNAL: pb_utils.TritonError.INTERNAL,
         }
-        self.fail(codes[failure], f"{failure.value}: {message}")
+        prefix = BAD_REQUEST if failure is Failure.UNMET else f"{failure.value}: "
+        self.fail(codes[failure], f"{prefix}{message}")
 
     def refuse(self, error: Exception) -> None:
         """End a request that was not begun."""

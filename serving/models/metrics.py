@@ -107,4 +107,13 @@ class Metrics:
         return self._family(kind, name, text).Metric(labels=self._labels, **options)
 
 
-_REASONS = ("stop", "length", "deadline exceeded", "cancelled", "stopping", "internal", "refused")
+_REASONS = (
+    "stop",
+    "length",
+    "deadline exceeded",
+    "cancelled",
+    "stopping",
+    "unmet",
+    "internal",
+    "refused",
+)

@@ -25,6 +25,7 @@ class Compiles(Protocol):
     """What is needed of `structure.Structures`."""
 
     def matcher(self, kind: str, definition: Any) -> Any: ...
+    def close(self) -> None: ...
 
 
 class Admission:
@@ -71,6 +72,7 @@ class Admission:
     def close(self) -> None:
         """Submit no more; whoever waits is told that the server is stopping."""
         self._closing.set()
+        self._structures.close()
         self._thread.join(JOIN_SECONDS)
 
     def _work(self) -> None:
@@ -82,7 +84,8 @@ class Admission:
             try:
                 self._admit(request)
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller must hear of it
-                refuse(error)
+                if not self._ended(request):
+                    refuse(error)
 
     def _admit(self, request: Request) -> None:
         if not self._ended(request):

@@ -108,11 +108,12 @@ def part(schemas: Sequence[dict[str, Any]]) -> None:
     """
     for (_, strict), others, sign in ((LOWER, UPPER, 1), (UPPER, LOWER, -1)):
         limits = {_turned(s[name], sign) for s in schemas for name in others if is_number(s.get(name))}
+        wholes = {int(limit) for limit in limits if limit > int(limit) >= 0}
         for schema in schemas:
             if not is_number(schema.get(strict)):
                 continue
             bound = _turned(schema[strict], sign)
-            if bound >= 0 and bound == int(bound) and any(bound < limit < bound + 1 for limit in limits):
+            if bound == int(bound) and int(bound) in wholes:
                 step = Decimal(1).scaleb(min(bound.adjusted() + 1, DIGITS) - DIGITS)
                 schema[strict] = float((bound + step) * sign)
 

@@ -8,7 +8,7 @@ and what cannot be kept to while a text is written from left to right is refused
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
@@ -104,6 +104,7 @@ class _Walk:
         self.visited: list[Schema] = []
         self._seen: set[int] = set()
         self._referred: list[tuple[Any, str, Schema]] = []
+        self._anchors: dict[str, list[Schema]] | None = None
 
     def run(self) -> None:
         """From the root, and then whatever a `$ref` leads to."""
@@ -169,7 +170,10 @@ class _Walk:
             )
         pointer = unquote(str(reference)[1:])
         if pointer and not pointer.startswith("/"):
-            self._referred += [(found, reference, base) for found in _anchored(self.root, pointer)]
+            if self._anchors is None:
+                self._anchors = {}
+                _collect(self.root, self._anchors)
+            self._referred += [(found, reference, base) for found in self._anchors.get(pointer, [])]
             return
         target: Any = base
         for part in pointer.split("/")[1:]:
@@ -181,12 +185,13 @@ class _Walk:
         self._referred.append((target, reference, base))
 
 
-def _anchored(part: Any, anchor: str) -> Iterator[Schema]:
-    """Whatever calls itself by an anchor."""
-    if isinstance(part, dict) and anchor in (part.get("$anchor"), part.get("$dynamicAnchor")):
-        yield part
+def _collect(part: Any, anchors: dict[str, list[Schema]]) -> None:
+    """Whatever has an anchor, wherever it is."""
+    if isinstance(part, dict):
+        for name in {str(part.get("$anchor")), str(part.get("$dynamicAnchor"))}:
+            anchors.setdefault(name, []).append(part)
     for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
-        yield from _anchored(inner, anchor)
+        _collect(inner, anchors)
 
 
 def _schemas(schema: Schema) -> list[tuple[str, Any]]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -77,16 +77,22 @@ class Compiler:
         return made
 
 
+class Tries(Protocol):
+    """What is needed of `trial.Trial`."""
+
+    def __call__(self, kind: str, grammar: str) -> str: ...
+    def close(self) -> None: ...
+
+
 class Structures:
     """What definitions mean for one model.
 
     Args:
         compiler: for its tokenizer.
-        trial: called with a kind and a grammar before that is compiled, says what is wrong with it or "";
-            None: nobody is asked.
+        trial: what a grammar must pass before it is compiled; None: nothing.
     """
 
-    def __init__(self, compiler: Compiler, trial: Callable[[str, str], str] | None = None) -> None:
+    def __init__(self, compiler: Compiler, trial: Tries | None = None) -> None:
         self._compiler, self._trial = compiler, trial
 
     def matcher(self, kind: str, definition: Any) -> Matcher:
@@ -98,6 +104,7 @@ class Structures:
 
         Raises:
             BadRequest: it is not a valid one, cannot be kept to, is too complex, or no text can match it.
+            OSError: it could not be tried.
         """
         try:
             grammar = grammar_of(kind, definition)
@@ -108,6 +115,11 @@ class Structures:
             raise BadRequest(f"{_NAME}{kind} is nested too deep") from None
         except ValueError as error:
             raise BadRequest(f"{_NAME}{kind}: {error}") from None
+
+    def close(self) -> None:
+        """End a trial that runs; what it was for fails with an OSError."""
+        if self._trial is not None:
+            self._trial.close()
 
 
 class Matcher:

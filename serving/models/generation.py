@@ -122,8 +122,7 @@ class TritonPythonModel:
         self._tokenizer.no_padding()
         self._vocabulary = runner.vocabulary
         tokenizer = (folder / "tokenizer.json", runner.vocabulary, settings.ends)
-        self._trial = Trial(*tokenizer)
-        structures = Structures(Compiler(*tokenizer), self._trial)
+        structures = Structures(Compiler(*tokenizer), Trial(*tokenizer))
         self._settings = settings
         self._engine = Engine(
             runner,
@@ -155,7 +154,6 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Stop after the step that runs; requests that are not done are told so."""
-        self._trial.close()
         self._admission.close()
         self._stopping.set()
         self._thread.join(STOP_SECONDS)

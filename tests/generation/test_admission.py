@@ -17,10 +17,11 @@ SECONDS = 30.0
 
 
 class Structures:
-    """Compiles `wait` only once it is told to, and refuses `bad`."""
+    """Compiles `wait` only once it is told to, or fails as it is closed, and refuses `bad`."""
 
     def __init__(self) -> None:
         self.begun, self.go_on = threading.Event(), threading.Event()
+        self.closed = False
 
     def matcher(self, kind: str, definition: Any) -> str:
         if definition == "wait":
@@ -28,7 +29,13 @@ class Structures:
             assert self.go_on.wait(SECONDS)
         if definition == "bad":
             raise BadRequest("structured_outputs: regex: it is bad")
+        if definition == "wait" and self.closed:
+            raise OSError("the process that tries grammars has died")
         return f"{kind} {definition}"
+
+    def close(self) -> None:
+        self.closed = True
+        self.go_on.set()
 
 
 class Caller:
@@ -117,11 +124,7 @@ def test_who_waits_as_the_server_stops_is_told_so() -> None:
     for caller in callers:
         admission.add(caller.request, caller.heard.put)
     assert structures.begun.wait(SECONDS)
-    closing = threading.Thread(target=admission.close)
-    closing.start()
-    assert admission._closing.wait(SECONDS)
-    structures.go_on.set()
-    closing.join(SECONDS)
+    admission.close()
     assert [caller.heard.get(timeout=SECONDS) for caller in callers] == [
         (Failure.STOPPING, "the server is stopping")
     ] * 3

@@ -35,8 +35,11 @@ JSON = {
 LIMITS = {"step_max_items": 5_000, "max_lexer_states": 50_000, "max_items_in_row": 500}
 JSON_LIMITS = {**LIMITS, "max_items_in_row": 2_000}
 _NAME = "structured_outputs: "
-# What stands in a grammar where %json may not be taken at its word: strings, regular expressions, comments.
-_LARK = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/(?:[^/\\\n]|\\.)+/|(?P<json>%json\s*(?=\{))')
+# What stands in a grammar where %json may not be taken at its word, as llguidance reads it: strings, special
+# tokens, comments and regular expressions.
+_LARK = re.compile(
+    r'"(?:[^"\\\n]|\\.)*"|<[^<>\s]+>|(?:#|//)[^\n]*|/(?:[^/\\]|\\.)+/|(?P<json>%json\s*(?=\{))'
+)
 
 
 class Compiler:

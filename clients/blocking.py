@@ -87,8 +87,9 @@ class BlockingClient(ABC):
         Args:
             timeout: deadline of the whole answer in seconds, instead of the client's.
             request_id: returned and logged by the server.
-            sampling: vLLM's sampling parameters, e.g. `max_tokens=64, temperature=0, stop=["\\n"]`; see
-                `serving.generation.params.SamplingParams`.
+            sampling: vLLM's sampling parameters, e.g. `max_tokens=64, temperature=0, stop=["\\n"]`,
+                `max_tokens=None` for all that the context holds, `logit_bias={5: -100}`,
+                `structured_outputs={"choice": ["yes", "no"]}`; docs/generation.md has them all.
 
         Raises:
             ClientError: see `clients.errors`.

@@ -75,7 +75,7 @@ def joined(parts: Iterable[Part]) -> Answer:
 
 
 def sampling_text(prompt: str, sampling: Mapping[str, Any]) -> str:
-    """`sampling_parameters` as JSON.
+    """`sampling_parameters` as JSON, whatever their names: the server knows them.
 
     Raises:
         BadInput: the prompt is not text, or a value cannot be written as JSON.

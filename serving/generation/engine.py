@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.generation.params import Unmet
 from serving.generation.prefix import BLOCK, PrefixCache
 from serving.generation.sampling import surprise, top_logprobs
 from serving.generation.scheduler import Limits, Prefill, Scheduler
@@ -251,8 +252,7 @@ class Engine:
 
     def _check_guesses(self, sequence: Sequence) -> bool:
         """One step for the next token and some guesses beyond it; False: there is no good guess."""
-        params = sequence.request.params
-        most = min(params.max_tokens - len(sequence.output), self._limits.max_model_len - sequence.length) - 1
+        most = min(sequence.most - len(sequence.output), self._limits.max_model_len - sequence.length) - 1
         guesses = sequence.guesser.guess(most, self._cost.ratio) if most > 0 else []
         if not guesses or sequence.row is None:
             return False
@@ -282,7 +282,10 @@ class Engine:
                 count = sequence.request.params.logprobs
                 logprobs = None if count is None else top_logprobs(row, token, count)
                 sequence.append(token, self._limits.max_model_len, logprobs)
-            except Exception as error:  # noqa: BLE001 - a strange grammar, say: the others go on
+            except Unmet as error:
+                self._fail(sequence, Failure.UNMET, str(error))
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
                 self._fail(sequence, Failure.INTERNAL, f"{type(error).__name__}: {error}")
                 continue
             self.stats.generated_tokens += 1

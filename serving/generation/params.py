@@ -12,14 +12,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from serving.generation.numbers import Written
+
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
-STRUCTURES = ("json", "regex", "choice", "grammar")
+MAX_BAD_WORDS = 128
+STRUCTURES = ("json", "json_object", "regex", "choice", "grammar")
 
 
 class BadRequest(ValueError):
     """A request that can never succeed as it is; the message names what is wrong."""
+
+
+class Unmet(ValueError):
+    """What a request asks for cannot be met any more, at some token of its answer; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,9 @@ class SamplingParams:
     """How tokens are chosen, and when to stop.
 
     Attributes:
-        max_tokens: most tokens that are generated.
-        min_tokens: before so many tokens, neither the end of the text nor a stop token may come.
+        max_tokens: most tokens that are generated; None: as many as the context holds.
+        min_tokens: before so many tokens, neither the end of the text nor a stop token may come, and no stop
+            string ends the answer.
         temperature: 0: always the likeliest token; else logits are divided by it.
         top_k: choose among the so many likeliest tokens; 0 or -1: among all.
         top_p: choose among the likeliest tokens that make up this probability (nucleus sampling,
@@ -39,15 +47,20 @@ class SamplingParams:
         presence_penalty: subtracted from the logit of every token of the answer.
         frequency_penalty: subtracted once for each time it stands there.
         seed: the same seed and request give the same answer; None: a fresh one each time.
-        stop: strings that end the answer; they are not part of it.
+        stop: strings that end the answer.
         stop_token_ids: tokens that end the answer.
+        include_stop_str_in_output: the stop string, or the text of the stop token, is part of the answer.
         ignore_eos: go on after the model's own end of text.
+        skip_special_tokens: special tokens have no text.
         logprobs: log probabilities to return of so many likeliest tokens at each position; None: none.
+        logit_bias: (token, what is added to its logit), each token once.
+        allowed_token_ids: choose among these tokens only; None: among all.
+        bad_words: texts whose last token is not chosen where it would complete them.
         structured_outputs: one of `json` (a schema), `regex`, `choice` (a list of strings) and `grammar`
             (Lark), which the answer is made to match; None: free text.
     """
 
-    max_tokens: int = 16
+    max_tokens: int | None = 16
     min_tokens: int = 0
     temperature: float = 1.0
     top_k: int = 0
@@ -59,8 +72,13 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
     logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
     structured_outputs: tuple[str, Any] | None = None
 
     @property
@@ -77,7 +95,8 @@ class SamplingParams:
     def from_json(cls, text: str, defaults: Mapping[str, Any] | None = None) -> SamplingParams:
         """From the text of `sampling_parameters`; "" stands for the defaults.
 
-        Numbers may be given as strings, as the vLLM backend's own examples do.
+        Numbers may be given as strings, as the vLLM backend's own examples do. A parameter that is null has
+        its default, but for `max_tokens`, which has no limit then.
 
         Args:
             defaults: of what the text does not say, the model's own in place of the general ones.
@@ -86,18 +105,50 @@ class SamplingParams:
             BadRequest: it is not a JSON object, or a name or a value is not known.
         """
         try:
-            given = json.loads(text) if text.strip() else {}
+            given = _loads(text) if text.strip() else {}
         except (ValueError, RecursionError) as error:
             raise BadRequest(f"sampling_parameters is not JSON: {error}") from None
         if not isinstance(given, dict):
             raise BadRequest(f"sampling_parameters is {_kind(given)}, it must be a JSON object")
+        for name in [name for name in _FIXED if name in given]:
+            only, why = _FIXED[name]
+            if given.pop(name) not in (only, None):
+                must = "is not served" if only is None else f"must be {json.dumps(only)}"
+                raise BadRequest(f"{name} {must}: {why}")
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(given) - set(known))
         if unknown:
             named = ", ".join(unknown).encode("ascii", "backslashreplace").decode()  # half a character, say
             raise BadRequest(f"unknown in sampling_parameters: {named}; known: {', '.join(known)}")
-        given = {**(defaults or {}), **{name: value for name, value in given.items() if value is not None}}
-        return cls(**{name: _READERS[name](name, value) for name, value in given.items()})
+        asked = {**(defaults or {}), **{name: value for name, value in given.items() if value is not None}}
+        read = {name: _READERS[name](name, value) for name, value in asked.items()}
+        if given.get("max_tokens", 0) is None:
+            read["max_tokens"] = None
+        made = cls(**read)
+        if made.max_tokens is not None and made.min_tokens > made.max_tokens:
+            raise BadRequest(
+                f"min_tokens is {made.min_tokens}, it must be at most max_tokens, {made.max_tokens}"
+            )
+        return made
+
+    def check_tokens(self, vocabulary: int) -> None:
+        """Compare token ids with the model.
+
+        Args:
+            vocabulary: how many tokens it has.
+
+        Raises:
+            BadRequest: it does not have one of them.
+        """
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            values = getattr(self, name) or ()
+            ids = [value[0] for value in values] if name == "logit_bias" else values
+            if ids and max(ids) >= vocabulary:
+                raise BadRequest(f"{name} holds {max(ids)}, the model has tokens 0 to {vocabulary - 1}")
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, parse_float=Written)
 
 
 def _number(name: str, value: Any, low: float, high: float, *, whole: bool) -> Any:
@@ -124,6 +175,19 @@ def _real(low: float, high: float) -> Any:
     return lambda name, value: _number(name, value, low, high, whole=False)
 
 
+def _share(name: str, value: Any) -> float:
+    """Above 0 and at most 1."""
+    read = float(_number(name, value, 0, 1, whole=False))
+    if read == 0:
+        raise BadRequest(f"{name} is 0, it must be above 0 and at most 1")
+    return read
+
+
+def _seed(name: str, value: Any) -> int | None:
+    read = int(_number(name, value, -(2**63), 2**63 - 1, whole=True))
+    return None if read == -1 else read
+
+
 def _switch(name: str, value: Any) -> bool:
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
@@ -132,47 +196,85 @@ def _switch(name: str, value: Any) -> bool:
     return value
 
 
-def _texts(name: str, value: Any) -> tuple[str, ...]:
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(item, str) and item for item in values):
-        raise BadRequest(f"{name} must be a string or a list of strings, none of them empty")
-    if len(values) > MAX_STOPS or any(len(item) > MAX_STOP_LENGTH for item in values):
-        raise BadRequest(f"{name} may hold {MAX_STOPS} strings of {MAX_STOP_LENGTH} characters")
-    return tuple(values)
+def _texts(most: int) -> Any:
+    def read(name: str, value: Any) -> tuple[str, ...]:
+        values = [value] if isinstance(value, str) else value
+        if not isinstance(values, list) or not all(isinstance(item, str) and item for item in values):
+            raise BadRequest(f"{name} must be a string or a list of strings, none of them empty")
+        if len(values) > most or any(len(item) > MAX_STOP_LENGTH for item in values):
+            raise BadRequest(f"{name} may hold {most} strings of {MAX_STOP_LENGTH} characters")
+        return tuple(values)
+
+    return read
+
+
+def _id(name: str, value: Any) -> int:
+    return int(_number(name, value, 0, 2**31 - 1, whole=True))
 
 
 def _ids(name: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) > MAX_STOPS:
         raise BadRequest(f"{name} must be a list of at most {MAX_STOPS} token ids")
-    return tuple(_number(name, item, 0, 2**31 - 1, whole=True) for item in value)
+    return tuple(_id(name, item) for item in value)
+
+
+def _allowed(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not value:
+        raise BadRequest(f"{name} must be a list of token ids, at least one")
+    return tuple(_id(name, item) for item in value)
+
+
+def _biases(name: str, value: Any) -> tuple[tuple[int, float], ...]:
+    """Clamped to 100 as vLLM does it; 100 decides all the same."""
+    if not isinstance(value, dict):
+        raise BadRequest(f"{name} is {_kind(value)}, it must be an object of token ids and what is added")
+    biases = {}
+    for token, bias in value.items():
+        added = _number(name, bias, -math.inf, math.inf, whole=False)
+        biases[_id(name, token)] = min(100.0, max(-100.0, added))
+    return tuple(biases.items())
 
 
 def _structure(name: str, value: Any) -> tuple[str, Any]:
     """One kind of structure and its definition; whether that makes sense, its compiler says."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = _loads(value)
         except (ValueError, RecursionError):
             raise BadRequest(f"{name} is not JSON") from None
     if not isinstance(value, dict) or len(value) != 1 or next(iter(value)) not in STRUCTURES:
-        raise BadRequest(f"{name} must hold one of {', '.join(STRUCTURES)}")
+        raise BadRequest(f"{name} must hold one of {', '.join(STRUCTURES)}, and nothing else")
     ((kind, definition),) = value.items()
-    if kind == "choice":
+    if kind in ("json", "json_object"):
+        kind, definition = "json", _schema(name, kind, definition)
+    elif kind == "choice":
         if not isinstance(definition, list) or not all(isinstance(i, str) and i for i in definition):
-            raise BadRequest(f"{name}: choice must be a list of strings")
+            raise BadRequest(f"{name}: choice must be a list of strings, none of them empty")
         if not definition:
             raise BadRequest(f"{name}: choice is empty, no answer could match")
-    elif kind == "json":
-        if isinstance(definition, str):
-            try:
-                definition = json.loads(definition)
-            except (ValueError, RecursionError) as error:
-                raise BadRequest(f"{name}: the JSON schema is not JSON: {error}") from None
-        if not isinstance(definition, dict):
-            raise BadRequest(f"{name}: the JSON schema is {_kind(definition)}, not an object")
     elif not isinstance(definition, str) or not definition:
-        raise BadRequest(f"{name}: {kind} must be a string")
+        raise BadRequest(f"{name}: {kind} must be a string, and not empty")
+    try:
+        json.dumps(definition, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise BadRequest(f"{name}: {kind} holds half of a surrogate pair") from None
     return kind, definition
+
+
+def _schema(name: str, kind: str, definition: Any) -> dict[str, Any]:
+    """A JSON schema, which may be given as its text."""
+    if kind == "json_object":
+        if definition is not True:
+            raise BadRequest(f"{name}: json_object must be true")
+        return {"type": "object"}
+    if isinstance(definition, str):
+        try:
+            definition = _loads(definition)
+        except (ValueError, RecursionError) as error:
+            raise BadRequest(f"{name}: the JSON schema is not JSON: {error}") from None
+    if not isinstance(definition, dict):
+        raise BadRequest(f"{name}: the JSON schema is {_kind(definition)}, not an object")
+    return definition
 
 
 def _kind(value: Any) -> str:
@@ -186,15 +288,46 @@ _READERS: dict[str, Any] = {
     "min_tokens": _whole(0, 1_000_000),
     "temperature": _real(0, 100),
     "top_k": _whole(-1, 1_000_000),
-    "top_p": _real(1e-6, 1),
+    "top_p": _share,
     "min_p": _real(0, 1),
     "repetition_penalty": _real(0.01, 100),
     "presence_penalty": _real(-2, 2),
     "frequency_penalty": _real(-2, 2),
-    "seed": _whole(-(2**63), 2**63 - 1),
-    "stop": _texts,
+    "seed": _seed,
+    "stop": _texts(MAX_STOPS),
     "stop_token_ids": _ids,
+    "include_stop_str_in_output": _switch,
     "ignore_eos": _switch,
+    "skip_special_tokens": _switch,
     "logprobs": _whole(0, MAX_LOGPROBS),
+    "logit_bias": _biases,
+    "allowed_token_ids": _allowed,
+    "bad_words": _texts(MAX_BAD_WORDS),
     "structured_outputs": _structure,
+}
+
+_ONE = "a request has one answer; send it again for another"
+_BEAM = "answers are sampled, or greedy where temperature is 0"
+_STRUCTURED = 'use structured_outputs, as {"json": ...}'
+# Names of vLLM, of this version or an earlier one, that callers send, each with the one value that is met.
+_FIXED: dict[str, tuple[Any, str]] = {
+    "n": (1, _ONE),
+    "best_of": (1, _ONE),
+    "use_beam_search": (False, _BEAM),
+    "length_penalty": (1.0, _BEAM),
+    "early_stopping": (False, _BEAM),
+    "prompt_logprobs": (None, "only the tokens of an answer have log probabilities"),
+    "truncate_prompt_tokens": (None, "shorten the prompt"),
+    "detokenize": (True, "answers are text"),
+    "spaces_between_special_tokens": (True, "a text is what the tokenizer decodes"),
+    "logits_processors": (None, "no code of a request is run"),
+    "guided_decoding": (None, _STRUCTURED),
+    "guided_json": (None, _STRUCTURED),
+    "guided_json_object": (None, _STRUCTURED),
+    "guided_regex": (None, _STRUCTURED),
+    "guided_choice": (None, _STRUCTURED),
+    "guided_grammar": (None, _STRUCTURED),
+    "guided_whitespace_pattern": (None, "JSON is written with the separators of Python's json.dumps"),
+    "guided_decoding_backend": (None, "there is one, llguidance"),
+    "response_format": (None, _STRUCTURED),
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from serving.generation.params import SamplingParams
@@ -23,6 +25,7 @@ class Failure(Enum):
     DEADLINE = "deadline exceeded"
     CANCELLED = "cancelled"
     STOPPING = "stopping"
+    UNMET = "unmet"
     INTERNAL = "internal"
 
 
@@ -58,6 +61,7 @@ class Request:
         gone: whether the caller has left.
         deadline: on the engine's clock, in seconds; None: none.
         matcher: what keeps the answer to a structure, or None.
+        bad: token ids of texts that must not come, see `text.bad_word_tokens`.
         scored: to be called with the perplexity of the prompt's first tokens, at most `SCORED_TOKENS`, if it
             has two or more; the prompt is then written whole, and nothing of it is taken from the prefix
             cache. None: nobody wants to know.
@@ -70,6 +74,7 @@ class Request:
     gone: Callable[[], bool] = lambda: False
     deadline: float | None = None
     matcher: Any = None
+    bad: Tokens[Tokens[int]] = ()
     scored: Callable[[float], None] | None = None
 
 
@@ -80,13 +85,14 @@ class Sequence:
     Args:
         request: see there.
         ends: the model's own end-of-text tokens.
-        decode: token ids to text.
+        decode: token ids to text, `tokenizers.Tokenizer.decode`.
         arrived: on the engine's clock.
 
     Attributes:
         output: tokens of the answer.
         cached: tokens of the prompt that were found in the prefix cache.
         computed: tokens whose keys and values are in its row.
+        most: tokens that the answer may have.
         row: of the cache; None while it waits.
         number: of the sequence, in the order of arrival.
         surprise: sum over the scored tokens of the prompt, see `sampling.surprise`.
@@ -107,12 +113,17 @@ class Sequence:
     number: int = field(default_factory=itertools.count().__next__)
 
     def __post_init__(self) -> None:
-        params = self.request.params
+        request, params = self.request, self.request.params
         self.stop_tokens = set(params.stop_token_ids) | (set() if params.ignore_eos else set(self.ends))
-        self.chooser = Chooser(params, self.request.prompt, sorted(self.stop_tokens), self.request.matcher)
-        self.guesser = Guesser(self.request.prompt)
-        self._text = Detokenizer(self.decode, self.request.prompt)
-        self._stops = StopFinder(params.stop)
+        late = sorted({*params.stop_token_ids, *self.ends})  # not before min_tokens, whatever they mean
+        self.chooser = Chooser(params, request.prompt, late, request.matcher, request.bad)
+        self.guesser = Guesser(request.prompt)
+        decode = self.decode
+        if not params.skip_special_tokens:
+            decode = partial(self.decode, skip_special_tokens=False)  # type: ignore[call-arg]
+        self._text = Detokenizer(decode, request.prompt)
+        self._stops = StopFinder(params.stop, included=params.include_stop_str_in_output)
+        self.most = params.max_tokens or sys.maxsize
         self._new_text: list[str] = []
         self._new_tokens = 0
         self._new_logprobs: list[Tokens[TokenLogprob]] = []
@@ -151,22 +162,25 @@ class Sequence:
             self._new_logprobs.append(logprobs)
         if self.request.matcher is not None:
             self.request.matcher.consume(token)
-        if token in self.stop_tokens and len(self.output) > params.min_tokens:
+        ends = token in self.stop_tokens and self._may_stop
+        if not ends or params.include_stop_str_in_output:
+            text, stopped = self._stops.add(self._text.add(token), searching=self._may_stop)
+            self._new_text.append(text)
+            if stopped:
+                self.finish_reason = "stop"
+                return
+        if ends or (self.request.matcher is not None and self.request.matcher.finished):
             self._finish("stop")
-            return
-        text, stopped = self._text.add(token), False
-        if len(self.output) >= params.min_tokens:  # before, a stop string is text like any other
-            text, stopped = self._stops.add(text)
-        self._new_text.append(text)
-        if stopped:
-            self.finish_reason = "stop"
-        elif self.request.matcher is not None and self.request.matcher.finished:
-            self._finish("stop")
-        elif len(self.output) >= params.max_tokens or self.length >= most:
+        elif len(self.output) >= self.most or self.length >= most:
             self._finish("length")
 
+    @property
+    def _may_stop(self) -> bool:
+        """Whether a stop token counts as one, and a stop string that ends in the last token."""
+        return len(self.output) > self.request.params.min_tokens
+
     def _finish(self, reason: str) -> None:
-        text, stopped = self._stops.add(self._text.rest())
+        text, stopped = self._stops.add(self._text.rest(), searching=self._may_stop)
         self._new_text += [text, "" if stopped else self._stops.rest()]
         self.finish_reason = "stop" if stopped else reason
 

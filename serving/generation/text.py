@@ -23,6 +23,26 @@ def encode_prompt(tokenizer: Tokenizer, text: str, begin: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=not begins).ids)
 
 
+def bad_word_tokens(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Token ids of texts that must not come, at the beginning of a text and, as vLLM has it, behind a space.
+
+    Raises:
+        ValueError: a text has no tokens.
+    """
+    found: list[tuple[int, ...]] = []
+    for word in words:
+        bare, spaced = (
+            tuple(tokenizer.encode(space + word.lstrip(), add_special_tokens=False).ids)
+            for space in ("", " ")
+        )
+        if not bare:
+            raise ValueError(f"bad_words holds {word!r}, which has no tokens")
+        found.append(bare)
+        if spaced and spaced[0] != bare[0] and len(spaced) == len(bare):
+            found.append(spaced)
+    return tuple(found)
+
+
 class Detokenizer:
     """The text of one answer as its tokens arrive.
 
@@ -58,32 +78,39 @@ class StopFinder:
 
     Args:
         stops: none of them empty.
+        included: whether the stop string is passed on as well; then nothing is held back.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = stops
-        self._held = ""
+    def __init__(self, stops: Sequence[str], *, included: bool = False) -> None:
+        self._stops, self._included = stops, included
+        self._tail = ""  # the last characters, as many as may belong to a stop string that has begun
+        self._held = 0  # of which so many have not been passed on
 
-    def add(self, text: str) -> tuple[str, bool]:
-        """The text that may be shown, and whether a stop string has come."""
+    def add(self, text: str, *, searching: bool = True) -> tuple[str, bool]:
+        """The text that may be shown, and whether a stop string has come.
+
+        Args:
+            searching: whether a stop string that ends in this text counts; it may begin before.
+        """
         if not self._stops:
             return text, False
-        self._held += text
-        found = [
-            (self._held.find(stop) + len(stop), -len(stop)) for stop in self._stops if stop in self._held
-        ]
-        if found:
+        known, begin = len(self._tail), len(self._tail) - self._held
+        whole = self._tail + text
+        places = [(stop, whole.find(stop, max(0, known - len(stop) + 1))) for stop in self._stops]
+        found = [(place + len(stop), -len(stop)) for stop, place in places if place >= 0]
+        if searching and found:
             end, length = min(found)
-            shown, self._held = self._held[: end + length], ""
-            return shown, True
-        keep = max(_overlap(self._held, stop) for stop in self._stops)
-        place = len(self._held) - keep
-        shown, self._held = self._held[:place], self._held[place:]
-        return shown, False
+            self._tail, self._held = "", 0
+            return whole[begin : end if self._included else end + length], True
+        self._held = 0 if self._included else max(_overlap(whole, stop) for stop in self._stops)
+        longest = max(map(len, self._stops))
+        self._tail = whole[max(0, len(whole) - longest + 1) :]
+        return whole[begin : len(whole) - self._held], False
 
     def rest(self) -> str:
         """At the end: what was held back and did not become a stop string."""
-        held, self._held = self._held, ""
+        held = self._tail[len(self._tail) - self._held :]
+        self._tail, self._held = "", 0
         return held
 
 

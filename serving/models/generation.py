@@ -31,14 +31,16 @@ from tokenizers import Tokenizer
 
 from serving.backends.onnxruntime.sessions import check_runtime
 from serving.drift.tap import Tap
+from serving.generation.admission import Admission
 from serving.generation.engine import Engine, QueueFull
 from serving.generation.params import BadRequest, SamplingParams
 from serving.generation.runner import Runner
 from serving.generation.sampling import TokenLogprob
 from serving.generation.scheduler import Limits
 from serving.generation.sequence import Chunk, Failure, Request
-from serving.generation.structure import Structures
-from serving.generation.text import encode_prompt
+from serving.generation.structure import Compiler, Structures
+from serving.generation.text import bad_word_tokens, encode_prompt
+from serving.generation.trial import Trial
 from serving.models.backend_utils import pb_utils
 from serving.models.metrics import Metrics
 from shoal.manifest import FILENAME, Manifest
@@ -119,7 +121,9 @@ class TritonPythonModel:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._structures = Structures(folder / "tokenizer.json", runner.vocabulary, settings.ends)
+        self._vocabulary = runner.vocabulary
+        tokenizer = (folder / "tokenizer.json", runner.vocabulary, settings.ends)
+        structures = Structures(Compiler(*tokenizer), Trial(*tokenizer))
         self._settings = settings
         self._engine = Engine(
             runner,
@@ -132,6 +136,7 @@ class TritonPythonModel:
         self._tap = Tap(args["model_name"], args["model_version"])
         self._metrics = Metrics(self._engine, {"model": args["model_name"], "version": args["model_version"]})
         self._stopping = threading.Event()
+        self._admission = Admission(structures, self._engine.submit, limits.max_queue_size)
         self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
         self._thread.start()
 
@@ -140,21 +145,22 @@ class TritonPythonModel:
         for request in requests:
             answer = _Answer(request)
             try:
-                self._engine.submit(self._read(request, answer))
-            except QueueFull as error:
-                answer.fail(pb_utils.TritonError.UNAVAILABLE, str(error))
-            except (BadRequest, ValueError) as error:
-                answer.fail(pb_utils.TritonError.INVALID_ARG, f"{BAD_REQUEST}{error}")
+                read = self._read(request, answer)
+                if read.params.structured_outputs is None:
+                    self._engine.submit(read)
+                else:
+                    self._admission.add(read, answer.refuse)
             except Exception as error:  # noqa: BLE001 - the requests beside this one must not fail with it
-                answer.fail(pb_utils.TritonError.INTERNAL, f"{type(error).__name__}: {error}")
+                answer.refuse(error)
 
     def finalize(self) -> None:
         """Stop after the step that runs; requests that are not done are told so."""
+        self._admission.close()
         self._stopping.set()
         self._thread.join(STOP_SECONDS)
         # The stub crashes, and the server waits for it, where Triton's objects outlive this call.
         self._metrics.close()
-        del self._metrics, self._engine
+        del self._metrics, self._engine, self._admission
         gc.collect()
 
     def _work(self) -> None:
@@ -179,10 +185,8 @@ class TritonPythonModel:
             raise BadRequest(f"{TEXT_INPUT} has {len(text)} bytes, the context holds {most} tokens")
         given = _text(request, "sampling_parameters")
         params = SamplingParams.from_json(given, self._settings.sampling)
+        params.check_tokens(self._vocabulary)
         prompt = encode_prompt(self._tokenizer, text, self._settings.begin)
-        matcher = None
-        if params.structured_outputs is not None:
-            matcher = self._structures.matcher(*params.structured_outputs)
         answer.prepare(text, prompt, params, self._tokenizer)
         timeout = request.timeout() / 1e6
         return Request(
@@ -192,7 +196,7 @@ class TritonPythonModel:
             deliver=answer.deliver,
             gone=answer.gone,
             deadline=time.monotonic() + timeout if timeout else None,
-            matcher=matcher,
+            bad=bad_word_tokens(self._tokenizer, params.bad_words),
             scored=partial(self._tap.send, prompt, None) if self._tap.wants else None,
         )
 
@@ -240,9 +244,20 @@ class _Answer:
             Failure.DEADLINE: pb_utils.TritonError.UNAVAILABLE,
             Failure.CANCELLED: pb_utils.TritonError.CANCELLED,
             Failure.STOPPING: pb_utils.TritonError.UNAVAILABLE,
+            Failure.UNMET: pb_utils.TritonError.INVALID_ARG,
             Failure.INTERNAL: pb_utils.TritonError.INTERNAL,
         }
-        self.fail(codes[failure], f"{failure.value}: {message}")
+        prefix = BAD_REQUEST if failure is Failure.UNMET else f"{failure.value}: "
+        self.fail(codes[failure], f"{prefix}{message}")
+
+    def refuse(self, error: Exception) -> None:
+        """End a request that was not begun."""
+        if isinstance(error, QueueFull):
+            self.fail(pb_utils.TritonError.UNAVAILABLE, str(error))
+        elif isinstance(error, ValueError):
+            self.fail(pb_utils.TritonError.INVALID_ARG, f"{BAD_REQUEST}{error}")
+        else:
+            self.fail(pb_utils.TritonError.INTERNAL, f"{type(error).__name__}: {error}")
 
     def fail(self, code: Any, message: str) -> None:
         """End with an error."""

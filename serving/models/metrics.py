@@ -103,4 +103,13 @@ class Metrics:
         return self._family(kind, name, text).Metric(labels=self._labels, **options)
 
 
-_REASONS = ("stop", "length", "deadline exceeded", "cancelled", "stopping", "internal", "refused")
+_REASONS = (
+    "stop",
+    "length",
+    "deadline exceeded",
+    "cancelled",
+    "stopping",
+    "unmet",
+    "internal",
+    "refused",
+)

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.generation.engine import Engine, QueueFull
-from serving.generation.params import SamplingParams
+from serving.generation.params import SamplingParams, Unmet
 from serving.generation.scheduler import Limits
 from serving.generation.sequence import Chunk, Failure, Request
-from tests.generation.toy import END, Toy, answer, next_token
+from tests.generation.toy import END, VOCABULARY, Toy, answer, next_token
 
 LIMITS = Limits(
     max_num_seqs=4, max_model_len=96, max_queue_size=64, max_num_batched_tokens=16, staging_rows=3
@@ -124,6 +124,36 @@ def test_a_failure_of_the_model_ends_only_the_requests_it_was_run_for(data: st.D
             assert caller.finals[0][0] is Failure.INTERNAL and "fails" in caller.finals[0][1]
         else:
             assert caller.text == _decode(answer(caller.prompt, 12))
+    assert _empty(engine)
+
+
+class DeadEnd:
+    """A structure that leaves no token after two."""
+
+    finished = False
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def allowed(self) -> Any:
+        if self.taken == 2:
+            raise Unmet("structured_outputs: no text can match it")
+        return np.ones(VOCABULARY, bool)
+
+    def consume(self, token: int) -> None:
+        self.taken += 1
+
+
+def test_an_answer_that_comes_to_a_dead_end_is_an_error_and_no_other_hears_of_it() -> None:
+    engine, _ = _engine()
+    stuck, other = (Caller([1, 2, 3], SamplingParams(max_tokens=6, temperature=0)) for _ in range(2))
+    engine.submit(stuck.request(matcher=DeadEnd()))
+    engine.submit(other.request())
+    _run(engine, [stuck, other])
+    assert stuck.finals == [(Failure.UNMET, "structured_outputs: no text can match it")]
+    assert sum(part.tokens for part in stuck.parts[:-1]) <= 2
+    assert other.text == _decode(answer([1, 2, 3], 6)) and len(other.finals) == 1
+    assert engine.stats.finished["unmet"] == 1 and engine.stats.finished["internal"] == 0
     assert _empty(engine)
 
 
@@ -267,6 +297,29 @@ def test_a_prompt_that_does_not_fit_is_told_both_numbers(length: int) -> None:
     engine, _ = _engine()
     with pytest.raises(ValueError, match=rf"has {length} tokens.*1 to 95.*share 96"):
         engine.submit(Caller([1] * length, SamplingParams()).request())
+
+
+def test_without_max_tokens_an_answer_fills_the_context() -> None:
+    engine, _ = _engine()
+    params = SamplingParams(max_tokens=None, temperature=0, ignore_eos=True)
+    caller = Caller([5, 6, 7], params)
+    engine.submit(caller.request())
+    _run(engine, [caller])
+    assert sum(part.tokens for part in caller.parts) == LIMITS.max_model_len - 3
+    assert caller.finals[0].finish_reason == "length"
+
+
+def test_the_models_own_end_may_not_come_before_min_tokens_even_where_it_is_ignored() -> None:
+    prompt = next([n] for n in range(1, 29) if next_token([n]) == END)
+    engine, _ = _engine()
+    tokens = []
+    for least in (0, 1):
+        params = SamplingParams(max_tokens=1, min_tokens=least, temperature=0, ignore_eos=True, logprobs=0)
+        caller = Caller(prompt, params)
+        engine.submit(caller.request())
+        _run(engine, [caller])
+        tokens.append(caller.parts[-1].logprobs[0][0].token)
+    assert tokens[0] == END and tokens[1] != END
 
 
 def test_the_context_ends_an_answer() -> None:

@@ -11,15 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.generation.params import MAX_STOP_LENGTH, MAX_STOPS, STRUCTURES, BadRequest, SamplingParams
+from serving.generation.params import (
+    MAX_BAD_WORDS,
+    MAX_STOP_LENGTH,
+    MAX_STOPS,
+    STRUCTURES,
+    BadRequest,
+    SamplingParams,
+)
 
-# name: least, most, whole
+# name: least, most, whole; top_p, which takes no 0, has a test of its own
 NUMBERS: dict[str, tuple[float, float, bool]] = {
     "max_tokens": (1, 1_000_000, True),
     "min_tokens": (0, 1_000_000, True),
     "temperature": (0, 100, False),
     "top_k": (-1, 1_000_000, True),
-    "top_p": (1e-6, 1, False),
     "min_p": (0, 1, False),
     "repetition_penalty": (0.01, 100, False),
     "presence_penalty": (-2, 2, False),
@@ -41,8 +47,13 @@ VLLM_DEFAULTS = {
     "seed": None,
     "stop": (),
     "stop_token_ids": (),
+    "include_stop_str_in_output": False,
     "ignore_eos": False,
+    "skip_special_tokens": True,
     "logprobs": None,
+    "logit_bias": (),
+    "allowed_token_ids": None,
+    "bad_words": (),
     "structured_outputs": None,
 }
 
@@ -51,9 +62,18 @@ def _read(**given: Any) -> SamplingParams:
     return SamplingParams.from_json(json.dumps(given))
 
 
-@pytest.mark.parametrize("text", ["", " \n", "{}", json.dumps(dict.fromkeys(VLLM_DEFAULTS))])
+@pytest.mark.parametrize("text", ["", " \n", "{}"])
 def test_what_is_not_given_is_vllms_default(text: str) -> None:
     assert asdict(SamplingParams.from_json(text)) == VLLM_DEFAULTS
+
+
+def test_null_is_the_default_but_for_max_tokens_which_then_has_no_limit() -> None:
+    assert asdict(_read(**dict.fromkeys(VLLM_DEFAULTS))) == VLLM_DEFAULTS | {"max_tokens": None}
+
+
+def _beside(name: str, value: Any) -> dict[str, Any]:
+    """A value of a parameter, and what it needs: no more than max_tokens can be asked for as min_tokens."""
+    return {name: value} | ({"max_tokens": None} if name == "min_tokens" else {})
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -61,7 +81,7 @@ def test_both_ends_of_a_range_are_taken_and_what_is_beyond_is_refused_by_name(na
     low, high, whole = NUMBERS[name]
     step = 1 if whole else 1e-7
     for value in (low, high):
-        read = getattr(_read(**{name: value}), name)
+        read = getattr(_read(**_beside(name, value)), name)
         assert read == value and type(read) is (int if whole else float)
     for value in (low - step, high + step, -(10**30), 10**30):
         with pytest.raises(BadRequest, match=rf"^{name} is .*, it must be from "):
@@ -96,7 +116,30 @@ def test_a_part_of_a_whole_is_refused_by_name(name: str) -> None:
 def test_numbers_may_be_strings(name: str) -> None:
     _, high, whole = NUMBERS[name]
     for value in (int(high), 1) if whole else (high, 0.5):
-        assert _read(**{name: str(value)}) == _read(**{name: value})
+        assert _read(**_beside(name, str(value))) == _read(**_beside(name, value))
+
+
+def test_top_p_is_above_0_and_at_most_1() -> None:
+    assert [_read(top_p=value).top_p for value in (1, 0.5, 1e-300, "0.1")] == [1.0, 0.5, 1e-300, 0.1]
+    for value in (0, 0.0, "0"):
+        with pytest.raises(BadRequest, match="^top_p is 0, it must be above 0 and at most 1$"):
+            _read(top_p=value)
+    for value in (-0.1, 1.0001):
+        with pytest.raises(BadRequest, match="^top_p is .*, it must be from 0 to 1$"):
+            _read(top_p=value)
+
+
+def test_min_tokens_may_not_exceed_max_tokens() -> None:
+    assert _read(min_tokens=5, max_tokens=5).min_tokens == 5
+    assert _read(min_tokens=500, max_tokens=None).min_tokens == 500
+    for values in ({"min_tokens": 50, "max_tokens": 5}, {"min_tokens": 17}):
+        with pytest.raises(BadRequest, match="^min_tokens is [0-9]+, it must be at most max_tokens, [0-9]+$"):
+            _read(**values)
+
+
+def test_the_seed_minus_1_is_a_fresh_one_each_time() -> None:
+    assert _read(seed=-1).seed is None and _read(seed="-1").seed is None
+    assert _read(seed=-2).seed == -2 and _read(seed=0).seed == 0
 
 
 def test_a_seed_keeps_all_its_digits() -> None:
@@ -140,17 +183,62 @@ def test_stop_token_ids_that_make_no_sense_are_refused_by_name(value: Any) -> No
         _read(stop_token_ids=value)
 
 
-def test_a_switch_is_true_or_false() -> None:
-    assert [_read(ignore_eos=value).ignore_eos for value in (True, "true", "True", False, "FALSE")] == [
-        True,
-        True,
-        True,
-        False,
-        False,
-    ]
+@pytest.mark.parametrize("name", ["ignore_eos", "include_stop_str_in_output", "skip_special_tokens"])
+def test_a_switch_is_true_or_false(name: str) -> None:
+    given = (True, "true", "True", False, "FALSE")
+    read = [getattr(_read(**{name: value}), name) for value in given]
+    assert read == [True, True, True, False, False]
     for value in (1, 0, "yes", "", [], {}):
-        with pytest.raises(BadRequest, match="^ignore_eos is .*, it must be true or false$"):
-            _read(ignore_eos=value)
+        with pytest.raises(BadRequest, match=f"^{name} is .*, it must be true or false$"):
+            _read(**{name: value})
+
+
+def test_biases_are_added_to_tokens_and_clamped_to_100() -> None:
+    biases = {"5": 1.5, "0": -200, "7": "3", "9": 1e6}
+    assert _read(logit_bias=biases).logit_bias == ((5, 1.5), (0, -100.0), (7, 3.0), (9, 100.0))
+    assert _read(logit_bias={}).logit_bias == ()
+
+
+@pytest.mark.parametrize(
+    "value", [1, [], "5", [[5, 1]], {"a": 1}, {"-1": 1}, {"5": None}, {"5": True}, {"1.5": 1}]
+)
+def test_biases_that_make_no_sense_are_refused_by_name(value: Any) -> None:
+    with pytest.raises(BadRequest, match="^logit_bias "):
+        _read(logit_bias=value)
+    with pytest.raises(BadRequest, match="^logit_bias is nan"):
+        SamplingParams.from_json('{"logit_bias": {"5": NaN}}')
+
+
+def test_allowed_token_ids_are_a_list_that_is_not_empty() -> None:
+    assert _read(allowed_token_ids=[3, "1", 2.0]).allowed_token_ids == (3, 1, 2)
+    for value in ([], 3, "3", {}, [-1], ["a"], [None], [2**31]):
+        with pytest.raises(BadRequest, match="^allowed_token_ids "):
+            _read(allowed_token_ids=value)
+
+
+def test_bad_words_are_texts() -> None:
+    assert _read(bad_words="a").bad_words == ("a",) and _read(bad_words=["a", "b c"]).bad_words == (
+        "a",
+        "b c",
+    )
+    for value in ([""], [1], 1, ["a"] * (MAX_BAD_WORDS + 1), ["a" * 257]):
+        with pytest.raises(BadRequest, match="^bad_words m"):
+            _read(bad_words=value)
+
+
+@pytest.mark.parametrize(
+    "given", [{"stop_token_ids": [3, 29]}, {"allowed_token_ids": [29]}, {"logit_bias": {"29": 1}}]
+)
+def test_a_token_that_the_model_does_not_have_is_refused_by_name(given: dict[str, Any]) -> None:
+    params = _read(**given)
+    params.check_tokens(30)
+    (name,) = given
+    with pytest.raises(BadRequest, match=f"^{name} holds 29, the model has tokens 0 to 28$"):
+        params.check_tokens(29)
+
+
+def test_without_token_ids_any_model_will_do() -> None:
+    _read(max_tokens=3).check_tokens(1)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +262,17 @@ def test_a_json_schema_may_be_a_text() -> None:
     assert _read(structured_outputs={"json": json.dumps(schema)}).structured_outputs == ("json", schema)
 
 
+def test_json_object_is_any_object() -> None:
+    assert _read(structured_outputs={"json_object": True}).structured_outputs == ("json", {"type": "object"})
+
+
+def test_a_number_of_a_schema_keeps_the_digits_it_was_written_with() -> None:
+    text = '{"structured_outputs": {"json": {"maximum": 0.1000000000000000055}}}'
+    for sent in (text, json.dumps({"structured_outputs": {"json": '{"maximum": 0.1000000000000000055}'}})):
+        structure = SamplingParams.from_json(sent).structured_outputs
+        assert structure is not None and structure[1]["maximum"].text == "0.1000000000000000055"
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -189,7 +288,7 @@ def test_a_json_schema_may_be_a_text() -> None:
         *(
             {kind: wrong}
             for kind in STRUCTURES
-            for wrong in (None, 1, True, "" if kind != "json" else "{", [])
+            for wrong in (None, 1, False, "" if kind != "json" else "{", [])
         ),
         {"choice": "yes"},
         {"choice": [1]},
@@ -197,6 +296,10 @@ def test_a_json_schema_may_be_a_text() -> None:
         {"regex": ["a"]},
         {"json": "[]"},
         {"json": "not JSON"},
+        {"json": {"const": "\ud800"}},
+        {"regex": "\ud800"},
+        {"choice": ["\ud800"]},
+        {"json": {}, "whitespace_pattern": " "},
         {"grammar": {"start": "a"}},
     ],
 )
@@ -213,7 +316,36 @@ def test_a_structure_nested_too_deep_is_refused_by_name(nested: Any) -> None:
         _read(structured_outputs=nested)
 
 
-@pytest.mark.parametrize("name", ["max_token", "Temperature", "n", "best_of", "", "guided_json"])
+@pytest.mark.parametrize(
+    ("name", "only", "reason"),
+    [
+        ("n", 1, "one answer"),
+        ("best_of", 1, "one answer"),
+        ("use_beam_search", False, "sampled, or greedy"),
+        ("length_penalty", 1.0, "sampled, or greedy"),
+        ("early_stopping", False, "sampled, or greedy"),
+        ("prompt_logprobs", None, "only the tokens of an answer"),
+        ("truncate_prompt_tokens", None, "shorten the prompt"),
+        ("detokenize", True, "text"),
+        ("spaces_between_special_tokens", True, "tokenizer"),
+        ("logits_processors", None, "no code"),
+        ("guided_json", None, "use structured_outputs"),
+        ("guided_regex", None, "use structured_outputs"),
+        ("guided_choice", None, "use structured_outputs"),
+        ("guided_grammar", None, "use structured_outputs"),
+        ("guided_decoding_backend", None, "llguidance"),
+        ("response_format", None, "use structured_outputs"),
+    ],
+)
+def test_what_is_not_served_is_taken_as_it_is_by_default_and_else_refused_with_the_reason(
+    name: str, only: Any, reason: str
+) -> None:
+    assert asdict(_read(**{name: only})) == asdict(_read(**{name: None})) == VLLM_DEFAULTS
+    with pytest.raises(BadRequest, match=rf"^{name} (must be|is not served).*: .*{reason}"):
+        _read(**{name: 7})
+
+
+@pytest.mark.parametrize("name", ["max_token", "Temperature", "", "stream"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(
         BadRequest, match=f"^unknown in sampling_parameters: {name}; known: max_tokens, .*top_p"

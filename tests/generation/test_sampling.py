@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from serving.generation.params import SamplingParams
-from serving.generation.sampling import NUCLEUS, Chooser, _sample, top_logprobs
+from serving.generation.sampling import NUCLEUS, Chooser, _sample, kept, top_logprobs
 
 Logits = NDArray[np.float32]
 
@@ -100,8 +102,95 @@ def test_filters_keep_exactly_what_a_reference_keeps_that_sorts_everything(
         assert logits[token] == logits[kept[place]]
 
 
+PROMPT, OUTPUT, ENDS = [3, 17, 17, 250], [40, 3, 40, 41], [7, 9]
+
+
+def _theirs(params: SamplingParams, logits: Logits) -> NDArray[np.float64]:
+    """The next token's probabilities by transformers' own processors, in vLLM's order."""
+    processors = transformers.LogitsProcessorList()
+    if params.min_tokens:
+        processors.append(
+            transformers.MinNewTokensLengthLogitsProcessor(len(PROMPT), params.min_tokens, ENDS, device="cpu")
+        )
+    if params.repetition_penalty != 1:
+        processors.append(transformers.RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
+    processors.append(transformers.TemperatureLogitsWarper(params.temperature))
+    if params.min_p > 0:
+        processors.append(transformers.MinPLogitsWarper(params.min_p))
+    if params.top_k > 0:
+        processors.append(transformers.TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        processors.append(transformers.TopPLogitsWarper(params.top_p))
+    ids = torch.tensor([PROMPT + OUTPUT])
+    return processors(ids, torch.tensor(logits)[None]).double().softmax(-1)[0].numpy()
+
+
 @pytest.mark.parametrize(
-    ("params", "kept"),
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(temperature=0.3),
+        SamplingParams(temperature=1.9),
+        SamplingParams(top_k=1, temperature=0.7),
+        SamplingParams(top_k=40),
+        SamplingParams(top_p=0.9),
+        SamplingParams(top_p=0.05),
+        SamplingParams(min_p=0.1),
+        SamplingParams(repetition_penalty=1.3),
+        SamplingParams(repetition_penalty=0.7),
+        SamplingParams(min_tokens=5),
+        SamplingParams(min_tokens=4),
+        SamplingParams(temperature=0.8, top_k=50, top_p=0.95),
+        SamplingParams(
+            temperature=1.5, top_k=20, top_p=0.7, min_p=0.05, repetition_penalty=1.1, min_tokens=9
+        ),
+    ],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_probabilities_are_those_of_transformers(params: SamplingParams, seed: int) -> None:
+    logits = np.random.default_rng(seed).normal(0, 3, 300).astype(np.float32)
+    chooser = Chooser(params, PROMPT, ENDS)
+    tokens, weights = kept(chooser._adjusted(logits, OUTPUT), params)
+    ours = np.zeros(300)
+    ours[tokens] = weights / weights.sum()
+    np.testing.assert_allclose(ours, _theirs(params, logits), atol=1e-5, rtol=0)
+
+
+def test_a_bias_is_added_before_penalties() -> None:
+    logits = _logits(1, -1, 2)
+    params = SamplingParams(logit_bias=((0, -3.0), (1, 5.0)), repetition_penalty=2.0)
+    found = Chooser(params, [0, 1], [])._adjusted(logits, [])
+    np.testing.assert_allclose(found, [-4, 2, 2])  # (1 - 3) * 2, (-1 + 5) / 2
+    np.testing.assert_array_equal(logits, _logits(1, -1, 2))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_only_allowed_tokens_are_chosen(temperature: float) -> None:
+    params = SamplingParams(allowed_token_ids=(1, 3), temperature=temperature, seed=1)
+    drawn = set(_draws(params, _logits(90, 1, 80, 1.5), 60))
+    assert drawn == ({3} if temperature == 0 else {1, 3})
+
+
+@pytest.mark.parametrize(
+    ("output", "chosen"),
+    [([], 1), ([5], 1), ([4], 1), ([4, 2], 0), ([2, 4, 2], 0), ([2], 1), ([4, 2, 5], 1)],
+)
+def test_the_last_token_of_a_bad_word_is_not_chosen_where_it_would_complete_it(
+    output: list[int], chosen: int
+) -> None:
+    chooser = Chooser(SamplingParams(temperature=0), [4, 2], [], bad=[(4, 2, 1), (3,)])
+    assert _choose(chooser, _logits(5, 8, 1, 9, 2, 3), output) == chosen
+
+
+def test_what_leaves_no_token_is_an_error() -> None:
+    params = SamplingParams(allowed_token_ids=(1,), temperature=0)
+    for more in ({"matcher": Mask(4, [2])}, {"bad": [(1,)]}):
+        with pytest.raises(ValueError, match="together leave no token$"):
+            _draws(params, _logits(1, 2, 3, 4), 1, **more)
+
+
+@pytest.mark.parametrize(
+    ("params", "left"),
     [
         (SamplingParams(top_k=2), {3, 4}),
         (SamplingParams(top_k=5), {0, 1, 2, 3, 4}),
@@ -118,11 +207,11 @@ def test_filters_keep_exactly_what_a_reference_keeps_that_sorts_everything(
     ],
 )
 def test_filters_on_a_distribution_that_can_be_checked_by_hand(
-    params: SamplingParams, kept: set[int]
+    params: SamplingParams, left: set[int]
 ) -> None:
     logits = np.log(_logits(0.04, 0.06, 0.2, 0.3, 0.4))
     found = {_sample(logits, params, chance) for chance in np.linspace(0, 0.9999, 400)}
-    assert found == kept
+    assert found == left
 
 
 def test_tokens_that_tie_for_the_likeliest_all_pass_min_p_1() -> None:
@@ -233,7 +322,7 @@ def test_penalties_are_those_of_a_plain_loop(
     )
     chooser = Chooser(params, prompt, [])
     before = logits.copy()
-    np.testing.assert_allclose(chooser._penalized(logits, output), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(chooser._penalized(logits.copy(), output), expected, rtol=1e-5, atol=1e-5)
     chosen = chooser.choose(logits, output, int(logits.argmax()))
     assert expected[chosen] >= max(expected) - 1e-3
     np.testing.assert_array_equal(logits, before)

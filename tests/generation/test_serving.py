@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -157,6 +158,64 @@ def test_what_cannot_be_done_is_refused_by_name(
     with pytest.raises(kind, match=said):
         decoder_client.complete(**options)
     assert decoder_client.complete(PROMPT, max_tokens=1).output_tokens == 1
+
+
+def test_parameters_of_vllm_mean_what_they_mean_there(decoder_client: Client) -> None:
+    greedy: dict[str, Any] = {"prompt": PROMPT, "temperature": 0}
+    plain = decoder_client.complete(max_tokens=4, logprobs=1, **greedy)
+    best, second = (
+        int(token) for token in decoder_client.complete(max_tokens=1, logprobs=2, **greedy).logprobs[0]
+    )
+    first = plain.logprobs[0][str(best)]["decoded_token"]
+
+    def chosen(**params: Any) -> int:
+        return int(
+            next(iter(decoder_client.complete(max_tokens=1, logprobs=0, **greedy | params).logprobs[0]))
+        )
+
+    assert chosen(logit_bias={best: -100}) == chosen(bad_words=[first]) == second
+    assert chosen(allowed_token_ids=[second, 0]) == second
+    assert chosen(logit_bias={second: 100.0}) == second
+    stopped = decoder_client.complete(max_tokens=None, stop=first, include_stop_str_in_output=True, **greedy)
+    assert stopped.text == first and stopped.finish_reason == "stop"
+    texts = [decoder_client.complete(PROMPT, max_tokens=12, temperature=1.5, seed=-1).text for _ in range(3)]
+    assert len(set(texts)) == 3
+
+
+LONG_CHAINS = [
+    {"json": {"$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(6000)}, "$ref": "#/$defs/a0"}},
+    {"grammar": "\n".join(["start: r0", *(f"r{i}: r{i + 1}" for i in range(12_000)), 'r12000: "a"'])},
+]
+LONG_CHAINS[0]["json"]["$defs"]["a6000"] = {"type": "null"}  # type: ignore[index]
+
+
+@pytest.mark.parametrize("structure", LONG_CHAINS)
+def test_a_definition_that_overflows_the_stack_does_no_harm(
+    decoder_client: Client, structure: dict[str, Any]
+) -> None:
+    with pytest.raises(BadInput, match="too much memory, or it is nested too deep"):
+        decoder_client.complete(PROMPT, structured_outputs=structure)
+    assert decoder_client.complete(PROMPT, max_tokens=1).output_tokens == 1
+
+
+def test_a_definition_that_takes_long_holds_up_nobody_else(decoder_server: Server) -> None:
+    slow = {"patternProperties": {f"^(a|b)*{i}x": {"type": "null"} for i in range(600)}}
+    ended: list[str] = []
+
+    def ask() -> None:
+        with GrpcClient(decoder_server.grpc, timeout=60.0) as client:
+            with pytest.raises(BadInput, match="to compile it takes more than 2 seconds"):
+                client.complete(PROMPT, structured_outputs={"json": slow})
+            ended.append("slow")
+
+    thread = threading.Thread(target=ask)
+    with GrpcClient(decoder_server.grpc, timeout=60.0) as client:
+        client.complete(PROMPT, max_tokens=1)
+        thread.start()
+        client.complete(PROMPT, max_tokens=1)
+        ended.append("plain")
+    thread.join()
+    assert ended == ["plain", "slow"]
 
 
 def test_parameters_that_are_not_json(decoder_server: Server) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.generation.params import BadRequest
-from serving.generation.structure import MAX_DEFINITION, Structures
+from serving.generation.structure import MAX_DEFINITION, Compiler, Structures
 from tests.generation.test_text import END, MORE, byte_level
 
 WIDTH = byte_level().get_vocab_size() + 13  # logits are often wider than the vocabulary
@@ -26,7 +26,7 @@ ENOUGH = 150  # tokens after which the end is taken where it is allowed
 def structures(tmp_path_factory: pytest.TempPathFactory) -> Structures:
     path = tmp_path_factory.mktemp("structure") / "tokenizer.json"
     byte_level().save(str(path))
-    return Structures(path, WIDTH, [END])
+    return Structures(Compiler(path, WIDTH, [END]))
 
 
 def _prefixes(structures: Structures, kind: str, definition: Any, seed: int) -> list[tuple[list[int], bool]]:
@@ -320,7 +320,7 @@ def test_two_answers_to_one_definition_do_not_disturb_each_other(structures: Str
 def test_every_end_token_may_end_a_text(tmp_path: Path, ends: list[int]) -> None:
     path = tmp_path / "tokenizer.json"
     byte_level().save(str(path))
-    own = Structures(path, WIDTH, ends)
+    own = Structures(Compiler(path, WIDTH, ends))
     for end in ends:
         matcher = own.matcher("regex", "a*")
         assert set(ends) <= set(np.flatnonzero(matcher.allowed()).tolist())

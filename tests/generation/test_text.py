@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from serving.generation.params import SamplingParams
 from serving.generation.sequence import Request, Sequence
-from serving.generation.text import REPLACEMENT, Detokenizer, StopFinder
+from serving.generation.text import REPLACEMENT, Detokenizer, StopFinder, bad_word_tokens
 
 END, MORE = 0, 1  # special tokens
 CORPUS = '{"name": "fish", "tags": ["a", "b"]} the fish swims, naïve 日本語 日本 😀😀 true false null 12 '
@@ -178,14 +180,91 @@ def test_a_stop_within_another_does_not_make_the_text_depend_on_how_it_is_cut() 
     assert len(results) == 1
 
 
-def test_a_stop_that_comes_before_min_tokens_stays_in_the_text() -> None:
-    params = SamplingParams(max_tokens=6, min_tokens=6, stop=("cd",))
-    sequence = Sequence(
-        Request([0], params, False, lambda part: None),
-        ends=[],
-        decode=lambda tokens: "".join("abcdef"[token] for token in tokens),
-        arrived=0.0,
+@settings(max_examples=100, deadline=None)
+@given(TEXT, STOPS, st.data())
+def test_a_stop_string_that_is_included_ends_the_text_and_nothing_is_held_back(
+    text: str, stops: list[str], data: st.DataObject
+) -> None:
+    places = data.draw(st.lists(st.integers(0, len(text)), max_size=8))
+    finder, shown = StopFinder(stops, included=True), ""
+    for piece in _cut(text, places):
+        part, stopped = finder.add(piece)
+        shown += part
+        if stopped:
+            break
+        assert part == piece
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    assert shown == text[: min(ends, default=len(text))] and finder.rest() == ""
+
+
+@settings(max_examples=100, deadline=None)
+@given(TEXT, STOPS, st.integers(0, 14))
+def test_only_a_stop_that_ends_after_min_tokens_counts_wherever_it_begins(
+    text: str, stops: list[str], least: int
+) -> None:
+    """One letter a token. As in vLLM, the last of `min_tokens` is not looked at either."""
+    ends = [
+        (place + len(stop), stop)
+        for stop in stops
+        for place in range(len(text))
+        if text.startswith(stop, place) and place + len(stop) > least
+    ]
+    end, stop = min(ends, default=(len(text), ""))
+    for included in (False, True):
+        shown, reason = _answered(text, tuple(stops), min_tokens=least, include_stop_str_in_output=included)
+        assert shown == (text[:end] if included else text[: end - len(stop)])
+        assert reason == ("stop" if stop else "length")
+
+
+def _letters(tokens: list[int], skip_special_tokens: bool = True) -> str:
+    """Tokens 0 to 25 are letters, 26 is a special token."""
+    special = "" if skip_special_tokens else "<end>"
+    return "".join(special if token == 26 else chr(ord("a") + token) for token in tokens)
+
+
+def _answered(
+    text: str, stops: tuple[str, ...] = (), *, ends: tuple[int, ...] = (), **params: Any
+) -> tuple[str, str | None]:
+    """What is shown of an answer, a letter a token and "." the end token, and why it ended."""
+    limit = {"max_tokens": len(text) or 1} | params
+    request = Request([0], SamplingParams(stop=stops, **limit), False, lambda part: None)
+    sequence = Sequence(request, ends=ends, decode=_letters, arrived=0.0)
+    for letter in text:
+        sequence.append(26 if letter == "." else ord(letter) - ord("a"), most=100)
+        if sequence.finish_reason is not None:
+            break
+    chunk = sequence.take_chunk()
+    return chunk.text, chunk.finish_reason if text else "length"
+
+
+@pytest.mark.parametrize(
+    ("params", "shown"),
+    [
+        ({}, "ab"),
+        ({"include_stop_str_in_output": True}, "ab"),
+        ({"skip_special_tokens": False}, "ab"),
+        ({"skip_special_tokens": False, "include_stop_str_in_output": True}, "ab<end>"),
+        ({"skip_special_tokens": False, "ignore_eos": True}, "ab<end>cd"),
+        ({"ignore_eos": True}, "abcd"),
+        ({"stop_token_ids": (1,)}, "a"),
+        ({"stop_token_ids": (1,), "include_stop_str_in_output": True}, "ab"),
+    ],
+)
+def test_what_is_shown_of_a_token_that_ends_the_answer(params: dict[str, Any], shown: str) -> None:
+    assert _answered("ab.cd", ends=(26,), **params)[0] == shown
+
+
+def test_without_max_tokens_an_answer_goes_on_to_the_end_of_the_context() -> None:
+    assert _answered("ab" * 70, max_tokens=None) == (("ab" * 70)[:99], "length")  # the prompt is a token too
+
+
+def test_bad_words_are_tokens_at_the_beginning_and_behind_a_space() -> None:
+    """As `vllm.SamplingParams.update_from_tokenizer` makes them."""
+    encode = byte_level().encode
+    assert bad_word_tokens(byte_level(), ["fish", " fish", "é"]) == (
+        *(tuple(encode(text).ids) for text in ("fish", " fish", "fish", " fish")),
+        tuple(encode("é").ids),
     )
-    for token in range(6):
-        sequence.append(token, most=100)
-    assert sequence.take_chunk().text == "abcdef"
+    assert len(encode(" é").ids) > len(encode("é").ids)
+    with pytest.raises(ValueError, match="^bad_words holds ' ', which has no tokens$"):
+        bad_word_tokens(byte_level(), [" "])

@@ -118,7 +118,7 @@ def test_a_fault_on_the_way_is_refused_with_the_input_that_shows_it(
 def test_what_a_coarse_or_smaller_version_may_lose_hides_no_fault(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first label stays the same under another activation: the exact graph of the whole model shows it."""
+    """The first label stays the same under another activation: the whole model's exact graph shows it."""
     folder = classifier(tmp_path / "checkpoint", problem_type="multi_label_classification")
     monkeypatch.setattr(heads, "_activated", lambda logits, activation: torch.softmax(logits, -1))
     settings = Recipe.from_dict({"source": str(folder), "name": "m", **recipe})

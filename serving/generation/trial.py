@@ -1,0 +1,121 @@
+"""Compiles a grammar in another process first, where it may take no more than its share.
+
+Some definitions take minutes to compile, or overflow the stack, which would end the model's own process. Only
+the attempt tells which. A helper process forks for each, so that what goes wrong goes with the fork.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from serving.generation.structure import Compiler
+
+CPU_SECONDS = 2.0
+SECONDS = 60.0  # of waiting, on a machine that is busy
+MEMORY = 256 * 2**20  # bytes
+STACK = 8 * 2**20  # bytes; see `admission.STACK`
+REMEMBERED = 1024  # grammars that have passed, by their hashes
+
+
+class Trial:
+    """Asks the helper process, which is started here, and again when it has died.
+
+    Args:
+        tokenizer, vocabulary, ends: see `structure.Compiler`.
+    """
+
+    def __init__(self, tokenizer: Path, vocabulary: int, ends: Sequence[int]) -> None:
+        arguments = (str(tokenizer), str(vocabulary), json.dumps(list(ends)))
+        self._command = [sys.executable, "-m", __name__, *arguments]
+        self._lock = threading.Lock()
+        self._passed: dict[bytes, None] = {}
+        self._helper = self._start()
+
+    def __call__(self, kind: str, grammar: str) -> str:
+        """What is wrong with a grammar, or "".
+
+        Raises:
+            OSError: the helper died, and cannot tell.
+        """
+        question = json.dumps([kind, grammar]) + "\n"
+        known = hashlib.sha256(question.encode()).digest()
+        with self._lock:
+            if known in self._passed:
+                return ""
+            if self._helper.poll() is not None:
+                self._helper = self._start()
+            assert self._helper.stdin and self._helper.stdout  # noqa: S101 - pipes
+            self._helper.stdin.write(question)
+            self._helper.stdin.flush()
+            answer = self._helper.stdout.readline()
+            if not answer:
+                raise OSError("the process that tries grammars has died; try again")
+            wrong = str(json.loads(answer))
+            if not wrong:
+                self._passed[known] = None
+                if len(self._passed) > REMEMBERED:
+                    del self._passed[next(iter(self._passed))]
+        return wrong
+
+    def close(self) -> None:
+        """End the helper, and with it whatever is tried."""
+        self._helper.kill()
+        self._helper.wait()
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            start_new_session=True,  # a Ctrl-C is for the server, whose end closes the helper's stdin
+        )
+
+
+def _try(compiler: Compiler, kind: str, grammar: str) -> None:
+    """Compile within limits, print what is wrong, and end this process."""
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = {resource.RLIMIT_AS: size + MEMORY, resource.RLIMIT_STACK: STACK, resource.RLIMIT_CORE: 0}
+    for limit, most in limits.items():
+        resource.setrlimit(limit, (most, resource.getrlimit(limit)[1]))
+    wrong = ""
+    try:
+        compiler.compile(kind, grammar)
+    except ValueError as error:
+        wrong = str(error)
+    print(json.dumps(wrong), flush=True)  # noqa: T201 - the answer
+    os._exit(0)
+
+
+def main() -> None:
+    """Answer each grammar on stdin, until it is closed."""
+    tokenizer, vocabulary, ends = sys.argv[1:]
+    compiler = Compiler(Path(tokenizer), int(vocabulary), json.loads(ends))
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            try:
+                _try(compiler, *json.loads(line))
+            finally:  # whatever it was, the loop is the parent's
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM):
+            print(json.dumps(f"to compile it takes more than {CPU_SECONDS:g} seconds"), flush=True)  # noqa: T201
+        elif status:
+            print(json.dumps("to compile it takes too much memory, or it is nested too deep"), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

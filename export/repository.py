@@ -119,13 +119,13 @@ def check_network(repository: Path, name: str, network: str) -> None:
     """Before minutes of work: what is published under a name must be of the kind that is to be published.
 
     Raises:
-        RepositoryError: its versions are those of a network of another name, and would be mixed up with these.
+        RepositoryError: its versions are of a network of another name, and would be mixed up with these.
     """
     other = next((m.network for m in manifests(repository, name) if m.network != network), None)
     if other is not None:
         raise RepositoryError(
             f"{repository} holds {name} with its weights in {other}, and this export has them in {network}",
-            hint=f"choose another --name, or remove {repository / other} and the folders beside it that begin so",
+            hint=f"choose another --name, or remove {repository / other} and the folders that begin so",
         )
 
 

@@ -47,7 +47,8 @@ def check_estimator(model: Any, path: Path) -> None:
     if not isinstance(model, BaseEstimator):
         found = f"the class {model.__name__}" if isinstance(model, type) else f"a {name}"
         raise ExportError(
-            f"{path.name} holds {found}, not an estimator", hint="save the fitted estimator or pipeline itself"
+            f"{path.name} holds {found}, not an estimator",
+            hint="save the fitted estimator or pipeline itself",
         )
     try:
         _check_fitted(model)

@@ -7,7 +7,6 @@ missing value is NaN in a column of numbers and the empty string in one of categ
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,10 +17,9 @@ from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import FeatureUnion, Pipeline
 
 from shoal.errors import ExportError
+from shoal.wire import wire_name
 
-FEATURES = "features"
 TEXT = "text"  # what a pipeline over a list of texts reads
-_TAKEN = {FEATURES, "label", "score", "prediction"}  # an input and an output cannot share a name
 # Kinds of columns.
 NUMBER, CATEGORY, DOCUMENT = "number", "category", "document"
 # Where estimators keep those that read the same table; a search keeps the one it answers with.
@@ -148,7 +146,9 @@ def first_part(model: Any) -> Any:
     if isinstance(model, Pipeline):
         return next((first_part(step) for step in steps(model)), model)
     if isinstance(model, FeatureUnion):
-        return next((first_part(step) for _, step in model.transformer_list if not isinstance(step, str)), model)
+        return next(
+            (first_part(step) for _, step in model.transformer_list if not isinstance(step, str)), model
+        )
     return next((first_part(entry) for entry in inner(model) if not isinstance(entry, str)), model)
 
 
@@ -175,15 +175,14 @@ def selections(transformer: ColumnTransformer) -> Iterator[tuple[Any, list[int]]
 
 
 def wire_names(names: list[str]) -> dict[str, str]:
-    """Column name -> input name: letters, digits, `_`, `-` and `.`, which no protocol or shell minds.
+    """Column name -> input name, see `shoal.wire`.
 
     Raises:
         ExportError: two columns would be one input.
     """
     made: dict[str, str] = {}
     for name in names:
-        wire = re.sub(r"[^A-Za-z0-9_.-]", "_", name) or "_"
-        wire = f"{wire}_" if wire in _TAKEN else wire
+        wire = wire_name(name)
         if wire in made.values():
             other = next(known for known, value in made.items() if value == wire)
             raise ExportError(

@@ -16,8 +16,8 @@ from sklearn.impute import SimpleImputer
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 
+from export.tabular.classes import classes_of
 from export.tabular.columns import Rows
-from export.tabular.loading import classes_of
 from export.tabular.original import Original
 from export.tabular.source import EXAMPLE, EXAMPLES, Estimator, make
 from shoal.errors import UsageError

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.feature_selection import SelectorMixin
-from sklearn.impute import MissingIndicator, SimpleImputer
+from sklearn.impute import SimpleImputer
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
@@ -33,7 +34,6 @@ from sklearn.utils import check_array
 from export.tabular.columns import (
     CATEGORY,
     DOCUMENT,
-    FEATURES,
     TEXT,
     Column,
     count_of,
@@ -45,6 +45,7 @@ from export.tabular.columns import (
     wire_names,
 )
 from shoal.errors import ExportError
+from shoal.wire import FEATURES
 
 # The largest whole number up to which float64 holds every one.
 _EXACT = 2**53
@@ -53,8 +54,8 @@ _SCALERS = (StandardScaler, RobustScaler, MinMaxScaler, MaxAbsScaler)
 
 
 def columns_of(model: Any) -> tuple[tuple[Column, ...], bool]:
-    """The columns of an estimator's table, and whether each is an input of its own. One that nobody reads is no
-    input.
+    """The columns of an estimator's table, and whether each is an input of its own. One that nobody reads is
+    no input.
 
     Raises:
         ExportError: it reads texts from a table without column names, or numbers that no float64 holds.
@@ -171,24 +172,21 @@ def _inside(part: Any, columns: Origins) -> list[tuple[Any, Origins]]:
 def _noted(part: Any, columns: Origins) -> Origins | None:
     if isinstance(part, SimpleImputer):
         return _imputed(part, columns)
-    if isinstance(part, MissingIndicator):
-        return [None] * len(part.features_)
+    if isinstance(part, SelectorMixin):
+        return [columns[index] for index in part.get_support(indices=True)]
+    if isinstance(part, FunctionTransformer):
+        function = part.func.func if isinstance(part.func, partial) else part.func
+        return columns if function in (None, check_array) else [None] * len(columns)
     if hasattr(part, "categories_"):
         for column, values in zip(columns, part.categories_, strict=False):
             if column is not None:
                 column.known += list(np.asarray(values).tolist())
                 column.missing = None if any(value is None for value in values) else column.missing
                 column.boxed |= np.asarray(values).dtype == object
-        return _derived(part)
-    if isinstance(part, FunctionTransformer):
-        function = part.func.func if isinstance(part.func, partial) else part.func
-        return columns if function in (None, check_array) else [None] * len(columns)
-    if isinstance(part, SelectorMixin):
-        return [columns[index] for index in part.get_support(indices=True)]
-    if isinstance(part, _SCALERS):
+    elif isinstance(part, _SCALERS):
         _scale(part, columns)
-        return [None] * len(columns)
-    _split(part, columns)
+    else:
+        _split(part, columns)
     return _derived(part)
 
 
@@ -303,7 +301,7 @@ def _xgboost_labels(encoded: dict[str, Any]) -> tuple[Any, ...]:
     if offsets is None:
         return tuple(values)
     text = bytes(value % 256 for value in values)
-    return tuple(text[a:b].decode() for a, b in zip(offsets, offsets[1:], strict=False))
+    return tuple(text[a:b].decode() for a, b in pairwise(offsets))
 
 
 def _add_codes(columns: Origins, feature: int, count: int, labels: tuple[Any, ...]) -> None:

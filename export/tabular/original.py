@@ -22,8 +22,9 @@ import xgboost
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from export.tabular.classes import classes_of
 from export.tabular.columns import CATEGORY, DOCUMENT, Column, Rows
-from export.tabular.loading import classes_of, kind_of, load
+from export.tabular.loading import kind_of, load
 
 
 @dataclass(frozen=True)
@@ -186,9 +187,20 @@ def _series(column: Column, rows: Rows) -> Any:
     if column.labels:
         codes = np.where(np.isnan(values), -1, values).astype(int)
         return pd.Categorical.from_codes(codes, list(column.labels))
-    if column.boxed:
-        plain = [int(value) if np.isfinite(value) and value == int(value) else value for value in values.tolist()]
-        return pd.Series([bool(v) if column.boolean and v in (0, 1) else v for v in plain], dtype=object)
+    return _boxed(column, values) if column.boxed else _typed(column, values)
+
+
+def _boxed(column: Column, values: NDArray[np.float64]) -> Any:
+    """Numbers as Python's own objects, of the kinds that the original saw."""
+    made: list[Any] = []
+    for value in values.tolist():
+        whole = np.isfinite(value) and value == int(value)
+        made.append(bool(value) if column.boolean and value in (0, 1) else int(value) if whole else value)
+    return pd.Series(made, dtype=object)
+
+
+def _typed(column: Column, values: NDArray[np.float64]) -> NDArray:
+    """Numbers as booleans or integers, where the original saw these and they still are."""
     if column.boolean and np.isin(values, (0.0, 1.0)).all():
         return values.astype(bool)
     if column.whole and np.all(np.abs(values) < 2**53) and np.all(values == np.floor(values)):

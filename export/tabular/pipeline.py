@@ -22,12 +22,13 @@ from export.outcome import Outcome, disk_errors_named
 from export.repository import Part, Provenance, Published, Release, check_network, staging, write
 from export.tabular import config
 from export.tabular.columns import NUMBER
+from export.tabular.evidence import TabularEvidence
 from export.tabular.labelled import read_rows
 from export.tabular.recipe import TabularRecipe
 from export.tabular.sample import ROUNDING, Sample, sample
 from export.tabular.source import Estimator, find_estimator
 from export.tabular.to_onnx import DOUBLE, FLOAT, to_onnx
-from export.tabular.verify import Served, TabularEvidence, measure
+from export.tabular.verify import Served, measure
 from serving.models.rows import FILENAME, Reader
 from shoal.errors import NotProven, RepositoryError
 from shoal.manifest import Manifest, sha256
@@ -75,7 +76,7 @@ def export(
         with progress.step("Ask the original of rows that hurt"):
             found = sample(estimator, own)
         with progress.step("Convert to ONNX"):
-            numbers = FLOAT if found.rounding(not estimator.classes) <= ROUNDING else DOUBLE
+            numbers = FLOAT if found.rounding <= ROUNDING else DOUBLE
             network = to_onnx(estimator, work / "fp32.onnx", top_k=recipe.top_k, numbers=numbers)
         reader = Reader(found.checks, network.texts)
         served = Served(estimator, network.exported, reader, numbers)

@@ -94,7 +94,7 @@ def find_estimator(source: str, *, trust_pickle: bool = False) -> Estimator:
         MissingDependency: the extra `tabular` is not installed.
     """
     try:
-        from export.tabular import example, loading, original  # noqa: PLC0415
+        from export.tabular import example, files, loading, original  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise MissingDependency(error.name or "scikit-learn", extra="tabular") from error
     if source.startswith(EXAMPLE):
@@ -105,7 +105,9 @@ def find_estimator(source: str, *, trust_pickle: bool = False) -> Estimator:
         hint = f"a file that ends in {', '.join(KINDS)}, or {EXAMPLE}{EXAMPLES[0]}"
         raise UsageError(f"{source} is not an estimator", hint=hint)
     if path.is_dir():
-        raise UsageError(f"{path} is a folder, not a file", hint=f"name the file in it that ends in {path.suffix}")
+        raise UsageError(
+            f"{path} is a folder, not a file", hint=f"name the file in it that ends in {path.suffix}"
+        )
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
     if kind == "pickle" and not trust_pickle:
@@ -113,6 +115,7 @@ def find_estimator(source: str, *, trust_pickle: bool = False) -> Estimator:
             f"loading {path.name} runs whatever code is in it",
             hint="if you trust who wrote it: --trust-pickle; else save it with skops.io.dump as *.skops",
         )
+    files.check_file(path, kind)
     model = loading.load(path, kind, trust=trust_pickle)
     reference = original.Original.load(path, trust=trust_pickle)
     return make(model, reference, source, kind, {path.name: sha256(path)})

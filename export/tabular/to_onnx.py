@@ -19,12 +19,13 @@ from onnx import TensorProto, helper
 
 from export.exported import MAX_IR_VERSION, Exported
 from export.tabular import convert  # noqa: F401 - registers the conversions
-from export.tabular.columns import CATEGORY, DOCUMENT, FEATURES, Column, Rows
+from export.tabular.columns import CATEGORY, DOCUMENT, Column, Rows
 from export.tabular.convert.graph import ML, Block, Dense, Document, Graph, Table
 from export.tabular.convert.registry import Context
 from export.tabular.source import Estimator
 from serving.models.terms import Terms
 from shoal.errors import ExportError
+from shoal.wire import FEATURES
 
 OPSET = 21
 ML_OPSET = 3
@@ -72,7 +73,9 @@ def to_onnx(estimator: Estimator, path: Path, *, top_k: int = TOP_K, numbers: st
         onnx.save(made, path)
         _settle_width(made, path)
     except ExportError as error:
-        raise ExportError(f"{estimator.id} cannot be turned into ONNX: {error.message}", hint=error.hint) from error
+        raise ExportError(
+            f"{estimator.id} cannot be turned into ONNX: {error.message}", hint=error.hint
+        ) from error
     except Exception as error:  # private parts of libraries, which differ between their versions
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ExportError(
@@ -166,9 +169,7 @@ def _coded(graph: Graph, given: str, texts: Sequence[str]) -> str:
 def _labelled(graph: Graph, scores: str, classes: tuple[str, ...], k: int) -> list[onnx.ValueInfoProto]:
     """Probabilities [batch, classes] -> the k best with their names."""
     rounded = graph.cast(scores, TensorProto.FLOAT)
-    best = graph.ops(
-        "TopK", rounded, graph.constant([k], np.int64), count=2, axis=1, largest=1, sorted=1
-    )
+    best = graph.ops("TopK", rounded, graph.constant([k], np.int64), count=2, axis=1, largest=1, sorted=1)
     names = graph.constant(np.array(classes, dtype=object), object)
     found = graph.op("Gather", names, best[1], axis=0)
     return [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from sklearn.metrics import r2_score
 
 from export.exported import Exported
+from export.tabular.asking import Asker, differences
 from export.tabular.columns import NUMBER, Rows
+from export.tabular.evidence import PRECISION, TOLERANCE, TabularEvidence
 from export.tabular.original import Answers
-from export.tabular.sample import Asker, Sample, differences
+from export.tabular.sample import Sample
 from export.tabular.source import Estimator
 from export.tabular.to_onnx import on_the_wire, open_session
 from serving.models.rows import BadRow, Reader
@@ -31,117 +33,11 @@ BATCH_SIZES = (1, 7, 256)
 INVARIANCE_ROWS = 64
 SPEED_BATCH = 256
 SPEED_ROUNDS = 5
-PRECISION = "fp32"
 EXAMPLES = 3  # rows that a refusal shows
 # Two scores closer than this are equal: a float32 tells no more of them apart.
 TIE = 1e-6
 # A float64 has 52 bits behind the first: numbers this close are told apart by an order of summation.
 _LAST_BITS = 2.0**-50
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What an export must reach: answers are the original's, but for how float32 writes them."""
-
-    min_agreement: float = 0.999
-    max_abs_diff: float = 1e-3
-    mean_abs_diff: float = 1e-4
-    max_invariance: float = 1e-5
-    max_metric_loss: float = 0.001
-
-
-TOLERANCE = Tolerance()
-
-
-@dataclass(frozen=True)
-class TabularEvidence:
-    """The measured figures of one version.
-
-    A difference is between two scores, or between two predictions relative to the size of the original's.
-
-    Attributes:
-        precision: always `fp32`.
-        size_bytes: of the ONNX file.
-        rows: how many rows were compared, made ones included.
-        rows_from: where the others are from: `held-out`, `eval-data`; `synthetic`: all are made.
-        own_rows: how many are not made.
-        numbers: `FLOAT` or `DOUBLE`: as what the wire carries numbers.
-        agreement: share of rows whose first label is what the original predicts; of a regressor, share of rows
-            whose prediction differs by at most 1e-4.
-        max_abs_diff, mean_abs_diff: over rows, of a row's largest difference to the original.
-        rounding_diff: how far the original's own answers move at most when rows are rounded to float32.
-        on_edge: rows whose answer is that of the original for a row which differs in its last bits: they lie on
-            an edge that no two orders of summation agree about.
-        refused: rows that the original refuses and the server too.
-        not_refused: rows that the original refuses and the server answers.
-        batch_invariance: largest difference between a row's answer alone and inside a batch.
-        latency_ms, reference_latency_ms: median of one row, milliseconds, in process.
-        throughput, reference_throughput: rows per second at 256 rows, in process.
-        metric: `accuracy` or `r2`; empty where the true labels are not known.
-        value, reference_value: of the metric, exported and original.
-        examples: rows that are answered otherwise, in words.
-        cases: [batch size, rows] pairs that were compared.
-        cpus: threads the speed was measured with.
-    """
-
-    precision: str
-    size_bytes: int
-    rows: int
-    rows_from: str
-    own_rows: int
-    numbers: str
-    agreement: float
-    max_abs_diff: float
-    mean_abs_diff: float
-    rounding_diff: float
-    on_edge: int
-    refused: int
-    not_refused: int
-    batch_invariance: float
-    latency_ms: float
-    throughput: float
-    reference_latency_ms: float
-    reference_throughput: float
-    metric: str = ""
-    value: float | None = None
-    reference_value: float | None = None
-    examples: tuple[str, ...] = ()
-    cases: tuple[tuple[int, int], ...] = ()
-    cpus: int = field(default_factory=available_cpus)
-
-    @property
-    def failures(self) -> list[str]:
-        """What misses the tolerance, as figures, and then rows that show it; empty: proven. A NaN misses."""
-        limit = TOLERANCE
-        checks = [
-            (
-                self.agreement >= limit.min_agreement,
-                f"agreement {self.agreement:.4f} < {limit.min_agreement}",
-            ),
-            (
-                self.max_abs_diff <= limit.max_abs_diff,
-                f"difference {self.max_abs_diff:.2g} > {limit.max_abs_diff:g}",
-            ),
-            (
-                self.mean_abs_diff <= limit.mean_abs_diff,
-                f"mean difference {self.mean_abs_diff:.2g} > {limit.mean_abs_diff:g}",
-            ),
-            (
-                self.batch_invariance <= limit.max_invariance,
-                f"batch invariance {self.batch_invariance:.2g} > {limit.max_invariance:g}",
-            ),
-        ]
-        if self.value is not None and self.reference_value is not None:
-            loss = self.reference_value - self.value
-            text = f"{self.metric} loses {loss:.4f} > {limit.max_metric_loss}"
-            checks.append((loss <= limit.max_metric_loss, text))
-        missed = [text for passed, text in checks if not passed]
-        return [*missed, *self.examples] if missed else []
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types, with the verdict."""
-        plain = {"cases": [list(case) for case in self.cases], "examples": list(self.examples)}
-        return asdict(self) | plain | {"failures": self.failures, "proven": not self.failures}
 
 
 @dataclass(frozen=True)
@@ -205,7 +101,7 @@ def measure(served: Served, sample: Sample, *, progress: Silent | None = None) -
     with progress.step("Compare with the original", total=len(BATCH_SIZES)) as advance:
         for batch in BATCH_SIZES:
             got = _in_batches(answer, rows, batch)
-            differs = _apart(classes, got, sample.expected)
+            differs = _apart(classes, got, sample.expected, sample.scale)
             apart = np.maximum(apart, differs)
             wrong |= _wrong(classes, got, sample.expected, differs)
             advance()
@@ -214,7 +110,7 @@ def measure(served: Served, sample: Sample, *, progress: Silent | None = None) -
     few = rows.take(slice(INVARIANCE_ROWS))
     with progress.step("Compare each row alone and in a batch"):
         alone, together = _in_batches(answer, few, 1), answer(few)
-        invariance = float(differences(alone, together, regression=not classes).max())
+        invariance = float(differences(alone, together, sample.scale).max())
     refused = _refused(served, sample)
     speeds = _speeds(served, sample, progress)
     metric, value, reference_value = _metric(sample, got, classes)
@@ -229,7 +125,7 @@ def measure(served: Served, sample: Sample, *, progress: Silent | None = None) -
         agreement=1.0 - float(wrong.mean()),
         max_abs_diff=float(apart.max()),
         mean_abs_diff=float(apart.mean()),
-        rounding_diff=sample.rounding(regression=not classes),
+        rounding_diff=sample.rounding,
         on_edge=int(edge.sum()),
         refused=refused[0],
         not_refused=refused[1],
@@ -242,7 +138,9 @@ def measure(served: Served, sample: Sample, *, progress: Silent | None = None) -
         value=value,
         reference_value=reference_value,
         examples=tuple(
-            _in_words(classes, rows.row(place), got.take(np.array([place])), sample.expected.take(np.array([place])))
+            _in_words(
+                classes, rows.row(place), got.take(np.array([place])), sample.expected.take(np.array([place]))
+            )
             for place in worst[:EXAMPLES]
         ),
         cases=tuple((batch, len(rows)) for batch in BATCH_SIZES),
@@ -255,12 +153,14 @@ def _in_batches(answer: Callable[[Rows], Answers], rows: Rows, batch: int) -> An
     return Answers(np.concatenate(labels) if labels else None, np.concatenate([part.scores for part in made]))
 
 
-def _apart(classes: tuple[str, ...], got: Answers, expected: Answers) -> NDArray[np.float64]:
+def _apart(
+    classes: tuple[str, ...], got: Answers, expected: Answers, scale: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """The largest difference of each row [rows]: of each label to the original's score for it, and of each
     rank to the original's score there, so that a label that is left out shows too.
     """
     if got.labels is None:
-        return differences(got, expected, regression=True)
+        return differences(got, expected, scale)
     index = {name: position for position, name in enumerate(classes)}
     positions = np.array([[index[str(name)] for name in row] for row in got.labels])
     same_label = np.abs(np.take_along_axis(expected.scores, positions, axis=1) - got.scores)
@@ -286,9 +186,7 @@ def _wrong(
     return np.asarray((own != theirs) & ~tie & ~nothing)
 
 
-def _on_edge(
-    served: Served, sample: Sample, got: Answers, differs: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
+def _on_edge(served: Served, sample: Sample, got: Answers, differs: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Of rows that differ, those whose answer the original gives to a row that is the same but for the last
     bits of its numbers."""
     found = np.zeros(len(differs), dtype=bool)
@@ -308,7 +206,7 @@ def _on_edge(
             if not ask.accepted(near).all():
                 continue
             mine, theirs = got.take(places), ask(near)
-            apart = _apart(served.estimator.classes, mine, theirs)
+            apart = _apart(served.estimator.classes, mine, theirs, sample.scale)
             wrong = _wrong(served.estimator.classes, mine, theirs, apart)
             found[places] |= ~wrong & (apart <= TOLERANCE.max_abs_diff)
     return found
@@ -327,9 +225,7 @@ def _refused(served: Served, sample: Sample) -> tuple[int, int]:
     return count, len(sample.refused) - count
 
 
-def _in_words(
-    classes: tuple[str, ...], row: Mapping[str, Any], got: Answers, expected: Answers
-) -> str:
+def _in_words(classes: tuple[str, ...], row: Mapping[str, Any], got: Answers, expected: Answers) -> str:
     shown = ", ".join(f"{name}={_value(value)}" for name, value in list(row.items())[:8])
     more = f" and {len(row) - 8} more columns" if len(row) > 8 else ""
     if got.labels is None:
@@ -347,9 +243,7 @@ def _value(value: Any) -> str:
     return repr(value)[:60] if isinstance(value, str) else f"{float(value)!r}"
 
 
-def _metric(
-    sample: Sample, got: Answers, classes: tuple[str, ...]
-) -> tuple[str, float | None, float | None]:
+def _metric(sample: Sample, got: Answers, classes: tuple[str, ...]) -> tuple[str, float | None, float | None]:
     """Name of the metric, the export's value and the original's, on the rows that are not made."""
     if sample.truth is None:
         return "", None, None
@@ -357,8 +251,8 @@ def _metric(
     mine, theirs = got.take(own), sample.expected.take(own)
     if not classes:
         return "r2", float(r2_score(sample.truth, mine.scores)), float(r2_score(sample.truth, theirs.scores))
-    right = (mine.labels[:, 0] == sample.truth).mean()  # type: ignore[index]
-    return "accuracy", float(right), float((theirs.labels == sample.truth).mean())
+    right = np.mean(mine.labels[:, 0] == sample.truth)  # type: ignore[index]
+    return "accuracy", float(right), float(np.mean(theirs.labels == sample.truth))
 
 
 def _speeds(served: Served, sample: Sample, progress: Silent) -> dict[str, tuple[float, float]]:

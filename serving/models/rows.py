@@ -1,8 +1,9 @@
 """Rows of a table in, what the network reads out: the first step of an estimator's ensemble.
 
-A value that the original refuses (a category it never saw, a missing or an infinite number) is an error of its
-own request that names row, column and value. ONNX Runtime would answer such a row all the same, or fail every
-request of its batch without a name. Columns of texts become counted terms; all other columns pass as they are.
+A value that the original refuses (a category it never saw, a missing or an infinite number) is an error of
+its own request that names row, column and value. ONNX Runtime would answer such a row all the same, or fail
+every request of its batch without a name. Columns of texts become counted terms; all other columns pass as
+they are.
 
 What it needs to know lies in `rows.json` beside it, as `Reader.to_json` writes it. Its inputs and outputs are
 those of its config. Needs numpy alone.
@@ -121,9 +122,7 @@ class _Numbers:
         )
         self._least = np.array([-np.inf if check.least is None else check.least for check in checks])
         self._most = np.array([np.inf if check.most is None else check.most for check in checks])
-        self._known = [
-            (place, np.array(c.known)) for place, c in enumerate(checks) if c.known is not None
-        ]
+        self._known = [(place, np.array(c.known)) for place, c in enumerate(checks) if c.known is not None]
 
     def check(self, given: NDArray) -> None:
         """Look at numbers [rows, columns].

@@ -70,7 +70,9 @@ def _made(part: Any, index: int, values: list[Any]) -> NDArray[np.float64]:
     columns = {}
     for position, categories in enumerate(part.categories_):
         filled = values if position == index else [categories[0]] * len(values)
-        columns[position] = pd.Series(filled, dtype=categories.dtype if categories.dtype.kind == "O" else None)
+        columns[position] = pd.Series(
+            filled, dtype=categories.dtype if categories.dtype.kind == "O" else None
+        )
     frame = pd.DataFrame(columns)
     names = getattr(part, "feature_names_in_", None)
     if names is not None:

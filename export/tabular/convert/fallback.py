@@ -27,7 +27,7 @@ _DOUBTS = (
     ),
     (
         (KNeighborsClassifier, KNeighborsRegressor),
-        "which of several equally near rows a nearest neighbour is, is left to chance; a forest has no such",
+        "which of several equally near rows count as the nearest is left to chance; a forest does without",
     ),
 )
 _KINDS = ((DoubleTensorType, TensorProto.DOUBLE), (FloatTensorType, TensorProto.FLOAT))
@@ -118,4 +118,3 @@ def _quiet() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     return options
-

@@ -68,16 +68,22 @@ def float32_rows(graph: Graph, table: Table) -> str:
     return graph.cast(graph.cast(matrix(graph, table), TensorProto.FLOAT), TensorProto.DOUBLE)
 
 
-def _trees(
-    graph: Graph, models: Sequence[Any], table: Table, values: Sequence[NDArray], outputs: int
-) -> str:
-    made = []
-    for model, value in zip(models, values, strict=True):
-        tree = model.tree_
-        missing_left = np.asarray(tree.missing_go_to_left, dtype=bool)
-        sides = (np.asarray(side, dtype=np.int64) for side in (tree.children_left, tree.children_right))
-        made.append(Tree(np.maximum(tree.feature, 0), tree.threshold, *sides, missing_left, value))
+def _trees(graph: Graph, models: Sequence[Any], table: Table, values: Sequence[NDArray], outputs: int) -> str:
+    made = [_tree(model.tree_, value) for model, value in zip(models, values, strict=True)]
     return ensemble(graph, float32_rows(graph, table), made, outputs)
+
+
+def _tree(tree: Any, value: NDArray[np.float64], outputs: tuple[int, ...] = ()) -> Tree:
+    """A tree of scikit-learn with its values [nodes, outputs]."""
+    return Tree(
+        np.maximum(tree.feature, 0),
+        tree.threshold,
+        np.asarray(tree.children_left, dtype=np.int64),
+        np.asarray(tree.children_right, dtype=np.int64),
+        np.asarray(tree.missing_go_to_left, dtype=bool),
+        value,
+        outputs,
+    )
 
 
 @classifier(GradientBoostingClassifier)
@@ -111,15 +117,7 @@ def _boosted(context: Context, model: Any, table: Table) -> str:
     start = model._raw_predict_init(np.zeros((1, model.n_features_in_)))[0]
     rounds, outputs = model.estimators_.shape
     trees = [
-        Tree(
-            np.maximum(entry.feature, 0),
-            entry.threshold,
-            np.asarray(entry.children_left, dtype=np.int64),
-            np.asarray(entry.children_right, dtype=np.int64),
-            np.asarray(entry.missing_go_to_left, dtype=bool),
-            entry.value[:, :, 0] * model.learning_rate,
-            (output,),
-        )
+        _tree(entry, entry.value[:, :, 0] * model.learning_rate, (output,))
         for index in range(rounds)
         for output, entry in enumerate(tree.tree_ for tree in model.estimators_[index])
     ]
@@ -170,5 +168,6 @@ def _histogram_tree(predictor: Any, features: Features, output: int) -> Tree:
         # The encoder before it numbers every category that it knows, and makes NaN of any other.
         split = Split(frozenset(known), named_left=True, negative_left=lost, missing_left=lost)
         column[node], threshold[node] = features.goes_left(int(column[node]), split), 1.0
-    sides = (np.where(leaf, -1, nodes[side].astype(np.int64)) for side in ("left", "right"))
-    return Tree(column, threshold, *sides, missing_left, nodes["value"][:, None].astype(np.float64), (output,))
+    left, right = (np.where(leaf, -1, nodes[side].astype(np.int64)) for side in ("left", "right"))
+    value = nodes["value"][:, None].astype(np.float64)
+    return Tree(column, threshold, left, right, missing_left, value, (output,))

@@ -101,22 +101,23 @@ def _transformed(graph: Graph, raw: str, objective: str) -> str:
     """Raw scores -> answers."""
     name, *settings = objective.split(" ") if objective else [""]
     facts = dict(setting.partition(":")[::2] for setting in settings)
+    made = raw
     if name in ("binary", "multiclassova"):
-        return graph.op("Sigmoid", graph.op("Mul", raw, graph.constant(float(facts.get("sigmoid", 1.0)))))
-    if name in ("multiclass", "softmax"):
-        return graph.op("Softmax", raw, axis=1)
-    if name in _LOGISTIC:
-        return graph.op("Sigmoid", raw)
-    if name in ("cross_entropy_lambda", "xentlambda"):
+        made = graph.op("Sigmoid", graph.op("Mul", raw, graph.constant(float(facts.get("sigmoid", 1.0)))))
+    elif name in ("multiclass", "softmax"):
+        made = graph.op("Softmax", raw, axis=1)
+    elif name in _LOGISTIC:
+        made = graph.op("Sigmoid", raw)
+    elif name in ("cross_entropy_lambda", "xentlambda"):
         # log(1 + e^x), which ONNX Runtime's Softplus has for float32 alone.
         small = graph.op("Exp", graph.op("Neg", graph.op("Abs", raw)))
         rest = graph.op("Log", graph.op("Add", small, graph.constant(1.0)))
-        return graph.op("Add", graph.op("Max", raw, graph.constant(0.0)), rest)
-    if name in _EXPONENTIAL:
-        return graph.op("Exp", raw)
-    if "sqrt" in facts:
-        return graph.op("Mul", graph.op("Sign", raw), graph.op("Mul", raw, raw))
-    return raw
+        made = graph.op("Add", graph.op("Max", raw, graph.constant(0.0)), rest)
+    elif name in _EXPONENTIAL:
+        made = graph.op("Exp", raw)
+    elif "sqrt" in facts:
+        made = graph.op("Mul", graph.op("Sign", raw), graph.op("Mul", raw, raw))
+    return made
 
 
 def _tree(tree: Fields, features: Features, output: int, columns: int) -> Tree:
@@ -136,7 +137,7 @@ def _tree(tree: Fields, features: Features, output: int, columns: int) -> Tree:
     for node in range(inner):
         # A leaf is numbered from -1 downwards; here leaves come after all inner nodes.
         sides = [int(side) if side >= 0 else inner - 1 - int(side) for side in (left[node], right[node])]
-        decision = _decision(tree, int(split[node]), threshold[node], int(kind[node]), features)
+        decision = _split(tree, int(split[node]), threshold[node], int(kind[node]), features)
         nodes.split(node, *decision, *sides)
     for leaf, value in enumerate(leaves):
         _fill(nodes, inner + leaf, tree, leaf, float(value), columns)
@@ -148,14 +149,16 @@ def _width(columns: int) -> int:
     return 2 * columns + 1
 
 
-def _decision(
+def _split(
     tree: Fields, column: int, threshold: float, kind: int, features: Features
 ) -> tuple[int, float, bool]:
     """Column, threshold, and whether NaN goes left; by the bits of LightGBM's `decision_type`."""
     categorical, default_left, missing = kind & 1, bool(kind & 2), kind >> 2 & 3
     if categorical:
         bounds = [int(word) for word in tree["cat_boundaries"]]
-        words = [int(word) for word in tree["cat_threshold"][bounds[int(threshold)] : bounds[int(threshold) + 1]]]
+        words = [
+            int(word) for word in tree["cat_threshold"][bounds[int(threshold)] : bounds[int(threshold) + 1]]
+        ]
         left = frozenset(n for n in range(32 * len(words)) if words[n // 32] >> (n % 32) & 1)
         split = Split(left, named_left=True, negative_left=False, missing_left=False)
         return features.goes_left(column, split), 1.0, False
@@ -174,7 +177,9 @@ class _Nodes:
         self.missing_left = [False] * count
         self.value = [[0.0] * outputs for _ in range(count)]
 
-    def split(self, node: int, column: int, threshold: float, missing_left: bool, left: int, right: int) -> None:
+    def split(
+        self, node: int, column: int, threshold: float, missing_left: bool, left: int, right: int
+    ) -> None:
         """Make a node an inner one."""
         self.feature[node], self.threshold[node] = column, threshold
         self.missing_left[node] = missing_left

@@ -94,9 +94,7 @@ def _multinomial(context: Context, model: MultinomialNB, table: Table) -> str:
 @classifier(ComplementNB)
 def _complement(context: Context, model: ComplementNB, table: Table) -> str:
     zeros = np.zeros(len(model.classes_))
-    return context.graph.op(
-        "Softmax", context.graph.linear(table, model.feature_log_prob_.T, zeros), axis=1
-    )
+    return context.graph.op("Softmax", context.graph.linear(table, model.feature_log_prob_.T, zeros), axis=1)
 
 
 @classifier(BernoulliNB)

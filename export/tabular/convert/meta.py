@@ -222,7 +222,9 @@ def _one_against_rest(context: Context, model: OneVsRestClassifier, table: Table
     graph, each = context.graph, []
     for entry in model.estimators_:
         if hasattr(entry, "y_"):  # sklearn's predictor of a class that was always, or never, there
-            raise Unsupported("OneVsRestClassifier saw one class only in training", hint="fit it on more rows")
+            raise Unsupported(
+                "OneVsRestClassifier saw one class only in training", hint="fit it on more rows"
+            )
         each.append(graph.pick(context.scores(entry, table), [1]))
     if len(each) == 1:
         return graph.op("Concat", graph.op("Sub", graph.constant(1.0), each[0]), each[0], axis=1)

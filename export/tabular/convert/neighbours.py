@@ -23,7 +23,7 @@ def _imputer(context: Context, part: KNNImputer, table: Table) -> Table:
             hint=f"fit it on at most {MOST_ROWS}, or use SimpleImputer",
         )
     context.doubts.append(
-        "which of several equally near rows KNNImputer takes is left to chance by numpy; SimpleImputer has no such"
+        "which of several equally near rows KNNImputer takes is left to chance; SimpleImputer does without"
     )
     stands_for = float("nan") if part.missing_values is None else float(part.missing_values)
     block = numbers(dense(graph, table))

@@ -73,12 +73,17 @@ def function(graph: Graph, table: Table, applied: Any, arguments: Any = None) ->
     inner = applied.func if isinstance(applied, partial) else applied
     if inner is None or (inner is check_array and not arguments):
         return table
-    if isinstance(applied, partial) or arguments or not isinstance(inner, np.ufunc) or inner not in _FUNCTIONS:
+    if (
+        isinstance(applied, partial)
+        or arguments
+        or not isinstance(inner, np.ufunc)
+        or inner not in _FUNCTIONS
+    ):
         name = getattr(inner, "__name__", repr(inner))
+        known = ", ".join(sorted({entry.__name__ for entry in _FUNCTIONS}))
         raise Unsupported(
             f"FunctionTransformer({name}) runs Python code, which no graph holds",
-            hint=f"apply {name} to the table before, fit on that and save the rest; or use a function of numpy: "
-            + ", ".join(sorted({known.__name__ for known in _FUNCTIONS})),
+            hint=f"apply {name} to the table before, fit and save the rest; or use one of numpy: {known}",
         )
     return (Dense(_FUNCTIONS[inner](graph, matrix(graph, table)), width(table)),)
 
@@ -258,7 +263,7 @@ def _imputer(context: Context, part: SimpleImputer, table: Table) -> Table:
         number = float(known.index(str(fill))) if known is not None else float(0.0 if empty else fill)
         filled = graph.where(_missing(graph, column, part.missing_values, known), number, column.name)
         made.append(Dense(filled, 1, (known,)))
-    result = tuple(made)
+    result: Table = tuple(made)
     if part.indicator_ is not None:
         result += indicated(graph, part.indicator_, block)
     return result
@@ -292,4 +297,3 @@ def _missing(graph: Graph, column: Dense, stands_for: Any, known: tuple[str, ...
     if isinstance(stands_for, int | float) and stands_for == stands_for:  # noqa: PLR0124 - not NaN
         return graph.op("Equal", column.name, graph.constant(float(stands_for)))
     return graph.op("IsNaN", column.name)
-

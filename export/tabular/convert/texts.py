@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from onnx import TensorProto
 from sklearn.feature_extraction.text import (
     CountVectorizer,

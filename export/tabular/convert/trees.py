@@ -60,7 +60,9 @@ def ensemble(graph: Graph, features: str, trees: Sequence[Tree], outputs: int) -
     ids = np.concatenate([np.tile(add, len(place)) for add, place in zip(adds, places, strict=True)])
     nodes = np.concatenate([np.repeat(place, len(add)) for add, place in zip(adds, places, strict=True)])
     owners = np.repeat(np.arange(len(trees)), counts)
-    first = np.concatenate([np.arange(count) % len(add) == 0 for count, add in zip(counts, adds, strict=True)])
+    first = np.concatenate(
+        [np.arange(count) % len(add) == 0 for count, add in zip(counts, adds, strict=True)]
+    )
     kept = first | (weights != 0.0)  # what adds nothing need not be there, but each leaf needs one
     found = graph.op(
         "TreeEnsembleRegressor",
@@ -190,15 +192,14 @@ def reachable(tree: Tree) -> Tree:
                 found.append(child)
     if len(found) == len(tree.left):
         return tree
-    moved = [
+    left, right = (
         np.array([seen[int(side[node])] if tree.left[node] >= 0 else -1 for node in found])
         for side in (tree.left, tree.right)
-    ]
+    )
     rest = (tree.missing_left[found], tree.value[found], tree.outputs)
-    return Tree(tree.feature[found], tree.threshold[found], *moved, *rest)
+    return Tree(tree.feature[found], tree.threshold[found], left, right, *rest)
 
 
 def leq_of_less(threshold: NDArray[np.float64]) -> NDArray[np.float64]:
     """The largest number below each threshold: `x < t` is `x <= ` this."""
     return np.nextafter(threshold, -np.inf)
-

@@ -71,7 +71,7 @@ def _native(context: Context, model: xgboost.Booster, table: Table) -> str:
 
 
 def _rounds(model: xgboost.XGBModel) -> int | None:
-    """How many rounds the estimators of XGBoost answer with: those up to the best, where they stopped early."""
+    """How many rounds an estimator of XGBoost answers with: those up to the best, where it stopped early."""
     best = model.get_booster().attr("best_iteration")
     return None if best is None else int(best) + 1
 
@@ -139,9 +139,9 @@ def _transformed(graph: Graph, raw: str, objective: str) -> str:
 
 
 def _weighted(graph: Graph, rows: str, weights: NDArray[np.float32], base: np.float32) -> str:
-    """gblinear: columns are added one after the other in float32, as XGBoost does, since large ones that cancel
-    each other would leave another rest in float64. A missing number adds nothing; the last row of the weights
-    is the intercept."""
+    """gblinear: columns are added one after the other in float32, as XGBoost does, since large ones that
+    cancel each other would leave another rest in float64. A missing number adds nothing; the last row of the
+    weights is the intercept."""
     total = graph.constant(weights[-1:] + base, np.float32)
     filled = graph.cast(graph.where(graph.op("IsNaN", rows), 0.0, rows), TensorProto.FLOAT)
     if len(weights) > _ONE_BY_ONE:

@@ -42,9 +42,11 @@ class TabularEvidence:
         max_abs_diff, mean_abs_diff: over rows, of a row's largest difference to the original.
         rounding_diff: how far the original's own answers move at most when rows are rounded to float32.
         on_edge: rows whose answer is the original's for a row that differs in its last bits: they lie on an
-            edge that no two orders of summation agree about.
+            edge that no two orders of summation agree about, and are not held against the export.
         refused: rows that the original refuses and the server too.
         not_refused: rows that the original refuses and the server answers.
+        blur: share of a number that `on_edge` calls its last bits; 0: all bits are the original's, and no row
+            is excused.
         batch_invariance: largest difference between a row's answer alone and inside a batch.
         latency_ms, reference_latency_ms: median of one row, milliseconds, in process.
         throughput, reference_throughput: rows per second at 256 rows, in process.
@@ -68,6 +70,7 @@ class TabularEvidence:
     on_edge: int
     refused: int
     not_refused: int
+    blur: float
     batch_invariance: float
     latency_ms: float
     throughput: float

@@ -118,7 +118,7 @@ def _check_content(path: Path, kind: str) -> None:
         found, suffix = "xgboost", ".json"
     elif start.startswith(b"{L"):
         found, suffix = "xgboost", ".ubj"
-    if found and found != kind:
+    if found and (found != kind or (kind == "xgboost" and suffix != path.suffix.lower())):
         raise ExportError(
             f"{path.name} cannot be read as {kind}: it holds what {found} writes",
             hint=f"if you trust where it is from, rename it to {path.stem}{suffix}",

@@ -70,6 +70,8 @@ def _of_numbers(
     if column.numbers and not any(answer for value, answer in finite if value not in set(column.numbers)):
         return {**made, "known": tuple(value for value in column.numbers if takes(value))}
     good = [value for value, answer in finite if answer]
+    if not good:  # it takes what ordinary rows hold, and nobody can tell what else
+        return made
     below = [value for value, answer in finite if not answer and value < min(good)]
     above = [value for value, answer in finite if not answer and value > max(good)]
     if below:

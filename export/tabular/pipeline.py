@@ -79,7 +79,7 @@ def export(
             numbers = FLOAT if found.rounding <= ROUNDING else DOUBLE
             network = to_onnx(estimator, work / "fp32.onnx", top_k=recipe.top_k, numbers=numbers)
         reader = Reader(found.checks, network.texts)
-        served = Served(estimator, network.exported, reader, numbers)
+        served = Served(estimator, network.exported, reader, numbers, network.blur)
         evidence = measure(served, found, progress=progress)
         on_evidence([evidence])
         try:
@@ -108,7 +108,11 @@ def verify_published(
         graph = Exported.read(repository / manifest.network / str(manifest.version) / "model.onnx")
         kinds = {spec.dtype for spec in graph.inputs}
         served = Served(
-            estimator, graph, _published_reader(manifest, repository), DOUBLE if DOUBLE in kinds else FLOAT
+            estimator,
+            graph,
+            _published_reader(manifest, repository),
+            DOUBLE if DOUBLE in kinds else FLOAT,
+            float(manifest.evidence["blur"]),
         )
         evidence.append(measure(served, sample(estimator, own), progress=progress))
     versions = [Published(m.network, m.version, m.precision, new=False) for m in found]

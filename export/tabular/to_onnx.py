@@ -32,6 +32,8 @@ ML_OPSET = 3
 TOP_K = 5
 # Types of numbers on the wire.
 FLOAT, DOUBLE = "FLOAT", "DOUBLE"
+# A float64 has 52 bits behind the first, a float32 has 23: a few of the last are left to chance.
+_LAST_BITS, _LAST_SINGLE_BITS = 2.0**-50, 2.0**-18
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,14 @@ class Network:
     Attributes:
         texts: what is counted in columns of texts before the graph, in the order of its inputs.
         doubts: where the original itself decides by chance, in words.
+        blur: share of a number by which its last bits, where something is decided by them, may not be the
+            original's; 0: they are.
     """
 
     exported: Exported
     texts: tuple[Terms, ...] = ()
     doubts: tuple[str, ...] = ()
+    blur: float = 0.0
 
 
 def to_onnx(estimator: Estimator, path: Path, *, top_k: int = TOP_K, numbers: str = FLOAT) -> Network:
@@ -64,9 +69,12 @@ def to_onnx(estimator: Estimator, path: Path, *, top_k: int = TOP_K, numbers: st
     try:
         if estimator.classes:
             scores = context.scores(estimator.model, table)
+            blurred = context.graph.blurred()
             outputs = _labelled(context.graph, scores, estimator.classes, min(top_k, len(estimator.classes)))
         else:
-            outputs = _predicted(context.graph, context.values(estimator.model, table))
+            predictions = context.values(estimator.model, table)
+            blurred = context.graph.blurred()
+            outputs = _predicted(context.graph, predictions)
         made = context.graph.model(outputs, OPSET, ML_OPSET)
         made.ir_version = min(made.ir_version, MAX_IR_VERSION)
         onnx.checker.check_model(made)
@@ -82,7 +90,9 @@ def to_onnx(estimator: Estimator, path: Path, *, top_k: int = TOP_K, numbers: st
             f"{estimator.id} cannot be turned into ONNX: {type(error).__name__}: {reason[:200]}",
             hint="docs/tasks.md lists the parts that are converted",
         ) from error
-    return Network(Exported.read(path), tuple(context.texts), tuple(dict.fromkeys(context.doubts)))
+    doubts = tuple(dict.fromkeys(context.doubts))
+    blur = _LAST_SINGLE_BITS if context.single else _LAST_BITS if blurred else 0.0
+    return Network(Exported.read(path), tuple(context.texts), doubts, blur)
 
 
 def _settle_width(model: onnx.ModelProto, path: Path) -> None:

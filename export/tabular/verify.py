@@ -36,8 +36,6 @@ SPEED_ROUNDS = 5
 EXAMPLES = 3  # rows that a refusal shows
 # Two scores closer than this are equal: a float32 tells no more of them apart.
 TIE = 1e-6
-# A float64 has 52 bits behind the first: numbers this close are told apart by an order of summation.
-_LAST_BITS = 2.0**-50
 
 
 @dataclass(frozen=True)
@@ -46,12 +44,14 @@ class Served:
 
     Attributes:
         numbers: `FLOAT` or `DOUBLE`: as what the wire carries numbers.
+        blur: see `export.tabular.to_onnx.Network`.
     """
 
     estimator: Estimator
     exported: Exported
     reader: Reader
     numbers: str
+    blur: float = 0.0
 
     def opened(self) -> Callable[[Rows], Answers]:
         """A function that answers rows; the scores of labels are [rows, k], in the order of the labels.
@@ -129,6 +129,7 @@ def measure(served: Served, sample: Sample, *, progress: Silent | None = None) -
         on_edge=int(edge.sum()),
         refused=refused[0],
         not_refused=refused[1],
+        blur=served.blur,
         batch_invariance=invariance,
         latency_ms=1e3 * speeds["exported"][0],
         throughput=SPEED_BATCH / speeds["exported"][1],
@@ -192,11 +193,11 @@ def _on_edge(served: Served, sample: Sample, got: Answers, differs: NDArray[np.b
     found = np.zeros(len(differs), dtype=bool)
     places = np.flatnonzero(differs)
     numeric = [c.name for c in served.estimator.columns if c.kind == NUMBER]
-    if not len(places) or not numeric or served.numbers == "FLOAT":
+    if not len(places) or not numeric or not served.blur:
         return found
     ask = Asker(served.estimator)
     changes = [numeric, *([name] for name in numeric)]
-    for side in (1.0 + _LAST_BITS, 1.0 - _LAST_BITS):
+    for side in (1.0 + served.blur, 1.0 - served.blur):
         for changed in changes:
             rows = sample.rows.take(places)
             values = {

@@ -100,7 +100,7 @@ def _row(graph: Graph, column: Dense, vocabulary: tuple[str, ...] | None, catego
         numbered = graph.op(
             "Mul", graph.cast(same, TensorProto.DOUBLE), graph.constant([np.arange(count) - float(count)])
         )
-        place = graph.op("Add", graph.total(numbered), graph.constant(float(count)))
+        place = graph.op("Add", graph.total(numbered, whole=True), graph.constant(float(count)))
         return graph.cast(graph.where(absent, float(missing), place), TensorProto.INT64)
     places = {str(value): number for number, value in enumerate(categories) if isinstance(value, str)}
     # The last entry is for what is in nobody's vocabulary, numbered -1.

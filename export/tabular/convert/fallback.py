@@ -14,7 +14,7 @@ from sklearn.base import is_classifier
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.svm import SVC, NuSVC
 
-from export.tabular.convert.graph import ML, Dense, Graph, Table, Unsupported, matrix, width
+from export.tabular.convert.graph import ML, Dense, Table, Unsupported, matrix, width
 from export.tabular.convert.registry import Context
 
 OPSET = 21
@@ -35,9 +35,8 @@ _KINDS = ((DoubleTensorType, TensorProto.DOUBLE), (FloatTensorType, TensorProto.
 
 def transformed(context: Context, part: Any, table: Table) -> Table:
     """A transformer."""
-    graph = context.graph
     names = [name for name in ("get_feature_names_out",) if hasattr(part, name)]
-    made = _inlined(graph, part, table, {}, 1)[0]
+    made = _inlined(context, part, table, {}, 1)[0]
     sample = np.zeros((1, width(table)))
     outputs = len(part.get_feature_names_out()) if names else np.asarray(part.transform(sample)).shape[1]
     return (Dense(made, outputs),)
@@ -48,14 +47,14 @@ def predicted(context: Context, model: Any, table: Table) -> str:
     graph = context.graph
     context.doubts += [text for kinds, text in _DOUBTS if isinstance(model, kinds)]
     if is_classifier(model):
-        return _inlined(graph, model, table, {"zipmap": False}, 2)[1]
-    made = _inlined(graph, model, table, {}, 1)[0]
+        return _inlined(context, model, table, {"zipmap": False}, 2)[1]
+    made = _inlined(context, model, table, {}, 1)[0]
     return graph.op("Reshape", made, graph.constant([-1, _outputs(model)], np.int64))
 
 
 def decided(context: Context, model: Any, table: Table) -> str:
     """A classifier's decision function."""
-    made = _inlined(context.graph, model, table, {"zipmap": False, "raw_scores": True}, 2)[1]
+    made = _inlined(context, model, table, {"zipmap": False, "raw_scores": True}, 2)[1]
     return context.graph.pick(made, [1]) if len(model.classes_) == 2 else made
 
 
@@ -63,8 +62,10 @@ def _outputs(model: Any) -> int:
     return int(np.asarray(model.predict(np.zeros((1, model.n_features_in_)))).size)
 
 
-def _inlined(graph: Graph, part: Any, table: Table, options: dict[str, Any], count: int) -> list[str]:
+def _inlined(context: Context, part: Any, table: Table, options: dict[str, Any], count: int) -> list[str]:
     """The first outputs of a converted part, in float64."""
+    context.single = True  # skl2onnx's converters do not tell
+    graph = context.graph
     rows = matrix(graph, table)
     converted, kind = _converted(part, width(table), options)
     inner = converted.graph

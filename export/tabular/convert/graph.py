@@ -21,6 +21,19 @@ from shoal.errors import ExportError
 # it would take more than 250 MB.
 MOST_SPREAD = 1 << 17
 ML = "ai.onnx.ml"
+# What compares a number with another, and what makes numbers whose last bits depend on an order of summation
+# or on a library: where these stand before those, a number on an edge may fall on either side.
+_DECIDES = {
+    "TreeEnsembleRegressor",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Floor",
+    "Ceil",
+    "Round",
+}
+_ROUNDED = {"MatMul", "ReduceSum", "Sum", "Log", "Exp", "Pow", "Tanh", "Sin", "Cos", "Softmax", "Sigmoid"}
 
 
 class Unsupported(ExportError):
@@ -83,6 +96,7 @@ class Graph:
         self.initializers: list[onnx.TensorProto] = []
         self.versions: dict[str, int] = {}
         self._constants: dict[Any, str] = {}
+        self._whole: set[str] = set()
         self._count = 0
 
     def name(self) -> str:
@@ -133,9 +147,31 @@ class Graph:
         """Some of the columns."""
         return self.op("Gather", value, self.constant(columns, np.int64), axis=1)
 
-    def total(self, value: str, axis: int = 1, *, keep: bool = True) -> str:
-        """The sum along an axis."""
-        return self.op("ReduceSum", value, self.constant([axis], np.int64), keepdims=int(keep))
+    def total(self, value: str, axis: int = 1, *, keep: bool = True, whole: bool = False) -> str:
+        """The sum along an axis.
+
+        Args:
+            whole: of whole numbers, so that no order of summation changes it.
+        """
+        made = self.op("ReduceSum", value, self.constant([axis], np.int64), keepdims=int(keep))
+        if whole:
+            self._whole.add(made)
+        return made
+
+    def blurred(self) -> bool:
+        """Whether anything is decided by numbers whose last bits are not the original's."""
+        makers = {name: node for node in self.nodes for name in node.output}
+        pending = [name for node in self.nodes if node.op_type in _DECIDES for name in node.input]
+        seen: set[str] = set()
+        while pending:
+            name = pending.pop()
+            if name in seen or name not in makers:
+                continue
+            seen.add(name)
+            if makers[name].op_type in _ROUNDED and name not in self._whole:
+                return True
+            pending += makers[name].input
+        return False
 
     def linear(self, table: Table, weights: NDArray, intercept: ArrayLike) -> str:
         """`table` [batch, n] x `weights` [n, m] + `intercept` [m] -> [batch, m]."""

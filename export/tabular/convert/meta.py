@@ -314,7 +314,7 @@ def _calibrator(graph: Graph, calibrator: Any, value: str) -> str:
         return graph.op("Add", graph.op("Mul", value, graph.constant(0.0)), graph.constant(y[0]))
     inside = graph.op("Clip", value, graph.constant(x[0]), graph.constant(x[-1]))
     passed = graph.op("Greater", inside, graph.constant(x[None, 1:-1]))
-    place = graph.cast(graph.total(graph.cast(passed, TensorProto.INT64)), TensorProto.INT64)
+    place = graph.total(graph.cast(passed, TensorProto.INT64), whole=True)
     low, slope, start = (
         graph.op("Gather", graph.constant(numbers), place)
         for numbers in (x[:-1], np.diff(y) / np.diff(x), y[:-1])

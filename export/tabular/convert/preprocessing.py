@@ -204,7 +204,7 @@ def _bins(context: Context, part: KBinsDiscretizer, table: Table) -> Table:
             made.append(graph.op("Mul", column.name, graph.constant(0.0)))
             continue
         passed = graph.op("GreaterOrEqual", column.name, graph.constant(inner[None]))
-        made.append(graph.total(graph.cast(passed, TensorProto.DOUBLE)))
+        made.append(graph.total(graph.cast(passed, TensorProto.DOUBLE), whole=True))
     result: Table = (Dense(graph.op("Concat", *made, axis=1), len(made)),)
     return result if part.encode == "ordinal" else context.transform(part._encoder, result)
 
@@ -222,8 +222,8 @@ def _polynomial(context: Context, part: PolynomialFeatures, table: Table) -> Tab
     rows = matrix(graph, table)
     ones = graph.op("Add", graph.op("Mul", graph.pick(rows, [0]), graph.constant(0.0)), graph.constant(1.0))
     rows = graph.op("Concat", rows, ones, axis=1)
-    value = graph.pick(rows, factors[0].tolist())
-    for chosen in factors[1:]:
+    value = graph.pick(rows, factors[-1].tolist())
+    for chosen in factors[-2::-1]:  # the last factor first, as scikit-learn does
         value = graph.op("Mul", value, graph.pick(rows, chosen.tolist()))
     return (Dense(value, len(powers)),)
 

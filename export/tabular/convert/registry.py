@@ -32,11 +32,13 @@ class Context:
         texts: what is made of columns of texts before the graph, in the order of its inputs; see
             `serving.models.terms`.
         doubts: where the original itself decides by chance, in words, for those whose export is not proven.
+        single: whether a part is computed in float32, because ONNX has no other for it.
     """
 
     graph: Graph
     texts: list[Terms] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    single: bool = False
 
     def transform(self, part: Any, table: Table) -> Table:
         """What a fitted transformer makes of a table."""

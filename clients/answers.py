@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.errors import BadInput
+from clients.tables import rows_of
 from clients.vocabulary import Arrays, Table, batches, text_array
 
 Answer = TypeVar("Answer")
@@ -138,51 +139,30 @@ def zero_shot(
     ]
 
 
-def rows_of(table: Table) -> Arrays:
-    """A table as inputs: columns by name, or a matrix [rows, features] of one input `features`.
+def classify_rows(table: Table, kinds: Mapping[str, str], batch_size: int) -> list[Call[list[Label]]]:
+    """Rows of a table to labels.
 
-    Numbers become FLOAT and text BYTES, each [rows, 1]; None is a missing value: NaN, or the empty text.
-
-    Raises:
-        BadInput: it is empty, its columns have different lengths, or a column is neither.
+    Args:
+        kinds: input name -> datatype of the model.
     """
-    if not isinstance(table, Mapping):
-        try:
-            table = np.asarray(table)
-        except ValueError as error:
-            raise BadInput(f"the rows of the table have different lengths: {error}") from None
-        if table.ndim != 2 or not table.size or table.dtype.kind not in "fiub":
-            raise BadInput(f"a table of shape {table.shape}, {table.dtype}", hint="numbers, [rows, features]")
-        return {"features": table.astype(np.float32)}
-    if len({len(column) for column in table.values()}) != 1 or not len(next(iter(table.values()))):
-        raise BadInput("the columns of the table are empty or have different lengths")
-    return {name: _column(name, list(values)) for name, values in table.items()}
+    return [labels_of(part) for part in _row_parts(table, kinds, batch_size)]
 
 
-def _column(name: str, values: list[Any]) -> NDArray:
-    if all(value is None or isinstance(value, str) for value in values):
-        return np.array([[(value or "").encode()] for value in values], dtype=object)
-    try:
-        return np.array([[np.nan if value is None else value] for value in values], np.float32)
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"column {name} holds neither numbers alone nor text alone: {error}") from None
-
-
-def classify_rows(table: Table, batch_size: int) -> list[Call[list[Label]]]:
-    """Rows of a table to labels."""
-    return [labels_of(part) for part in _row_parts(table, batch_size)]
-
-
-def predict(table: Table, batch_size: int) -> list[Call[NDArray[np.float32]]]:
-    """Rows of a table to numbers, [outputs] each."""
+def predict(table: Table, kinds: Mapping[str, str], batch_size: int) -> list[Call[NDArray[np.float32]]]:
+    """Rows of a table to numbers, [outputs] each; see `classify_rows`."""
     return [
         Call(part, lambda arrays: list(_output(arrays, "prediction")))
-        for part in _row_parts(table, batch_size)
+        for part in _row_parts(table, kinds, batch_size)
     ]
 
 
-def _row_parts(table: Table, size: int) -> list[Arrays]:
-    inputs = rows_of(table)
+def kinds_of(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """A model's inputs with their datatypes, of its metadata."""
+    return {entry["name"]: entry["datatype"] for entry in metadata["inputs"]}
+
+
+def _row_parts(table: Table, kinds: Mapping[str, str], size: int) -> list[Arrays]:
+    inputs = rows_of(table, kinds)
     count = len(next(iter(inputs.values())))
     starts = range(0, count, size)
     return [{name: array[start : start + size] for name, array in inputs.items()} for start in starts]

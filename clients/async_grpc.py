@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from clients import answers
 from clients.answers import Call, Entity, Found, Generated, Label, ZeroShotLabel
-from clients.errors import ClientError, translated
+from clients.errors import BadInput, ClientError, translated
 from clients.generation import Answer, Part, flags_of, joined, microseconds, request_arrays
 from clients.grpc_client import DEFAULT_URL, read_part
 from clients.vocabulary import (
@@ -61,6 +62,7 @@ class AsyncGrpcClient:
         with translated(url):
             self._client = triton_aio.InferenceServerClient(url, **(tls.grpc_options() if tls else {}))
         self._flags: dict[str, dict[str, NDArray]] = {}
+        self._kinds: dict[str, dict[str, str]] = {}
 
     async def infer(
         self,
@@ -230,7 +232,8 @@ class AsyncGrpcClient:
         batch_size: int = TABLE_BATCH_SIZE,
     ) -> list[list[Label]]:
         """See `BlockingClient.classify_rows`."""
-        return await self._ask(model, answers.classify_rows(table, batch_size), timeout)
+        async with self._inputs_of(model) as kinds:
+            return await self._ask(model, answers.classify_rows(table, kinds, batch_size), timeout)
 
     async def predict(
         self,
@@ -241,7 +244,8 @@ class AsyncGrpcClient:
         batch_size: int = TABLE_BATCH_SIZE,
     ) -> NDArray[np.float32]:
         """See `BlockingClient.predict`."""
-        rows = await self._ask(model, answers.predict(table, batch_size), timeout)
+        async with self._inputs_of(model) as kinds:
+            rows = await self._ask(model, answers.predict(table, kinds, batch_size), timeout)
         return np.stack(rows)
 
     async def text_to_text(
@@ -255,6 +259,17 @@ class AsyncGrpcClient:
     ) -> list[Generated]:
         """See `BlockingClient.text_to_text`."""
         return await self._ask(model, answers.text_to_text(texts, max_new_tokens, batch_size), timeout)
+
+    @asynccontextmanager
+    async def _inputs_of(self, model: str) -> AsyncIterator[dict[str, str]]:
+        """See `BlockingClient`."""
+        if model not in self._kinds:
+            self._kinds[model] = answers.kinds_of(await self.metadata(model))
+        try:
+            yield self._kinds[model]
+        except BadInput:
+            self._kinds.pop(model, None)
+            raise
 
     async def _ask(self, model: str, calls: Sequence[Call[T]], timeout: float | None) -> list[T]:
         """Send the requests, up to 8 at once, and join what they give, in order."""

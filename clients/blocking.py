@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from clients import answers
 from clients.answers import Call, Entity, Found, Generated, Label, ZeroShotLabel
 from clients.chat import ChatTemplate, Message
+from clients.errors import BadInput
 from clients.generation import Answer, Part, flags_of, joined, request_arrays
 from clients.vocabulary import (
     BATCH_SIZE,
@@ -36,6 +38,7 @@ class BlockingClient(ABC):
         self.timeout = timeout
         self._templates: dict[str, ChatTemplate] = {}
         self._flags: dict[str, dict[str, NDArray]] = {}
+        self._kinds: dict[str, dict[str, str]] = {}
 
     @abstractmethod
     def infer(
@@ -232,10 +235,11 @@ class BlockingClient(ABC):
         """Labels of each row of a table, the likeliest first; see `classify`.
 
         Args:
-            table: columns by name, of numbers or of text, None where a value is missing; or a matrix
-                [rows, features] for a model whose features have no names.
+            table: columns by name, of numbers or of text, None where a value is missing, or a data frame;
+                or a matrix [rows, features] for a model whose features have no names: `clients.tables`.
         """
-        return self._ask(model, answers.classify_rows(table, batch_size), timeout)
+        with self._inputs_of(model) as kinds:
+            return self._ask(model, answers.classify_rows(table, kinds, batch_size), timeout)
 
     def predict(
         self,
@@ -246,7 +250,8 @@ class BlockingClient(ABC):
         batch_size: int = TABLE_BATCH_SIZE,
     ) -> NDArray[np.float32]:
         """What a regression says of each row of a table, float32 [rows, outputs]; see `classify_rows`."""
-        rows = self._ask(model, answers.predict(table, batch_size), timeout)
+        with self._inputs_of(model) as kinds:
+            rows = self._ask(model, answers.predict(table, kinds, batch_size), timeout)
         return np.stack(rows)
 
     def text_to_text(
@@ -264,6 +269,18 @@ class BlockingClient(ABC):
             max_new_tokens: longest answer, where it should be shorter than the model's own.
         """
         return self._ask(model, answers.text_to_text(texts, max_new_tokens, batch_size), timeout)
+
+    @contextmanager
+    def _inputs_of(self, model: str) -> Iterator[dict[str, str]]:
+        """A model's inputs with their datatypes, asked once; and anew after it refused something, since
+        another version of it may read others."""
+        if model not in self._kinds:
+            self._kinds[model] = answers.kinds_of(self.metadata(model))
+        try:
+            yield self._kinds[model]
+        except BadInput:
+            self._kinds.pop(model, None)
+            raise
 
     def _ask(self, model: str, calls: Sequence[Call[T]], timeout: float | None) -> list[T]:
         """Send each request, and join what they give."""

@@ -103,7 +103,7 @@ def from_triton(error: InferenceServerException, url: str) -> ClientError:
             if re.search(pattern, message):
                 kind = by_text
                 break
-    message = message.removeprefix("invalid request: ")
+    message = re.sub(r"^(in ensemble '[^']*', |invalid request: )", "", message)
     if kind is Timeout:
         message = "no answer before the deadline"
     hint = f"the server's admin key opens it: ${VARIABLE}, or admin_key=..." if kind is Denied else ""

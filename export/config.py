@@ -113,9 +113,9 @@ def network_config(name: str, exported: Exported, max_batch_size: int, version: 
     """A graph on ONNX Runtime, with the inputs and outputs that the graph states."""
     config = triton.ModelConfig(name=name, backend="onnxruntime", max_batch_size=max_batch_size)
     for spec in exported.inputs:
-        config.input.append(_input(spec.name, _DTYPES[spec.dtype], spec.dims[1:]))
+        config.input.append(tensor_input(spec.name, spec.dtype, spec.dims[1:]))
     for spec in exported.outputs:
-        config.output.append(_output(spec.name, _DTYPES[spec.dtype], spec.dims[1:]))
+        config.output.append(tensor_output(spec.name, spec.dtype, spec.dims[1:]))
     # One instance with all CPUs (or the GPU): Triton's own default is two that share them. No kind.
     config.instance_group.add(count=1)
     # Requests that are waiting run together; none waits for others to come.
@@ -132,7 +132,7 @@ def output_config(
     (text,) = (entry for entry in _wire_inputs(task) if entry.name in ("text", "context"))
     config.input.append(text)
     for spec in exported.outputs:
-        config.input.append(_input(spec.name, _DTYPES[spec.dtype], spec.dims[1:]))
+        config.input.append(tensor_input(spec.name, spec.dtype, spec.dims[1:]))
     grouped = [-1] * (len(exported.inputs[0].dims) - 2)
     for name in task.features:
         kind, dims = _FEATURES[name]
@@ -231,6 +231,16 @@ def _wire_inputs(task: Task, encode: Encoder | None = None) -> list[triton.Model
         found.append(_input(PROMPT_NAME, "TYPE_STRING", [1]))
         found[-1].optional = True
     return found
+
+
+def tensor_input(name: str, dtype: str, dims: Iterable[int]) -> triton.ModelInput:
+    """An input of one row, of an ONNX element type such as `FLOAT`."""
+    return _input(name, _DTYPES[dtype], dims)
+
+
+def tensor_output(name: str, dtype: str, dims: Iterable[int]) -> triton.ModelOutput:
+    """An output of one row, of an ONNX element type such as `FLOAT`."""
+    return _output(name, _DTYPES[dtype], dims)
 
 
 def _input(name: str, kind: str, dims: Iterable[int]) -> triton.ModelInput:

@@ -16,7 +16,7 @@ from shoal.errors import RepositoryError
 if TYPE_CHECKING:
     from export.evidence import Evidence
     from export.generation.verify import GenerationEvidence
-    from export.tabular.verify import TabularEvidence
+    from export.tabular.evidence import TabularEvidence
     from export.text2text.verify import Text2TextEvidence
 
 

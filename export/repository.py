@@ -27,7 +27,8 @@ from tritonclient.grpc import model_config_pb2 as triton
 from export import config
 from export.evidence import Verified
 from shoal import machine
-from shoal.manifest import FILENAME, Manifest, sha256
+from shoal.errors import RepositoryError
+from shoal.manifest import FILENAME, Manifest, manifests, sha256
 from shoal.paths import write_json
 from shoal.repository import locked, not_writable, record_served, served_before
 
@@ -112,6 +113,20 @@ def _check_writable(repository: Path) -> None:
     """Before minutes of work, not after: the repository and each model in it take new folders."""
     for folder in (repository, *(path.parent for path in repository.glob("*/config.pbtxt"))):
         tempfile.TemporaryFile(dir=folder).close()
+
+
+def check_network(repository: Path, name: str, network: str) -> None:
+    """Before minutes of work: what is published under a name must be of the kind that is to be published.
+
+    Raises:
+        RepositoryError: its versions are of a network of another name, and would be mixed up with these.
+    """
+    other = next((m.network for m in manifests(repository, name) if m.network != network), None)
+    if other is not None:
+        raise RepositoryError(
+            f"{repository} holds {name} with its weights in {other}, and this export has them in {network}",
+            hint=f"choose another --name, or remove {repository / other} and the folders that begin so",
+        )
 
 
 def write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -58,6 +59,11 @@ def infer(
     client, address = connect(protocol, url, repository, timeout)
     with client:
         metadata = client.metadata(model)
+        options = [*(["--url", url] if url else []), *(["--protocol", "http"] if protocol == "http" else [])]
+        options += ["-r", str(repository)] if repository != DEFAULT_REPOSITORY else []
+        if is_decoder(metadata) and not texts:
+            line = shlex.join(["shoal", "infer", *options, model, "Fish swim in"])
+            raise UsageError(f"{model} wants a text", hint=line)
         if is_decoder(metadata):
             answers = [
                 stream_answer(client, model, text, sampling_from(sampling), timeout, raw, quiet=as_json)
@@ -69,7 +75,7 @@ def infer(
         if sampling or raw:
             raise UsageError(f"{model} generates no text: --set and --raw are for models that do")
         config = client.config(model)
-        arrays = requests.arrays_of(config, metadata, texts, inputs or [])
+        arrays = requests.arrays_of(config, metadata, texts, inputs or [], options)
         size = int(config.get("max_batch_size", 0)) or 1
         start = time.perf_counter()
         answered = [client.infer(model, part) for part in requests.parts(arrays, size)]

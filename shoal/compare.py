@@ -119,22 +119,18 @@ def _run(repository: Path, manifest: Manifest, feed: Mapping[str, NDArray]) -> d
 
 
 def _feed(repository: Path, manifest: Manifest) -> dict[str, NDArray]:
-    """Inputs of a version's network: of sample text where it has a tokenizer, random numbers where not."""
+    """Inputs of a version's network: of sample text where it has a tokenizer, of the row that it says it
+    takes where it is of tables, random numbers where neither."""
     from serving.models.layouts import LAYOUTS
     from serving.models.tokenizer import Settings
 
     network = _config(manifest, manifest.network)
     tokenizer = f"{manifest.model}_tokenizer"
+    if manifest.recipe.get("task") == "tabular":
+        return _table_feed(repository, manifest)
     if tokenizer not in manifest.configs:
         chance = np.random.default_rng(0)
-        sample = json.loads(network.parameters["sample"].string_value or "{}")
-        known = {name: np.array([values] * ROWS, object) for name, values in sample.items()}
-        return {
-            entry.name: known[entry.name]
-            if entry.data_type == triton.DataType.TYPE_STRING
-            else _random(entry, chance)
-            for entry in network.input
-        }
+        return {entry.name: _random(entry, chance) for entry in network.input}
     config = _config(manifest, tokenizer)
     settings = Settings.from_config(json_format.MessageToDict(config, preserving_proto_field_name=True))
     version = next(Path(name).parts[1] for name in manifest.files if Path(name).parts[0] == tokenizer)
@@ -149,6 +145,32 @@ def _feed(repository: Path, manifest: Manifest) -> dict[str, NDArray]:
         settings.bucket(batch.longest), settings.pad_id, [output.name for output in config.output]
     )
     return feed | {name: np.array(values, object) for name, values in rows.items()}
+
+
+def _table_feed(repository: Path, manifest: Manifest) -> dict[str, NDArray]:
+    """Rows about the one that the model says it takes: its texts, and numbers near its own."""
+    from serving.models.rows import FILENAME, Reader
+
+    called = _config(manifest, manifest.model)
+    sample = json.loads(called.parameters["sample"].string_value)
+    chance = np.random.default_rng(0)
+    sent: dict[str, NDArray] = {}
+    for entry in called.input:
+        row = sample[entry.name]
+        if entry.data_type == triton.DataType.TYPE_STRING:
+            sent[entry.name] = np.array([[text.encode() for text in row]] * ROWS, object)
+        else:
+            kind = np.float64 if entry.data_type == triton.DataType.TYPE_FP64 else np.float32
+            sent[entry.name] = (np.array([row]) * chance.normal(1.0, 0.3, (ROWS, len(row)))).astype(kind)
+            sent[entry.name][0] = row
+    reader = next((repository / name for name in manifest.files if Path(name).name == FILENAME), None)
+    if reader is not None:
+        known = Reader.from_json(reader.read_text(encoding="utf-8"))
+        sent = Reader((), known.texts).read(sent)  # near a number may be none that it takes
+    return {
+        name: array if array.dtype != object else np.vectorize(bytes.decode, otypes=[object])(array)
+        for name, array in sent.items()
+    }
 
 
 def _random(entry: triton.ModelInput, chance: np.random.Generator) -> NDArray:

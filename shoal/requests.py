@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,11 @@ TEXT = "Fish swim in shoals."
 
 
 def arrays_of(
-    config: Mapping[str, Any], metadata: Mapping[str, Any], texts: Sequence[str], pairs: Sequence[str]
+    config: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    texts: Sequence[str],
+    pairs: Sequence[str],
+    options: Sequence[str] = (),
 ) -> dict[str, NDArray]:
     """The inputs of one request.
 
@@ -27,6 +32,7 @@ def arrays_of(
         config, metadata: of the model, as Triton gives them.
         texts: rows of the input `text`.
         pairs: `NAME=VALUE` of the other inputs, or `NAME=@FILE`; each row gets all of them.
+        options: of the command, for a hint that can be copied.
 
     Raises:
         UsageError: an input is missing, unknown, or not what its type says.
@@ -45,8 +51,8 @@ def arrays_of(
     given = {*values, *_optional(config), *(["text"] if texts else [])}
     missing = [name for name in kinds if name not in given]
     if missing:
-        example = "TEXT" if missing == ["text"] else f"--input {missing[0]}=VALUE"
-        raise UsageError(f"the model wants {', '.join(missing)}", hint=f"give {example}")
+        wants = f"{metadata['name']} wants {', '.join(missing)}"
+        raise UsageError(wants, hint=sample_line(config, metadata, options))
     rows = max(1, len(texts))
     made = {name: np.array([values[name]] * rows, _dtype(kinds[name])) for name in values}
     if texts:
@@ -77,6 +83,31 @@ def sample_arrays(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dic
         else:
             made[entry["name"]] = np.full(shape, TEXT.encode() if dtype is object else 1, dtype)
     return made
+
+
+def sample_line(config: Mapping[str, Any], metadata: Mapping[str, Any], options: Sequence[str]) -> str:
+    """The command that sends a row which the model takes, for a shell such as bash.
+
+    A file, such as a picture's, is written out in base64.
+    """
+    words = [shlex.join(["shoal", "infer", *options, metadata["name"]])]
+    for name, array in sample_arrays(config, metadata).items():
+        values = array.reshape(-1).tolist()
+        if array.dtype != object:
+            numbers = ",".join(str(array.dtype.type(value)) for value in values)
+            words.append(f"-i {shlex.quote(f'{name}={numbers}')}")
+        elif name in ("text", "text_input") and len(values) == 1:
+            words.append(shlex.quote(values[0].decode()))
+        else:
+            words += [f"-i {_written(name, value)}" for value in values]
+    return " ".join(words)
+
+
+def _written(name: str, value: bytes) -> str:
+    try:
+        return shlex.quote(f"{name}={value.decode()}")
+    except UnicodeDecodeError:
+        return f"{shlex.quote(name)}=@<(base64 -d <<< {base64.b64encode(value).decode()})"
 
 
 def _optional(config: Mapping[str, Any]) -> set[str]:

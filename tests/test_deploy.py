@@ -126,10 +126,10 @@ def test_the_first_models_are_made_once_and_beside_nothing_else(
     monkeypatch.setattr(first, "MODELS", tuple(shipped))
     monkeypatch.setattr(sys, "argv", ["first", str(tmp_path)])
     assert first.main() == 0
-    kept = (tmp_path / "oak" / "1" / "manifest.json").read_bytes()
-    shutil.rmtree(tmp_path / "elm")  # as if the first start had been broken off
+    kept = (tmp_path / "oak_estimator" / "1" / "manifest.json").read_bytes()
+    shutil.rmtree(tmp_path / "elm_estimator")  # as if the first start had been broken off
     assert first.main() == 0
-    assert (tmp_path / "oak" / "1" / "manifest.json").read_bytes() == kept
+    assert (tmp_path / "oak_estimator" / "1" / "manifest.json").read_bytes() == kept
     assert {manifest.model for manifest in manifests(tmp_path)} == {"oak", "elm"}
     monkeypatch.setattr(first, "MODELS", ({"source": "example:forest", "name": "ash"},))
     assert first.main() == 0

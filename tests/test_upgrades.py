@@ -177,7 +177,8 @@ def test_a_model_comes_and_goes(upgraded: Supervised, own_repository: Path) -> N
     row = load_breast_cancer().data[:1]
     with GrpcClient(upgraded.grpc) as client:
         assert client.classify_rows(row, model="forest")[0][0].score >= 0.5
-        shutil.rmtree(own_repository / "forest")
+        for part in ("forest", "forest_estimator", "forest_rows"):
+            shutil.rmtree(own_repository / part)
         _until(lambda: upgraded.log.read_text().count("serving new versions") == 2, upgraded)
         with pytest.raises((UnknownModel, Unavailable)):
             client.classify_rows(row, model="forest")

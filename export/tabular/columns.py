@@ -1,45 +1,70 @@
-"""What a row of an estimator consists of, on the wire and in the original.
+"""What a row of an estimator consists of: its columns, as its fitted parts remember them.
 
-An estimator that reads numbers has one input `features`, FLOAT [batch, columns]. A pipeline that begins
-with a ColumnTransformer over a data frame has one input per column, FLOAT or STRING [batch, 1], under the
-column's name. A missing value is NaN in a FLOAT and the empty string in a STRING.
+An estimator that reads numbers has one input `features` [batch, columns]. One that reads text, or begins with
+a ColumnTransformer over a data frame, has one input [batch, 1] for each column, under the column's name. A
+missing value is NaN in a column of numbers and the empty string in one of categories.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.compose import ColumnTransformer
-from sklearn.impute import SimpleImputer
 from sklearn.pipeline import FeatureUnion, Pipeline
 
-from export.tabular.source import Estimator
-from shoal.errors import ExportError, MissingDependency
+from shoal.errors import ExportError
+from shoal.wire import wire_name
 
-FEATURES = "features"
-_TAKEN = {FEATURES, "label", "score", "prediction"}  # an input and an output cannot share a name
+TEXT = "text"  # what a pipeline over a list of texts reads
+# Kinds of columns.
+NUMBER, CATEGORY, DOCUMENT = "number", "category", "document"
+# Where estimators keep those that read the same table; a search keeps the one it answers with.
+_INNER = ("best_estimator_", "estimators_", "calibrated_classifiers_", "regressor_", "estimator_")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Column:
-    """One column of a table.
+    """One column of a table, and what the estimator remembers of it.
 
     Attributes:
         name: as the estimator knows it.
-        input: its name on the wire, where it is an input of its own.
-        dtype: `FLOAT` or `STRING`.
-        missing: what stands for a missing string in the original: NaN or None; unused for numbers.
+        input: its name on the wire: `features` where all are one input; empty: nobody reads it.
+        kind: `NUMBER`; `CATEGORY`, text of which some values are known; `DOCUMENT`, any text.
+        known: the categories that encoders know and the values that imputers fill in: str or float.
+        missing: what stands for a missing text in the original: NaN or None.
+        labels: of a column of a booster that was trained on a pandas categorical, what its codes stand for.
+        whole, boolean, boxed: whether the original saw integers, booleans, or Python's own objects in it.
+        thresholds: where trees split it.
+        centre, spread: as scalers remember them.
     """
 
     name: str
-    input: str
-    dtype: str = "FLOAT"
+    input: str = ""
+    kind: str = NUMBER
+    known: list[Any] = field(default_factory=list)
     missing: float | None = float("nan")
+    labels: tuple[Any, ...] = ()
+    whole: bool = False
+    boolean: bool = False
+    boxed: bool = False
+    thresholds: list[NDArray[np.float64]] = field(default_factory=list)
+    centre: float = 0.0
+    spread: float = 1.0
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts that something is known of, each once."""
+        return tuple(dict.fromkeys(value for value in self.known if isinstance(value, str)))
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The numbers among the known categories."""
+        found = (value for value in self.known if not isinstance(value, str) and value is not None)
+        return tuple(dict.fromkeys(float(value) for value in found if value == value))  # noqa: PLR0124
 
 
 @dataclass(frozen=True)
@@ -47,7 +72,7 @@ class Rows:
     """Rows of a table.
 
     Attributes:
-        values: column name -> [rows], float64, or str objects for STRING columns ("": missing).
+        values: column name -> [rows], float64, or str objects for columns of text (None: missing).
         origin: where they come from, for the evidence: `held-out`, `eval-data` or `synthetic`.
         labels: [rows] names of the true classes (str objects), or true values (float64, [rows, outputs]).
     """
@@ -64,93 +89,77 @@ class Rows:
         labels = None if self.labels is None else self.labels[index]
         return Rows({name: column[index] for name, column in self.values.items()}, self.origin, labels)
 
-
-def as_feed(estimator: Estimator, rows: Rows) -> dict[str, NDArray]:
-    """Rows as the inputs of the ONNX graph: float32 [rows, columns], or one [rows, 1] per column."""
-    if not estimator.named:
-        columns = [rows.values[column.name] for column in estimator.columns]
-        return {FEATURES: np.column_stack(columns).astype(np.float32)}
-    return {
-        column.input: rows.values[column.name].astype(np.float32 if column.dtype == "FLOAT" else object)[
-            :, None
-        ]
-        for column in estimator.columns
-    }
+    def row(self, index: int) -> dict[str, Any]:
+        """One row as plain values."""
+        return {name: column[index] for name, column in self.values.items()}
 
 
-def as_original(estimator: Estimator, rows: Rows) -> Any:
-    """Rows as the original takes them: float64 [rows, columns], or a data frame."""
-    if not estimator.named:
-        return np.column_stack([rows.values[column.name] for column in estimator.columns])
-    try:
-        import pandas as pd  # noqa: PLC0415 - slow to import, needed for pipelines over data frames only
-    except ModuleNotFoundError as error:
-        raise MissingDependency("pandas", extra="tabular") from error
-    made: dict[str, Any] = {}
-    for column in estimator.columns:
-        values = rows.values[column.name]
-        if column.dtype == "STRING":
-            values = np.where(values == "", np.array(column.missing, dtype=object), values)
-            made[column.name] = pd.Series(values, dtype=object)
-        else:
-            made[column.name] = values
-    return pd.DataFrame(made)
+def joined(first: Rows, second: Rows) -> Rows:
+    """The rows of both, without labels."""
+    values = {name: np.concatenate([column, second.values[name]]) for name, column in first.values.items()}
+    return Rows(values, first.origin)
 
 
-def columns_of(model: Any) -> tuple[tuple[Column, ...], bool]:
-    """The columns that an estimator reads, and whether each is an input of its own.
-
-    Raises:
-        ExportError: it reads strings from a table without column names, or a column in two ways.
-    """
-    first = next(parts(model))
+def names_of(model: Any) -> list[str] | None:
+    """Names of the columns that an estimator was fitted on; None: they have none."""
     names = getattr(model, "feature_names_in_", None)
-    count = int(model.n_features_in_)
-    if not isinstance(first, ColumnTransformer):
-        listed = [str(name) for name in names] if names is not None else [f"x{i}" for i in range(count)]
-        return tuple(Column(name, name) for name in listed), False
-    kinds = dict(sorted(_selected(first).items()))
+    if hasattr(model, "feature_name") and hasattr(model, "num_feature"):  # LightGBM's booster
+        names = model.feature_name()
+    elif names is None and hasattr(model, "num_boosted_rounds"):  # XGBoost's
+        names = model.feature_names
     if names is None:
-        if any(dtype == "STRING" for dtype, _ in kinds.values()):
-            raise ExportError(
-                "the pipeline reads strings by the number of their column",
-                hint="fit it on a data frame, so that columns have names",
-            )
-        return tuple(Column(f"x{i}", f"x{i}") for i in range(count)), False
-    inputs = _wire_names([str(names[index]) for index in kinds])
-    found = [
-        Column(str(names[index]), inputs[str(names[index])], dtype, missing)
-        for index, (dtype, missing) in kinds.items()
-    ]
-    return tuple(found), True
+        names = next((found for entry in inner(model) if (found := names_of(entry)) is not None), None)
+    return None if names is None else [str(name) for name in names]
 
 
-def parts(model: Any) -> Iterator[Any]:
-    """The steps of a pipeline in order, pipelines inside it opened; of anything else, itself."""
+def count_of(model: Any) -> int | None:
+    """How many columns an estimator was fitted on; None: it does not say, as it is with lists of texts."""
+    for method in ("num_feature", "num_features"):  # of boosters of LightGBM and XGBoost
+        if hasattr(model, method):
+            return int(getattr(model, method)())
+    try:
+        count = model.n_features_in_
+    except AttributeError:
+        count = None
+    if count is None:
+        return next((found for entry in inner(model) if (found := count_of(entry)) is not None), None)
+    return int(count)
+
+
+def inner(model: Any) -> Iterator[Any]:
+    """The fitted estimators inside another that read the same table."""
+    for name in _INNER:
+        value = vars(model).get(name) if hasattr(model, "__dict__") else None
+        if value is None:
+            continue
+        several = value.ravel() if isinstance(value, np.ndarray) else value
+        for entry in several if name.endswith("s_") else [value]:
+            # A calibrated classifier holds the estimator that reads the table.
+            yield entry.estimator if name == "calibrated_classifiers_" else entry
+        return
+    if type(model).__name__ == "FrozenEstimator":
+        yield model.estimator
+
+
+def first_part(model: Any) -> Any:
+    """What an estimator's table meets first."""
     if isinstance(model, Pipeline):
-        for _, step in model.steps:
-            if step is not None and step != "passthrough":
-                yield from parts(step)
-    else:
-        yield model
+        return next((first_part(step) for step in steps(model)), model)
+    if isinstance(model, FeatureUnion):
+        return next(
+            (first_part(step) for _, step in model.transformer_list if not isinstance(step, str)), model
+        )
+    return next((first_part(entry) for entry in inner(model) if not isinstance(entry, str)), model)
 
 
-def everything(model: Any) -> Iterator[Any]:
-    """All steps, those inside of ColumnTransformers and FeatureUnions too."""
-    for part in parts(model):
-        yield part
-        inner: list[Any] = []
-        if isinstance(part, ColumnTransformer):
-            inner = [entry[1] for entry in part.transformers_]
-        elif isinstance(part, FeatureUnion):
-            inner = [entry[1] for entry in part.transformer_list]
-        for transformer in inner:
-            if not isinstance(transformer, str):
-                yield from everything(transformer)
+def steps(model: Pipeline) -> list[Any]:
+    """The steps of a pipeline that do something."""
+    return [step for _, step in model.steps if step is not None and not isinstance(step, str)]
 
 
 def selections(transformer: ColumnTransformer) -> Iterator[tuple[Any, list[int]]]:
-    """Each fitted part of a ColumnTransformer with the indices of the columns it reads."""
+    """Each fitted part of a ColumnTransformer with the indices of the columns it reads; `passthrough` is a
+    str."""
     names = list(getattr(transformer, "feature_names_in_", ()))
     every = np.arange(transformer.n_features_in_)
     for _, part, chosen in transformer.transformers_:
@@ -160,47 +169,25 @@ def selections(transformer: ColumnTransformer) -> Iterator[tuple[Any, list[int]]
         if isinstance(asked, slice) and isinstance(asked.start or asked.stop, str):  # both ends included
             stop = None if asked.stop is None else names.index(asked.stop) + 1
             asked = slice(None if asked.start is None else names.index(asked.start), stop)
-        elif not isinstance(asked, slice) and len(asked) and all(isinstance(name, str) for name in asked):
+        elif not isinstance(asked, slice | int) and len(asked) and all(isinstance(n, str) for n in asked):
             asked = [names.index(name) for name in asked]
         yield part, [int(index) for index in np.atleast_1d(every[asked])]
 
 
-def _selected(transformer: ColumnTransformer) -> dict[int, tuple[str, float | None]]:
-    """Column index -> what it holds, and what is a missing string in it."""
-    kinds: dict[int, tuple[str, float | None]] = {}
-    for part, indices in selections(transformer):
-        for index, kind in zip(indices, _kinds(part, len(indices)), strict=True):
-            if kinds.setdefault(index, kind)[0] != kind[0]:
-                raise ExportError(f"column {index} is read as a number and as a string")
-    return kinds
+def wire_names(names: list[str]) -> dict[str, str]:
+    """Column name -> input name, see `shoal.wire`.
 
-
-def _kinds(part: Any, count: int) -> list[tuple[str, float | None]]:
-    """What a part of a ColumnTransformer expects in each column, as seen in what it learnt."""
-    missing: float | None = float("nan")
-    learnt: list[NDArray] = []
-    for step in parts(part):
-        if isinstance(step, SimpleImputer):
-            missing = None if step.missing_values is None else missing
-            learnt = learnt or [np.asarray([value], dtype=object) for value in step.statistics_]
-        elif hasattr(step, "categories_"):
-            learnt = learnt or list(step.categories_)
-    if len(learnt) != count:  # nothing learnt that tells, so numbers
-        return [("FLOAT", missing)] * count
-    return [
-        ("STRING" if any(isinstance(value, str) for value in values) else "FLOAT", missing)
-        for values in learnt
-    ]
-
-
-def _wire_names(names: list[str]) -> dict[str, str]:
-    """Column name -> input name: letters, digits, `_`, `-` and `.`, which no protocol or shell minds."""
+    Raises:
+        ExportError: two columns would be one input.
+    """
     made: dict[str, str] = {}
     for name in names:
-        wire = re.sub(r"[^A-Za-z0-9_.-]", "_", name) or "_"
-        wire = f"{wire}_" if wire in _TAKEN else wire
+        wire = wire_name(name)
         if wire in made.values():
             other = next(known for known, value in made.items() if value == wire)
-            raise ExportError(f"columns {other!r} and {name!r} would both be the input {wire!r}")
+            raise ExportError(
+                f"columns {other!r} and {name!r} would both be the input {wire!r}",
+                hint="rename one of them and fit again",
+            )
         made[name] = wire
     return made

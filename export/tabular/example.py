@@ -7,18 +7,19 @@ Mangasarian 1993, Breast Cancer Wisconsin (Diagnostic)): so there is no file to 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
-import sklearn
 from sklearn.datasets import load_breast_cancer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from export.tabular.columns import Rows, columns_of
-from export.tabular.loading import classes_of
-from export.tabular.source import EXAMPLE, EXAMPLES, Estimator
+from export.tabular.classes import classes_of
+from export.tabular.columns import Rows
+from export.tabular.original import Original
+from export.tabular.source import EXAMPLE, EXAMPLES, Estimator, make
 from shoal.errors import UsageError
 
 
@@ -41,19 +42,10 @@ def find(source: str) -> Estimator:
         RandomForestClassifier(n_estimators=100, random_state=0),
     )
     model.fit(seen, labels)
-    columns, named = columns_of(model)
-    held_out = Rows({column.name: unseen[:, i] for i, column in enumerate(columns)}, "held-out", truth)
-    return Estimator(
-        model,
-        columns,
-        named,
-        classes_of(model),
-        source,
-        "example",
-        sklearn.__version__,
-        {source.removeprefix(EXAMPLE): _fingerprint(model)},
-        held_out,
-    )
+    hashes = {source.removeprefix(EXAMPLE): _fingerprint(model)}
+    estimator = make(model, Original(model, classes_of(model)), source, "example", hashes)
+    columns = {column.name: unseen[:, i] for i, column in enumerate(estimator.columns)}
+    return replace(estimator, held_out=Rows(columns, "held-out", truth))
 
 
 def _fingerprint(model: Pipeline) -> str:

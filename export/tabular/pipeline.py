@@ -1,38 +1,41 @@
 """The whole way from an estimator to a published version, and the check of what is published.
 
-Preprocessing, prediction and the names of labels are one graph, so that what serves is ONNX Runtime alone.
+Preprocessing, prediction and the names of labels are one graph on ONNX Runtime. Before it stands a reader of
+rows, where the original refuses some values or reads texts: `serving.models.rows`. Users call the ensemble.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
 
-from tritonclient.grpc import model_config_pb2 as triton
+import numpy as np
 
-from export.config import network_config
 from export.evidence import Verified, verified
 from export.exported import Exported
 from export.outcome import Outcome, disk_errors_named
-from export.repository import Part, Provenance, Published, Release, staging, write
-from export.tabular.columns import Rows, as_feed
+from export.repository import Part, Provenance, Published, Release, check_network, staging, write
+from export.tabular import config
+from export.tabular.columns import NUMBER
+from export.tabular.evidence import TabularEvidence
+from export.tabular.labelled import read_rows
 from export.tabular.recipe import TabularRecipe
-from export.tabular.sample import rows_for
+from export.tabular.sample import ROUNDING, Sample, sample
 from export.tabular.source import Estimator, find_estimator
-from export.tabular.to_onnx import to_onnx
-from export.tabular.verify import TabularEvidence, measure
-from shoal.errors import RepositoryError
+from export.tabular.to_onnx import DOUBLE, FLOAT, to_onnx
+from export.tabular.verify import Served, measure
+from serving.models.rows import FILENAME, Reader
+from shoal.errors import NotProven, RepositoryError
 from shoal.manifest import Manifest, sha256
 from shoal.progress import Silent
 
 _TOOLS = (
     "skl2onnx",
-    "onnxmltools",
     "scikit-learn",
     "xgboost-cpu",
     "lightgbm",
@@ -40,6 +43,20 @@ _TOOLS = (
     "onnxruntime",
     "numpy",
 )
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What is to be published.
+
+    Attributes:
+        reader: what stands before the network; None: nothing.
+        row: one that the model takes, by input, as JSON has it.
+    """
+
+    served: Served
+    reader: Reader | None
+    row: str
 
 
 def export(
@@ -51,20 +68,30 @@ def export(
 ) -> Outcome:
     """Convert, measure, and publish what is proven; see `export.pipeline.export`."""
     progress = progress or Silent()
+    check_network(repository, recipe.name, config.network_name(recipe.name))
     with staging(repository) as work, disk_errors_named(repository):
         with progress.step(f"Load {recipe.source}"):
             estimator = find_estimator(recipe.source, trust_pickle=recipe.trust_pickle)
+            own = None if recipe.eval_data is None else read_rows(recipe.eval_data, estimator)
+        with progress.step("Ask the original of rows that hurt"):
+            found = sample(estimator, own)
         with progress.step("Convert to ONNX"):
-            exported = to_onnx(estimator, work / "fp32.onnx", top_k=recipe.top_k)
-        rows = rows_for(estimator, exported, recipe.eval_data)
-        evidence = measure(estimator, exported, rows, progress=progress)
+            numbers = FLOAT if found.rounding <= ROUNDING else DOUBLE
+            network = to_onnx(estimator, work / "fp32.onnx", top_k=recipe.top_k, numbers=numbers)
+        reader = Reader(found.checks, network.texts)
+        served = Served(estimator, network.exported, reader, numbers, network.blur)
+        evidence = measure(served, found, progress=progress)
         on_evidence([evidence])
-        (proven,) = verified({evidence.precision: exported}, {evidence.precision: evidence})
+        try:
+            (proven,) = verified({evidence.precision: network.exported}, {evidence.precision: evidence})
+        except NotProven as error:
+            raise NotProven(error.message, hint="; ".join(network.doubts)) from error
         tools = {"python": python_version()} | {name: metadata.version(name) for name in _TOOLS}
         provenance = Provenance(recipe.name, recipe.to_dict(), estimator.describe(), tools)
         with progress.step(f"Write versions to {repository}"):
-            sample = _sample(estimator, rows)
-            published = write([_release(proven, recipe, estimator, sample)], repository, work, provenance)
+            needed = reader if reader.checks or reader.texts else None
+            finished = Finished(served, needed, _row(served, found))
+            published = write([_release(proven, recipe, finished)], repository, work, provenance)
     return Outcome((evidence,), tuple(published), _task(estimator))
 
 
@@ -77,10 +104,26 @@ def verify_published(
         recipe = TabularRecipe.from_dict(manifest.recipe)
         _check_source(manifest)
         estimator = find_estimator(recipe.source, trust_pickle=recipe.trust_pickle)
+        own = None if eval_data is None else read_rows(eval_data, estimator)
         graph = Exported.read(repository / manifest.network / str(manifest.version) / "model.onnx")
-        evidence.append(measure(estimator, graph, rows_for(estimator, graph, eval_data), progress=progress))
+        kinds = {spec.dtype for spec in graph.inputs}
+        served = Served(
+            estimator,
+            graph,
+            _published_reader(manifest, repository),
+            DOUBLE if DOUBLE in kinds else FLOAT,
+            float(manifest.evidence["blur"]),
+        )
+        evidence.append(measure(served, sample(estimator, own), progress=progress))
     versions = [Published(m.network, m.version, m.precision, new=False) for m in found]
     return Outcome(tuple(evidence), tuple(versions), _task(estimator))
+
+
+def _published_reader(manifest: Manifest, repository: Path) -> Reader:
+    name = next((name for name in manifest.files if Path(name).name == FILENAME), None)
+    if name is None:
+        return Reader((), ())
+    return Reader.from_json((repository / name).read_text(encoding="utf-8"))
 
 
 def _check_source(manifest: Manifest) -> None:
@@ -94,34 +137,47 @@ def _check_source(manifest: Manifest) -> None:
         )
 
 
-def _sample(estimator: Estimator, rows: Rows) -> str:
-    """A row that the model takes, for those who ask whether it answers: not any text is a known category."""
-    feed = as_feed(estimator, rows.take(slice(1)))
-    if not any(array.dtype == object for array in feed.values()):
-        return ""
-    values = {name: array.reshape(-1).tolist() for name, array in feed.items()}
-    # JSON has no NaN.
-    known = {
-        name: [1.0 if isinstance(value, float) and math.isnan(value) else value for value in row]
-        for name, row in values.items()
-    }
-    return json.dumps(known)
+def _row(served: Served, found: Sample) -> str:
+    """A row that the model takes, for those who ask whether it answers: one without a gap where there is."""
+    estimator = served.estimator
+    whole = np.ones(len(found.rows), dtype=bool)
+    for column in estimator.columns:
+        values = found.rows.values[column.name]
+        if column.kind == NUMBER:
+            whole &= np.isfinite(values)
+        else:
+            whole &= np.array([bool(value) and not value.startswith("@") for value in values])
+    # JSON has no NaN: where every row has a gap, 1 stands in it.
+    place = int(whole.argmax())
+    kind = np.float32 if served.numbers == FLOAT else np.float64
+    row: dict[str, list[float | str]] = {}
+    for column in estimator.columns:
+        value = found.rows.values[column.name][place]
+        if column.kind == NUMBER:
+            value = float(str(kind(value))) if np.isfinite(value) else 1.0
+        row.setdefault(column.input, []).append(value or "" if column.kind != NUMBER else value)
+    return json.dumps(row)
 
 
-def _release(proven: Verified, recipe: TabularRecipe, estimator: Estimator, sample: str) -> Release:
-    make = partial(_config, recipe, proven.exported, _task(estimator), sample)
-    part = Part(recipe.name, {"model.onnx": proven.exported.path}, make)
-    return Release(proven, (part,), recipe.name)
-
-
-def _config(
-    recipe: TabularRecipe, exported: Exported, task: str, sample: str, version: int
-) -> triton.ModelConfig:
-    config = network_config(recipe.name, exported, recipe.max_batch_size, version)
-    config.parameters["task"].string_value = task
-    if sample:
-        config.parameters["sample"].string_value = sample
-    return config
+def _release(proven: Verified, recipe: TabularRecipe, finished: Finished) -> Release:
+    name, task = recipe.name, _task(finished.served.estimator)
+    columns = finished.served.estimator.columns
+    settings = config.Settings(name, recipe.max_batch_size, task, finished.row)
+    parts = []
+    if finished.reader is not None:
+        files: dict[str, Path | str] = {
+            "model.py": "from serving.models.rows import TritonPythonModel  # noqa: F401\n",
+            FILENAME: finished.reader.to_json(),
+        }
+        inputs = config.wire_inputs(columns, finished.served.numbers)
+        make = partial(config.reader_config, settings, inputs, proven.exported)
+        parts.append(Part(config.reader_name(name), files, make))
+    make = partial(config.estimator_config, settings, proven.exported)
+    network = Part(config.network_name(name), {"model.onnx": proven.exported.path}, make)
+    parts.append(network)
+    steps = [part.config(1) for part in parts]
+    make = partial(config.ensemble_config, settings, steps)
+    return Release(proven, (*parts, Part(name, {}, make)), network.name)
 
 
 def _task(estimator: Estimator) -> str:

@@ -11,24 +11,24 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from shoal.errors import MissingDependency, UsageError
 from shoal.manifest import sha256
 
 if TYPE_CHECKING:
     from export.tabular.columns import Column, Rows
+    from export.tabular.original import Original, Shape
 
 EXAMPLE = "example:"
 EXAMPLES = ("forest",)
-_PICKLES = (".joblib", ".pkl", ".pickle")
-_KINDS = {
+# By suffix, what reads a file.
+KINDS = {
     ".skops": "skops",
     ".ubj": "xgboost",
     ".json": "xgboost",
     ".txt": "lightgbm",
-    **dict.fromkeys(_PICKLES, "pickle"),
+    ".joblib": "pickle",
+    ".pkl": "pickle",
+    ".pickle": "pickle",
 }
 _PACKAGES = {"xgboost": ("xgboost-cpu", "xgboost"), "lightgbm": ("lightgbm",)}
 
@@ -38,10 +38,12 @@ class Estimator:
     """A fitted classifier or regressor, with its preprocessing.
 
     Attributes:
-        model: has `predict`, and `predict_proba` where `classes` is not empty.
-        columns: what a row consists of, in the estimator's order.
+        model: a booster, or has `predict`, and `predict_proba` where `classes` is not empty.
+        table: every column of its table, in the estimator's order.
         named: whether each column is an input of its own; else all are one input `features`.
-        classes: names of the classes, in the order of `predict_proba`; empty for a regressor.
+        classes: names of the classes, in the order of the probabilities; empty where it predicts numbers.
+        original: the same estimator, loaded once more: what is exported is measured against it.
+        shape: what a table of its users looks like.
         id: what the user asked for.
         kind: `skops`, `pickle`, `xgboost`, `lightgbm` or `example`.
         revision: version of the library that the estimator belongs to.
@@ -50,35 +52,30 @@ class Estimator:
     """
 
     model: Any
-    columns: tuple[Column, ...]
+    table: tuple[Column, ...]
     named: bool
     classes: tuple[str, ...]
+    original: Original
+    shape: Shape
     id: str
     kind: str
     revision: str
     sha256: Mapping[str, str]
     held_out: Rows | None = None
 
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns that somebody reads."""
+        return tuple(column for column in self.table if column.input)
+
     def describe(self) -> dict[str, Any]:
         """For the manifest, in the form of `export.source.Checkpoint.describe`."""
         return {"id": self.id, "kind": self.kind, "revision": self.revision, "sha256": dict(self.sha256)}
 
-    def predict(self, rows: Rows) -> NDArray[np.float64]:
-        """What the original says of rows.
-
-        Returns:
-            Probabilities [rows, classes], or predictions [rows, outputs] of a regressor; float64.
-        """
-        from export.tabular.columns import as_original  # noqa: PLC0415
-
-        call = self.model.predict_proba if self.classes else self.model.predict
-        answer = np.asarray(call(as_original(self, rows)), dtype=np.float64)
-        return answer if answer.ndim == 2 else answer[:, None]
-
 
 def is_estimator(source: str) -> bool:
     """Whether a source names an estimator over tables, by its suffix or the prefix `example:`."""
-    return source.startswith(EXAMPLE) or Path(source).suffix.lower() in _KINDS
+    return source.startswith(EXAMPLE) or Path(source).suffix.lower() in KINDS
 
 
 def find_estimator(source: str, *, trust_pickle: bool = False) -> Estimator:
@@ -97,16 +94,20 @@ def find_estimator(source: str, *, trust_pickle: bool = False) -> Estimator:
         MissingDependency: the extra `tabular` is not installed.
     """
     try:
-        from export.tabular import columns, example, loading  # noqa: PLC0415
+        from export.tabular import example, files, loading, original  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise MissingDependency(error.name or "scikit-learn", extra="tabular") from error
     if source.startswith(EXAMPLE):
         return example.find(source)
     path = Path(source).expanduser()
-    kind = _KINDS.get(path.suffix.lower())
-    if kind is None:
-        hint = f"a file that ends in {', '.join(_KINDS)}, or {EXAMPLE}{EXAMPLES[0]}"
+    kind = loading.kind_of(path)
+    if not kind:
+        hint = f"a file that ends in {', '.join(KINDS)}, or {EXAMPLE}{EXAMPLES[0]}"
         raise UsageError(f"{source} is not an estimator", hint=hint)
+    if path.is_dir():
+        raise UsageError(
+            f"{path} is a folder, not a file", hint=f"name the file in it that ends in {path.suffix}"
+        )
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
     if kind == "pickle" and not trust_pickle:
@@ -114,19 +115,51 @@ def find_estimator(source: str, *, trust_pickle: bool = False) -> Estimator:
             f"loading {path.name} runs whatever code is in it",
             hint="if you trust who wrote it: --trust-pickle; else save it with skops.io.dump as *.skops",
         )
-    try:
-        model = loading.load(path, kind, trust=trust_pickle)
-        classes = loading.classes_of(model)
-        found, named = columns.columns_of(model)
-    except ModuleNotFoundError as error:  # xgboost or lightgbm, imported when a file needs it
-        raise MissingDependency(error.name or kind, extra="tabular") from error
-    return Estimator(model, found, named, classes, source, kind, _revision(model), {path.name: sha256(path)})
+    files.check_file(path, kind)
+    model = loading.load(path, kind, trust=trust_pickle)
+    reference = original.Original.load(path, trust=trust_pickle)
+    return make(model, reference, source, kind, {path.name: sha256(path)})
+
+
+def make(
+    model: Any,
+    original: Original,
+    source: str,
+    kind: str,
+    hashes: Mapping[str, str],
+    held_out: Rows | None = None,
+) -> Estimator:
+    """An estimator that is loaded already.
+
+    Raises:
+        ExportError: its table has columns that cannot be served.
+    """
+    from export.tabular.columns import DOCUMENT, names_of  # noqa: PLC0415
+    from export.tabular.memory import columns_of  # noqa: PLC0415
+    from export.tabular.original import Shape  # noqa: PLC0415
+
+    table, named = columns_of(model)
+    lists = named and names_of(model) is None and table[0].kind == DOCUMENT
+    framed = named or (names_of(model) is not None and kind not in ("xgboost", "lightgbm"))
+    shape = Shape(table, framed, lists)
+    return Estimator(
+        model,
+        table,
+        named,
+        original.classes,
+        original,
+        shape,
+        source,
+        kind,
+        _revision(model),
+        hashes,
+        held_out,
+    )
 
 
 def _revision(model: Any) -> str:
     """The version of the package that the estimator's class belongs to, of those installed."""
     package = type(model).__module__.partition(".")[0]
-    package = "lightgbm" if package == "export" else package  # the adapter of a native LightGBM file
     for name in _PACKAGES.get(package, ("scikit-learn",)):
         try:
             return metadata.version(name)

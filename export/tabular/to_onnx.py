@@ -7,186 +7,192 @@ regressor answers `prediction`, FLOAT [batch, outputs].
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
-from skl2onnx import convert_sklearn
-from skl2onnx.common.data_types import FloatTensorType, StringTensorType
-from sklearn.impute import SimpleImputer
-from sklearn.preprocessing import OneHotEncoder
+from onnx import TensorProto, helper
 
 from export.exported import MAX_IR_VERSION, Exported
-from export.tabular import converters  # noqa: F401 - registers them
-from export.tabular.columns import FEATURES, everything
+from export.tabular import convert  # noqa: F401 - registers the conversions
+from export.tabular.columns import CATEGORY, DOCUMENT, Column, Rows
+from export.tabular.convert.graph import ML, Block, Dense, Document, Graph, Table
+from export.tabular.convert.registry import Context
 from export.tabular.source import Estimator
+from serving.models.terms import Terms
 from shoal.errors import ExportError
+from shoal.wire import FEATURES
 
 OPSET = 21
 ML_OPSET = 3
 TOP_K = 5
-_HEAD_OPSET = 13  # the least that has TopK, Gather and Reshape as they are used here
+# Types of numbers on the wire.
+FLOAT, DOUBLE = "FLOAT", "DOUBLE"
+# A float64 has 52 bits behind the first, a float32 has 23: a few of the last are left to chance.
+_LAST_BITS, _LAST_SINGLE_BITS = 2.0**-50, 2.0**-18
 
 
-def to_onnx(estimator: Estimator, path: Path, *, top_k: int = TOP_K) -> Exported:
+@dataclass(frozen=True)
+class Network:
+    """A graph and what stands before it.
+
+    Attributes:
+        texts: what is counted in columns of texts before the graph, in the order of its inputs.
+        doubts: where the original itself decides by chance, in words.
+        blur: share of a number by which its last bits, where something is decided by them, may not be the
+            original's; 0: they are.
+    """
+
+    exported: Exported
+    texts: tuple[Terms, ...] = ()
+    doubts: tuple[str, ...] = ()
+    blur: float = 0.0
+
+
+def to_onnx(estimator: Estimator, path: Path, *, top_k: int = TOP_K, numbers: str = FLOAT) -> Network:
     """Write the graph.
 
     Args:
         path: where to; its folder exists.
         top_k: most classes in an answer, at least 1.
+        numbers: `FLOAT` or `DOUBLE`: as what the wire carries numbers.
 
     Raises:
-        ExportError: a part of the estimator has no converter, or the result is not valid ONNX.
+        ExportError: a part of the estimator has no conversion, or the result is not valid ONNX.
     """
-    model = _prepared(estimator.model)
-    kinds = {"FLOAT": FloatTensorType, "STRING": StringTensorType}
-    if estimator.named:
-        inputs = [(column.name, kinds[column.dtype]([None, 1])) for column in estimator.columns]
-    else:
-        inputs = [(FEATURES, FloatTensorType([None, len(estimator.columns)]))]
+    context = Context(Graph())
+    table = _table(context.graph, estimator, numbers)
     try:
-        made = convert_sklearn(
-            model,
-            initial_types=inputs,
-            target_opset={"": OPSET, "ai.onnx.ml": ML_OPSET},
-            options={id(model): {"zipmap": False}} if estimator.classes else None,
-        )
-        _rename_inputs(made, {column.name: column.input for column in estimator.columns})
         if estimator.classes:
-            _add_labels(made, estimator.classes, min(top_k, len(estimator.classes)))
+            scores = context.scores(estimator.model, table)
+            blurred = context.graph.blurred()
+            outputs = _labelled(context.graph, scores, estimator.classes, min(top_k, len(estimator.classes)))
         else:
-            _add_prediction(made)
-        _normalize(made)
-        onnx.checker.check_model(made, full_check=True)
-    except Exception as error:  # converters raise what they like, often from deep inside
+            predictions = context.values(estimator.model, table)
+            blurred = context.graph.blurred()
+            outputs = _predicted(context.graph, predictions)
+        made = context.graph.model(outputs, OPSET, ML_OPSET)
+        made.ir_version = min(made.ir_version, MAX_IR_VERSION)
+        onnx.checker.check_model(made)
+        onnx.save(made, path)
+        _settle_width(made, path)
+    except ExportError as error:
+        raise ExportError(
+            f"{estimator.id} cannot be turned into ONNX: {error.message}", hint=error.hint
+        ) from error
+    except Exception as error:  # private parts of libraries, which differ between their versions
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ExportError(f"{estimator.id} cannot be turned into ONNX: {reason[:300]}") from error
-    onnx.save(made, path)
-    return Exported.read(path)
+        raise ExportError(
+            f"{estimator.id} cannot be turned into ONNX: {type(error).__name__}: {reason[:200]}",
+            hint="docs/tasks.md lists the parts that are converted",
+        ) from error
+    doubts = tuple(dict.fromkeys(context.doubts))
+    blur = _LAST_SINGLE_BITS if context.single else _LAST_BITS if blurred else 0.0
+    return Network(Exported.read(path), tuple(context.texts), doubts, blur)
 
 
-def _prepared(model: Any) -> Any:
-    """A copy that the converters read as the original behaves.
+def _settle_width(model: onnx.ModelProto, path: Path) -> None:
+    """Write how many numbers a prediction has, which a row of nothing tells."""
+    session = open_session(path)
+    nothing: dict[str, NDArray] = {}
+    for entry in session.get_inputs():
+        shape = [size if isinstance(size, int) else 1 for size in entry.shape]
+        kind = {"tensor(string)": object, "tensor(double)": np.float64, "tensor(int64)": np.int64}
+        nothing[entry.name] = np.zeros(shape, kind.get(entry.type, np.float32))
+        if entry.type == "tensor(string)":
+            nothing[entry.name][:] = ""
+    for value, found in zip(model.graph.output, session.run(None, nothing), strict=True):
+        value.type.tensor_type.shape.dim[1].dim_value = found.shape[1]
+    onnx.save(model, path)
 
-    A string tensor holds no NaN: the empty string stands for what is missing.
+
+def open_session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
+    """A graph on the CPU.
+
+    Args:
+        threads: 0: as ONNX Runtime chooses.
     """
-    model = copy.deepcopy(model)
-    for part in everything(model):
-        if isinstance(part, SimpleImputer) and part.statistics_.dtype.kind in "OUS":
-            part.missing_values = ""
-        if isinstance(part, OneHotEncoder):
-            part.categories_ = [_without_missing(values) for values in part.categories_]
-        if hasattr(part, "get_booster"):
-            part.get_booster().feature_names = None  # the converter knows columns by their number only
-    return model
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _without_missing(values: NDArray) -> NDArray:
-    if values.dtype.kind != "O":
-        return values
-    return np.array(["" if value is None or value != value else value for value in values], dtype=object)  # noqa: PLR0124
+def on_the_wire(columns: Sequence[Column], named: bool, rows: Rows, numbers: str) -> dict[str, NDArray]:
+    """Rows as a client sends them: float32 or float64 and UTF-8 bytes, [rows, columns] or [rows, 1] each."""
+    kind = np.float32 if numbers == FLOAT else np.float64
+    with np.errstate(over="ignore"):  # a number beyond float32 arrives as infinity
+        if not named:
+            made = np.column_stack([rows.values[column.name] for column in columns])
+            return {FEATURES: made.astype(kind)}
+        return {
+            column.input: (
+                rows.values[column.name].astype(kind)
+                if column.kind not in (CATEGORY, DOCUMENT)
+                else np.array([(text or "").encode() for text in rows.values[column.name]], dtype=object)
+            )[:, None]
+            for column in columns
+        }
 
 
-def _rename_inputs(model: onnx.ModelProto, names: dict[str, str]) -> None:
-    """From columns' names to the names on the wire."""
-    inner = {entry.name for entry in model.graph.initializer} | {
-        name for node in model.graph.node for name in node.output
-    }
-    for value in model.graph.input:
-        wanted = names.get(value.name, value.name)
-        if wanted in inner:  # a column may be called what a converter calls one of its values
-            _rename(model, wanted, f"{wanted}__inner")
-        _rename(model, value.name, wanted)
-        value.name = wanted
+def _table(graph: Graph, estimator: Estimator, numbers: str) -> Table:
+    """The estimator's table, in float64, from the graph's inputs."""
+    kind = TensorProto.FLOAT if numbers == FLOAT else TensorProto.DOUBLE
+    if not estimator.named:
+        given = graph.input(FEATURES, kind, len(estimator.table))
+        return (Dense(graph.cast(given, TensorProto.DOUBLE), len(estimator.table)),)
+    blocks: list[Block] = []
+    for column in estimator.table:
+        if column.kind == DOCUMENT:
+            blocks.append(Document(column.input))
+        elif not column.input:
+            blocks.append(Dense("", 1))  # which nobody reads
+        elif column.kind == CATEGORY:
+            given = graph.input(column.input, TensorProto.STRING, 1)
+            blocks.append(Dense(_coded(graph, given, column.texts), 1, (column.texts,)))
+        else:
+            given = graph.input(column.input, kind, 1)
+            blocks.append(Dense(graph.cast(given, TensorProto.DOUBLE), 1))
+    return tuple(blocks)
 
 
-def _rename(model: onnx.ModelProto, old: str, new: str) -> None:
-    for node in model.graph.node:
-        for names in (node.input, node.output):
-            for position, name in enumerate(names):
-                if name == old:
-                    names[position] = new
-    for entry in [*model.graph.initializer, *model.graph.output]:
-        if entry.name == old:
-            entry.name = new
+def _coded(graph: Graph, given: str, texts: Sequence[str]) -> str:
+    """Texts as numbers: their place among those that something is known of; -1 for others, NaN where missing.
+
+    A missing text is the empty one on the wire.
+    """
+    code = graph.op(
+        "LabelEncoder",
+        given,
+        domain=ML,
+        keys_strings=[*texts, *([] if "" in texts else [""])],
+        values_floats=[*map(float, range(len(texts))), *([] if "" in texts else [float("nan")])],
+        default_float=-1.0,
+    )
+    return graph.cast(code, TensorProto.DOUBLE)
 
 
-def _add_labels(model: onnx.ModelProto, classes: tuple[str, ...], k: int) -> None:
+def _labelled(graph: Graph, scores: str, classes: tuple[str, ...], k: int) -> list[onnx.ValueInfoProto]:
     """Probabilities [batch, classes] -> the k best with their names."""
-    graph = model.graph
-    probabilities = graph.output[1].name
-    for name in ("label", "score"):
-        _rename(model, name, f"{name}__converter")
-    probabilities = graph.output[1].name if probabilities in ("label", "score") else probabilities
-    graph.initializer.extend(
-        [
-            numpy_helper.from_array(np.array([k], dtype=np.int64), "shoal_k"),
-            helper.make_tensor(
-                "shoal_classes", TensorProto.STRING, [len(classes)], [name.encode() for name in classes]
-            ),
-        ]
-    )
-    graph.node.extend(
-        [
-            helper.make_node("Cast", [probabilities], ["shoal_scores"], to=TensorProto.FLOAT),
-            helper.make_node(
-                "TopK", ["shoal_scores", "shoal_k"], ["score", "shoal_best"], axis=1, largest=1, sorted=1
-            ),
-            helper.make_node("Gather", ["shoal_classes", "shoal_best"], ["label"], axis=0),
-        ]
-    )
-    _set_outputs(graph, [("label", TensorProto.STRING, k), ("score", TensorProto.FLOAT, k)])
+    rounded = graph.cast(scores, TensorProto.FLOAT)
+    best = graph.ops("TopK", rounded, graph.constant([k], np.int64), count=2, axis=1, largest=1, sorted=1)
+    names = graph.constant(np.array(classes, dtype=object), object)
+    found = graph.op("Gather", names, best[1], axis=0)
+    return [
+        _output(graph, found, "label", TensorProto.STRING, k),
+        _output(graph, best[0], "score", TensorProto.FLOAT, k),
+    ]
 
 
-def _add_prediction(model: onnx.ModelProto) -> None:
-    """Predictions [batch] or [batch, outputs] -> float32 [batch, outputs]."""
-    graph = model.graph
-    width = _width(graph.output[0])
-    _rename(model, "prediction", "prediction__converter")
-    graph.initializer.append(numpy_helper.from_array(np.array([-1, width], dtype=np.int64), "shoal_shape"))
-    graph.node.extend(
-        [
-            helper.make_node("Cast", [graph.output[0].name], ["shoal_prediction"], to=TensorProto.FLOAT),
-            helper.make_node("Reshape", ["shoal_prediction", "shoal_shape"], ["prediction"]),
-        ]
-    )
-    _set_outputs(graph, [("prediction", TensorProto.FLOAT, width)])
+def _predicted(graph: Graph, values: str) -> list[onnx.ValueInfoProto]:
+    """Predictions [batch, outputs] -> float32."""
+    return [_output(graph, graph.cast(values, TensorProto.FLOAT), "prediction", TensorProto.FLOAT, -1)]
 
 
-def _width(output: onnx.ValueInfoProto) -> int:
-    dims = output.type.tensor_type.shape.dim
-    return dims[1].dim_value if len(dims) == 2 and dims[1].dim_value else 1
-
-
-def _set_outputs(graph: onnx.GraphProto, outputs: list[tuple[str, int, int]]) -> None:
-    del graph.output[:]
-    graph.output.extend(
-        helper.make_tensor_value_info(name, kind, ["batch", width]) for name, kind, width in outputs
-    )
-
-
-def _normalize(model: onnx.ModelProto) -> None:
-    """One opset a domain, and no nodes that nobody reads, such as the converters' own labels."""
-    versions: dict[str, int] = {"": _HEAD_OPSET}
-    for entry in model.opset_import:
-        versions[entry.domain] = max(entry.version, versions.get(entry.domain, 1))
-    del model.opset_import[:]
-    model.opset_import.extend(helper.make_opsetid(domain, number) for domain, number in versions.items())
-    model.ir_version = min(model.ir_version, MAX_IR_VERSION)
-    for value in model.graph.input:
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    wanted = {value.name for value in model.graph.output}
-    alive: list[onnx.NodeProto] = []
-    for node in reversed(model.graph.node):
-        if wanted.intersection(node.output):
-            alive.insert(0, node)
-            wanted.update(node.input)
-    del model.graph.node[:]
-    model.graph.node.extend(alive)
-    weights = [entry for entry in model.graph.initializer if entry.name in wanted]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(weights)
+def _output(graph: Graph, value: str, name: str, kind: int, width: int) -> onnx.ValueInfoProto:
+    graph.nodes.append(helper.make_node("Identity", [value], [name]))
+    return helper.make_tensor_value_info(name, kind, ["batch", width if width > 0 else "outputs"])

@@ -1,25 +1,31 @@
-"""Evidence for an estimator: the exported graph against the original, row by row.
+"""Evidence for an estimator: what is served against what the original says, row by row.
 
-The original gets a row as it is, in float64; the graph gets it as the wire carries it, in float32. So what
-the evidence counts is all that lies between a user's table and the served answer.
+The original gets a row as its users have it. What is served gets it as a client sends it, through the checks
+and the counting of terms before the network, and the network itself. So what the evidence counts is all that
+lies between a user's table and the served answer.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from sklearn.metrics import r2_score
 
 from export.exported import Exported
-from export.tabular.columns import Rows, as_feed, as_original
+from export.tabular.asking import Asker, differences
+from export.tabular.columns import NUMBER, Rows
+from export.tabular.evidence import PRECISION, TOLERANCE, TabularEvidence
+from export.tabular.original import Answers
+from export.tabular.sample import Sample
 from export.tabular.source import Estimator
+from export.tabular.to_onnx import on_the_wire, open_session
+from serving.models.rows import BadRow, Reader
 from shoal.machine import available_cpus
 from shoal.progress import Silent
 
@@ -27,152 +33,104 @@ BATCH_SIZES = (1, 7, 256)
 INVARIANCE_ROWS = 64
 SPEED_BATCH = 256
 SPEED_ROUNDS = 5
-PRECISION = "fp32"
+EXAMPLES = 3  # rows that a refusal shows
+# Two scores closer than this are equal: a float32 tells no more of them apart.
+TIE = 1e-6
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """What an export must reach.
-
-    A row that rounding to float32 puts on the other side of a split changes the vote of one tree: so single
-    rows may differ by more than rounding, and the mean may not.
-    """
-
-    min_agreement: float = 0.99
-    max_abs_diff: float = 0.05
-    mean_abs_diff: float = 1e-3
-    max_invariance: float = 1e-5
-    max_metric_loss: float = 0.005
-
-
-TOLERANCE = Tolerance()
-
-
-@dataclass(frozen=True)
-class TabularEvidence:
-    """The measured figures of one version.
-
-    A difference is between two scores, or between two predictions of a regressor divided by the largest
-    prediction of the original.
+class Served:
+    """What is served, in this process: the reader before the network, and the network.
 
     Attributes:
-        precision: always `fp32`.
-        size_bytes: of the ONNX file.
-        rows: how many rows were compared.
-        rows_from: `held-out`, `eval-data` or `synthetic`.
-        agreement: share of rows whose first label is the original's; of a regressor, share of rows whose
-            prediction differs by at most 1e-4.
-        max_abs_diff, mean_abs_diff: over rows, of a row's largest difference to the original.
-        rounding_diff: how far the original's own answers move at most when rows are rounded to float32: the
-            part of `max_abs_diff` that is the wire's.
-        batch_invariance: largest difference between a row's answer alone and inside a batch.
-        latency_ms, reference_latency_ms: median of one row, milliseconds, in process.
-        throughput, reference_throughput: rows per second at 256 rows, in process.
-        metric: `accuracy` or `r2`; empty where the true labels are not known.
-        value, reference_value: of the metric, exported and original.
-        cases: [batch size, rows] pairs that were compared.
-        cpus: threads the speed was measured with.
+        numbers: `FLOAT` or `DOUBLE`: as what the wire carries numbers.
+        blur: see `export.tabular.to_onnx.Network`.
     """
 
-    precision: str
-    size_bytes: int
-    rows: int
-    rows_from: str
-    agreement: float
-    max_abs_diff: float
-    mean_abs_diff: float
-    rounding_diff: float
-    batch_invariance: float
-    latency_ms: float
-    throughput: float
-    reference_latency_ms: float
-    reference_throughput: float
-    metric: str = ""
-    value: float | None = None
-    reference_value: float | None = None
-    cases: tuple[tuple[int, int], ...] = ()
-    cpus: int = field(default_factory=available_cpus)
+    estimator: Estimator
+    exported: Exported
+    reader: Reader
+    numbers: str
+    blur: float = 0.0
 
-    @property
-    def failures(self) -> list[str]:
-        """What misses the tolerance, as figures; empty: proven. A NaN misses."""
-        limit = TOLERANCE
-        checks = [
-            (
-                self.agreement >= limit.min_agreement,
-                f"agreement {self.agreement:.4f} < {limit.min_agreement}",
-            ),
-            (
-                self.max_abs_diff <= limit.max_abs_diff,
-                f"difference {self.max_abs_diff:.2g} > {limit.max_abs_diff:g}",
-            ),
-            (
-                self.mean_abs_diff <= limit.mean_abs_diff,
-                f"mean difference {self.mean_abs_diff:.2g} > {limit.mean_abs_diff:g}",
-            ),
-            (
-                self.batch_invariance <= limit.max_invariance,
-                f"batch invariance {self.batch_invariance:.2g} > {limit.max_invariance:g}",
-            ),
-        ]
-        if self.value is not None and self.reference_value is not None:
-            loss = self.reference_value - self.value
-            text = f"{self.metric} loses {loss:.4f} > {limit.max_metric_loss}"
-            checks.append((loss <= limit.max_metric_loss, text))
-        return [text for passed, text in checks if not passed]
+    def opened(self) -> Callable[[Rows], Answers]:
+        """A function that answers rows; the scores of labels are [rows, k], in the order of the labels.
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types, with the verdict."""
-        cases = [list(case) for case in self.cases]
-        return asdict(self) | {"cases": cases, "failures": self.failures, "proven": not self.failures}
+        Raises:
+            BadRow: by the function, of a row that is refused.
+        """
+        session = open_session(self.exported.path, available_cpus())
+
+        def answer(rows: Rows) -> Answers:
+            made = session.run(None, self.feed(rows))
+            if self.estimator.classes:
+                return Answers(made[0], made[1].astype(np.float64))
+            return Answers(None, made[0].astype(np.float64))
+
+        return answer
+
+    def feed(self, rows: Rows) -> dict[str, NDArray]:
+        """The network's inputs.
+
+        Raises:
+            BadRow: a row is refused.
+        """
+        sent = on_the_wire(self.estimator.columns, self.estimator.named, rows, self.numbers)
+        return {name: _decoded(array) for name, array in self.reader.read(sent).items()}
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """Labels [rows, k] (none from a regressor) and scores [rows, k], or predictions [rows, outputs]."""
+def _decoded(array: NDArray) -> NDArray:
+    """Bytes as text, which is how ONNX Runtime takes it from Python."""
+    if array.dtype != object:
+        return array
+    return np.array([text.decode() for text in array.ravel()], dtype=object).reshape(array.shape)
 
-    labels: NDArray | None
-    scores: NDArray[np.float32]
 
-
-def measure(
-    estimator: Estimator, exported: Exported, rows: Rows, *, progress: Silent | None = None
-) -> TabularEvidence:
-    """Compare an export with its original, and time both in turn.
+def measure(served: Served, sample: Sample, *, progress: Silent | None = None) -> TabularEvidence:
+    """Compare what is served with the original, and time both in turn.
 
     Args:
-        rows: from `export.tabular.sample.rows_for`; with labels the metric is computed too.
+        sample: rows and what the original says of them.
     """
     progress = progress or Silent()
-    answer = _open(estimator, exported)
-    expected = estimator.predict(rows)
-    # A regressor's numbers have a unit, so they are compared with the largest of them.
-    scale = 1.0 if estimator.classes else float(np.abs(expected).max()) or 1.0
-    differences = np.zeros(len(rows))
-    agreement: list[float] = []
+    estimator, rows = served.estimator, sample.rows
+    classes = estimator.classes
+    answer = served.opened()
+    apart = np.zeros(len(rows))
+    wrong = np.zeros(len(rows), dtype=bool)
     with progress.step("Compare with the original", total=len(BATCH_SIZES)) as advance:
         for batch in BATCH_SIZES:
             got = _in_batches(answer, rows, batch)
-            difference = _differences(estimator.classes, got, expected) / scale
-            differences = np.maximum(differences, difference)
-            agreement.append(_agreement(estimator.classes, got, expected, difference))
+            differs = _apart(classes, got, sample.expected, sample.scale)
+            apart = np.maximum(apart, differs)
+            wrong |= _wrong(classes, got, sample.expected, differs)
             advance()
-    rounding = np.abs(estimator.predict(_rounded(rows)) - expected).max() / scale
+    edge = _on_edge(served, sample, got, wrong | (apart > TOLERANCE.max_abs_diff))
+    apart, wrong = np.where(edge, 0.0, apart), wrong & ~edge
     few = rows.take(slice(INVARIANCE_ROWS))
     with progress.step("Compare each row alone and in a batch"):
-        apart = np.abs(_in_batches(answer, few, 1).scores - answer(few).scores).max() / scale
-    speeds = _speeds(estimator, exported, rows, progress)
-    metric, value, reference_value = _metric(estimator.classes, answer(rows), expected, rows.labels)
+        alone, together = _in_batches(answer, few, 1), answer(few)
+        invariance = float(differences(alone, together, sample.scale).max())
+    refused = _refused(served, sample)
+    speeds = _speeds(served, sample, progress)
+    metric, value, reference_value = _metric(sample, got, classes)
+    worst = [place for place in np.argsort(-(apart + wrong)) if wrong[place] or apart[place] > TIE]
     return TabularEvidence(
         precision=PRECISION,
-        size_bytes=exported.path.stat().st_size,
+        size_bytes=served.exported.path.stat().st_size,
         rows=len(rows),
         rows_from=rows.origin,
-        agreement=min(agreement),
-        max_abs_diff=float(differences.max()),
-        mean_abs_diff=float(differences.mean()),
-        rounding_diff=float(rounding),
-        batch_invariance=float(apart),
+        own_rows=sample.own,
+        numbers=served.numbers,
+        agreement=1.0 - float(wrong.mean()),
+        max_abs_diff=float(apart.max()),
+        mean_abs_diff=float(apart.mean()),
+        rounding_diff=sample.rounding,
+        on_edge=int(edge.sum()),
+        refused=refused[0],
+        not_refused=refused[1],
+        blur=served.blur,
+        batch_invariance=invariance,
         latency_ms=1e3 * speeds["exported"][0],
         throughput=SPEED_BATCH / speeds["exported"][1],
         reference_latency_ms=1e3 * speeds["original"][0],
@@ -180,105 +138,146 @@ def measure(
         metric=metric,
         value=value,
         reference_value=reference_value,
+        examples=tuple(
+            _in_words(
+                classes, rows.row(place), got.take(np.array([place])), sample.expected.take(np.array([place]))
+            )
+            for place in worst[:EXAMPLES]
+        ),
         cases=tuple((batch, len(rows)) for batch in BATCH_SIZES),
     )
 
 
-def _session(exported: Exported) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = available_cpus()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(exported.path), options, providers=["CPUExecutionProvider"])
-
-
-def _open(estimator: Estimator, exported: Exported) -> Callable[[Rows], _Answer]:
-    session = _session(exported)
-
-    def answer(rows: Rows) -> _Answer:
-        made = session.run(None, as_feed(estimator, rows))
-        return _Answer(made[0], made[1]) if estimator.classes else _Answer(None, made[0])
-
-    return answer
-
-
-def _rounded(rows: Rows) -> Rows:
-    """Rows with their numbers as a float32 holds them."""
-    values = {
-        name: column if column.dtype == object else column.astype(np.float32).astype(np.float64)
-        for name, column in rows.values.items()
-    }
-    return Rows(values, rows.origin, rows.labels)
-
-
-def _in_batches(answer: Callable[[Rows], _Answer], rows: Rows, batch: int) -> _Answer:
+def _in_batches(answer: Callable[[Rows], Answers], rows: Rows, batch: int) -> Answers:
     made = [answer(rows.take(slice(start, start + batch))) for start in range(0, len(rows), batch)]
     labels = [part.labels for part in made if part.labels is not None]
-    return _Answer(np.concatenate(labels) if labels else None, np.concatenate([part.scores for part in made]))
+    return Answers(np.concatenate(labels) if labels else None, np.concatenate([part.scores for part in made]))
 
 
-def _differences(
-    classes: tuple[str, ...], got: _Answer, expected: NDArray[np.float64]
+def _apart(
+    classes: tuple[str, ...], got: Answers, expected: Answers, scale: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """The largest difference of each row [rows]: of each label to the original's score for it, and of each
     rank to the original's score there, so that a label that is left out shows too.
     """
     if got.labels is None:
-        return np.abs(got.scores - expected).max(axis=1)
+        return differences(got, expected, scale)
     index = {name: position for position, name in enumerate(classes)}
     positions = np.array([[index[str(name)] for name in row] for row in got.labels])
-    same_label = np.abs(np.take_along_axis(expected, positions, axis=1) - got.scores)
-    same_rank = np.abs(np.sort(expected, axis=1)[:, ::-1][:, : got.scores.shape[1]] - got.scores)
-    return np.maximum(same_label, same_rank).max(axis=1)
+    same_label = np.abs(np.take_along_axis(expected.scores, positions, axis=1) - got.scores)
+    ranked = np.sort(expected.scores, axis=1)[:, ::-1][:, : got.scores.shape[1]]
+    apart = np.maximum(same_label, np.abs(ranked - got.scores)).max(axis=1)
+    nothing = np.isnan(expected.scores).any(axis=1) & np.isnan(got.scores).any(axis=1)
+    return np.asarray(np.where(nothing, 0.0, np.where(np.isnan(apart), np.inf, apart)))
 
 
-def _agreement(
-    classes: tuple[str, ...], got: _Answer, expected: NDArray[np.float64], difference: NDArray[np.float64]
-) -> float:
+def _wrong(
+    classes: tuple[str, ...], got: Answers, expected: Answers, apart: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Rows whose label is not the original's, unless the original gives both the same score."""
     if got.labels is None:
-        return float((difference <= 1e-4).mean())
-    return float((got.labels[:, 0] == _first(classes, expected)).mean())
+        return np.asarray(apart > 1e-4)
+    first = got.labels[:, 0]
+    index = {name: position for position, name in enumerate(classes)}
+    own = np.array([index[str(name)] for name in first])
+    theirs = np.array([index[str(name)] for name in expected.labels])  # type: ignore[union-attr]
+    every = np.arange(len(first))
+    tie = np.abs(expected.scores[every, own] - expected.scores[every, theirs]) <= TIE
+    nothing = np.isnan(expected.scores).any(axis=1)  # of which no label is the largest
+    return np.asarray((own != theirs) & ~tie & ~nothing)
 
 
-def _first(classes: tuple[str, ...], scores: NDArray[np.float64]) -> NDArray:
-    return np.array(classes, dtype=object)[scores.argmax(axis=1)]
+def _on_edge(served: Served, sample: Sample, got: Answers, differs: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Of rows that differ, those whose answer the original gives to a row that is the same but for the last
+    bits of its numbers."""
+    found = np.zeros(len(differs), dtype=bool)
+    places = np.flatnonzero(differs)
+    numeric = [c.name for c in served.estimator.columns if c.kind == NUMBER]
+    if not len(places) or not numeric or not served.blur:
+        return found
+    ask = Asker(served.estimator)
+    changes = [numeric, *([name] for name in numeric)]
+    for side in (1.0 + served.blur, 1.0 - served.blur):
+        for changed in changes:
+            rows = sample.rows.take(places)
+            values = {
+                name: column * side if name in changed else column for name, column in rows.values.items()
+            }
+            near = Rows(values, rows.origin)
+            if not ask.accepted(near).all():
+                continue
+            mine, theirs = got.take(places), ask(near)
+            apart = _apart(served.estimator.classes, mine, theirs, sample.scale)
+            wrong = _wrong(served.estimator.classes, mine, theirs, apart)
+            found[places] |= ~wrong & (apart <= TOLERANCE.max_abs_diff)
+    return found
 
 
-def _metric(
-    classes: tuple[str, ...], got: _Answer, expected: NDArray[np.float64], truth: NDArray | None
-) -> tuple[str, float | None, float | None]:
-    """Name of the metric, the export's value and the original's."""
-    if truth is None:
+def _refused(served: Served, sample: Sample) -> tuple[int, int]:
+    """How many of the rows that the original refuses are refused here, and how many are not."""
+    if sample.refused is None:
+        return 0, 0
+    count = 0
+    for place in range(len(sample.refused)):
+        try:
+            served.feed(sample.refused.take(np.array([place])))
+        except BadRow:
+            count += 1
+    return count, len(sample.refused) - count
+
+
+def _in_words(classes: tuple[str, ...], row: Mapping[str, Any], got: Answers, expected: Answers) -> str:
+    shown = ", ".join(f"{name}={_value(value)}" for name, value in list(row.items())[:8])
+    more = f" and {len(row) - 8} more columns" if len(row) > 8 else ""
+    if got.labels is None:
+        answers = [" ".join(f"{number:.6g}" for number in side.scores[0][:4]) for side in (expected, got)]
+    else:
+        label = str(expected.labels[0])  # type: ignore[index]
+        theirs = expected.scores[0][classes.index(label)]
+        answers = [f"{label} {theirs:.4f}", f"{got.labels[0][0]} {got.scores[0][0]:.4f}"]
+    return f"for {shown}{more} the original says {answers[0]} and the graph {answers[1]}"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "(missing)"
+    return repr(value)[:60] if isinstance(value, str) else f"{float(value)!r}"
+
+
+def _metric(sample: Sample, got: Answers, classes: tuple[str, ...]) -> tuple[str, float | None, float | None]:
+    """Name of the metric, the export's value and the original's, on the rows that are not made."""
+    if sample.truth is None:
         return "", None, None
-    if got.labels is None:
-        return "r2", float(r2_score(truth, got.scores)), float(r2_score(truth, expected))
-    right = float((got.labels[:, 0] == truth).mean())
-    return "accuracy", right, float((_first(classes, expected) == truth).mean())
+    own = np.arange(sample.own)
+    mine, theirs = got.take(own), sample.expected.take(own)
+    if not classes:
+        return "r2", float(r2_score(sample.truth, mine.scores)), float(r2_score(sample.truth, theirs.scores))
+    right = np.mean(mine.labels[:, 0] == sample.truth)  # type: ignore[index]
+    return "accuracy", float(right), float(np.mean(theirs.labels == sample.truth))
 
 
-def _speeds(
-    estimator: Estimator, exported: Exported, rows: Rows, progress: Silent
-) -> dict[str, tuple[float, float]]:
+def _speeds(served: Served, sample: Sample, progress: Silent) -> dict[str, tuple[float, float]]:
     """Median seconds of one row and of 256 rows; both models in turn, so that they compare."""
-    session = _session(exported)
-    predict = estimator.model.predict_proba if estimator.classes else estimator.model.predict
+    session = open_session(served.exported.path, available_cpus())
+    original, rows = served.estimator.original, sample.rows
     full = rows.take(np.arange(SPEED_BATCH) % len(rows))
     seconds: dict[str, tuple[list[float], list[float]]] = {"exported": ([], []), "original": ([], [])}
     cases = []
     for position, (some, repeats) in enumerate([(rows.take(slice(1)), 8), (full, 3)]):
-        feed, table = as_feed(estimator, some), as_original(estimator, some)
-        cases.append((position, repeats, feed, table))
+        feed, tables = served.feed(some), [raw for _, raw in served.estimator.shape.of(some)]
+        cases.append((position, repeats, feed, tables))
         session.run(None, feed)
-        predict(table)
     with progress.step("Measure speed", total=SPEED_ROUNDS) as advance:
         for _ in range(SPEED_ROUNDS):
-            for position, repeats, feed, table in cases:
+            for position, repeats, feed, tables in cases:
                 for _ in range(repeats):
                     start = time.perf_counter()
                     session.run(None, feed)
                     seconds["exported"][position].append(time.perf_counter() - start)
                 for _ in range(repeats):
                     start = time.perf_counter()
-                    predict(table)
+                    for table in tables:
+                        original.scores(table)
                     seconds["original"][position].append(time.perf_counter() - start)
             advance()
     return {

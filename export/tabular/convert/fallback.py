@@ -1,0 +1,121 @@
+"""Parts that have no conversion here, by skl2onnx: in float64 where its converter can, else in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto
+from skl2onnx import convert_sklearn
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+from sklearn.base import is_classifier
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.svm import SVC, NuSVC
+
+from export.tabular.convert.graph import ML, Dense, Table, Unsupported, matrix, width
+from export.tabular.convert.registry import Context
+
+OPSET = 21
+ML_OPSET = 3
+_DOUBTS = (
+    (
+        (SVC, NuSVC),
+        "SVC chooses its label by its decision function, which is not always its likeliest class;"
+        " CalibratedClassifierCV(SVC(), ensemble=False) chooses that",
+    ),
+    (
+        (KNeighborsClassifier, KNeighborsRegressor),
+        "which of several equally near rows count as the nearest is left to chance; a forest does without",
+    ),
+)
+_KINDS = ((DoubleTensorType, TensorProto.DOUBLE), (FloatTensorType, TensorProto.FLOAT))
+
+
+def transformed(context: Context, part: Any, table: Table) -> Table:
+    """A transformer."""
+    names = [name for name in ("get_feature_names_out",) if hasattr(part, name)]
+    made = _inlined(context, part, table, {}, 1)[0]
+    sample = np.zeros((1, width(table)))
+    outputs = len(part.get_feature_names_out()) if names else np.asarray(part.transform(sample)).shape[1]
+    return (Dense(made, outputs),)
+
+
+def predicted(context: Context, model: Any, table: Table) -> str:
+    """A classifier's probabilities, or a regressor's predictions [batch, outputs]."""
+    graph = context.graph
+    context.doubts += [text for kinds, text in _DOUBTS if isinstance(model, kinds)]
+    if is_classifier(model):
+        return _inlined(context, model, table, {"zipmap": False}, 2)[1]
+    made = _inlined(context, model, table, {}, 1)[0]
+    return graph.op("Reshape", made, graph.constant([-1, _outputs(model)], np.int64))
+
+
+def decided(context: Context, model: Any, table: Table) -> str:
+    """A classifier's decision function."""
+    made = _inlined(context, model, table, {"zipmap": False, "raw_scores": True}, 2)[1]
+    return context.graph.pick(made, [1]) if len(model.classes_) == 2 else made
+
+
+def _outputs(model: Any) -> int:
+    return int(np.asarray(model.predict(np.zeros((1, model.n_features_in_)))).size)
+
+
+def _inlined(context: Context, part: Any, table: Table, options: dict[str, Any], count: int) -> list[str]:
+    """The first outputs of a converted part, in float64."""
+    context.single = True  # skl2onnx's converters do not tell
+    graph = context.graph
+    rows = matrix(graph, table)
+    converted, kind = _converted(part, width(table), options)
+    inner = converted.graph
+    names = {inner.input[0].name: graph.cast(rows, kind)}
+    for entry in inner.initializer:
+        kept = onnx.TensorProto()
+        kept.CopyFrom(entry)
+        kept.name = names[entry.name] = graph.name()
+        graph.initializers.append(kept)
+    for node in inner.node:
+        kept_node = onnx.NodeProto()
+        kept_node.CopyFrom(node)
+        del kept_node.input[:], kept_node.output[:]
+        kept_node.name = ""  # which is another's, where two parts are of one kind
+        kept_node.input.extend(names[name] if name else "" for name in node.input)
+        for name in node.output:
+            names[name] = graph.name() if name else ""
+        kept_node.output.extend(names[name] for name in node.output)
+        graph.nodes.append(kept_node)
+    for entry in converted.opset_import:
+        if entry.domain not in ("", ML):
+            graph.versions[entry.domain] = entry.version
+    return [graph.cast(names[value.name], TensorProto.DOUBLE) for value in inner.output[:count]]
+
+
+def _converted(part: Any, columns: int, options: dict[str, Any]) -> tuple[onnx.ModelProto, int]:
+    """A part as skl2onnx converts it, and the type of number that it reads."""
+    for tensor, kind in _KINDS:
+        try:
+            made = convert_sklearn(
+                part,
+                initial_types=[("X", tensor([None, columns]))],
+                target_opset={"": OPSET, ML: ML_OPSET},
+                options={id(part): options} if options else None,
+            )
+            session = onnxruntime.InferenceSession(
+                made.SerializeToString(), _quiet(), providers=["CPUExecutionProvider"]
+            )
+            session.run(None, {"X": np.zeros((2, columns), np.float64 if kind == 11 else np.float32)})
+        except Exception:  # noqa: BLE001, S112 - converters raise what they like, often from deep inside
+            continue
+        return made, kind
+    if hasattr(part, "predict"):
+        hint = "fit another estimator: docs/tasks.md lists those that are converted"
+    else:
+        hint = f"apply {type(part).__name__} to the table before, fit the rest on that and save the rest"
+    raise Unsupported(f"{type(part).__name__} has no conversion to ONNX", hint=hint)
+
+
+def _quiet() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return options

@@ -277,7 +277,7 @@ def verify_published(
     return Outcome(tuple(evidence), tuple(versions), source.task.name)
 
 
-def verify_wire(manifest: Manifest, address: str, progress: Silent) -> RawEvidence:
+def verify_wire(manifest: Manifest, repository: Path, address: str, progress: Silent) -> RawEvidence:
     """The answers of a running server to raw inputs; see `export.router.verify_wire`."""
     with TemporaryDirectory() as folder:
         source = _source_of(manifest, Path(folder), progress)

@@ -119,7 +119,7 @@ def verify_wire(
         raise RepositoryError(f"{repository} serves no version of {name}", hint=f"shoal export --name {name}")
     with _of_libraries(f"{name} cannot be measured"):
         pipeline = _pipeline_of(found[-1])
-        answers: RawEvidence = pipeline.verify_wire(found[-1], address, progress or Silent())
+        answers: RawEvidence = pipeline.verify_wire(found[-1], repository, address, progress or Silent())
     return found[-1], answers
 
 

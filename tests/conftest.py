@@ -11,6 +11,7 @@ import pytest
 
 from clients import GrpcClient, HttpClient
 from export.pipeline import Outcome, export
+from export.raw import cases, encoder
 from export.recipe import Recipe
 from serving.embedded import Server, running
 
@@ -25,11 +26,29 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     del os.environ["SHOAL_CACHE"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _few_raw_inputs() -> Iterator[None]:
+    """Exports of the tests compare every eighth raw input, but for those of `every_raw_input`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "cases_of", lambda task, limits: cases.cases_of(task, limits)[::8])
+        yield
+
+
+@pytest.fixture(scope="module")
+def every_raw_input(_few_raw_inputs: None) -> Iterator[None]:
+    """Exports of the module compare all raw inputs, as those of users do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "cases_of", cases.cases_of)
+        yield
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """The default recipe, exported into an empty repository."""
     repository = tmp_path_factory.mktemp("exported") / "model_repository"
-    return repository, export(Recipe(), repository)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "cases_of", cases.cases_of)
+        return repository, export(Recipe(), repository)
 
 
 @pytest.fixture(scope="session")

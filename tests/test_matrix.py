@@ -68,6 +68,7 @@ def test_the_document_lists_what_is_tried() -> None:
 
 
 @pytest.mark.matrix
+@pytest.mark.usefixtures("every_raw_input")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_full(case: Case, outcomes: dict[Case, Outcome], folder: Path, tmp_path: Path) -> None:
     own, repository = (folder / case.id, folder / "repository") if case.wire else (tmp_path, tmp_path / "r")

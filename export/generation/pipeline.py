@@ -154,7 +154,7 @@ def verify_published(
     return Outcome(tuple(measured.values()), tuple(versions))
 
 
-def verify_wire(manifest: Manifest, address: str, progress: Silent) -> RawEvidence:
+def verify_wire(manifest: Manifest, repository: Path, address: str, progress: Silent) -> RawEvidence:
     """The answers of a running server to raw inputs; see `export.router.verify_wire`."""
     checkpoint = _checked_source([manifest])
     with TemporaryDirectory() as work:

@@ -50,8 +50,18 @@ class Writer(_Generate):
 
 
 class Rewriter(_Generate):
-    """A text to the text that an encoder-decoder makes of it."""
+    """A text to the text that an encoder-decoder makes of it.
+
+    Args:
+        longest: tokens of a text at most, where a user wants fewer than the tokenizer's `model_max_length`.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, longest: int | None = None, **options: Any) -> None:
+        super().__init__(model, tokenizer, **options)
+        self._longest = longest
 
     def answer(self, row: Row) -> str:
-        given = self._tokenizer(row["text"][0], truncation=True, return_tensors="pt")
+        given = self._tokenizer(
+            row["text"][0], truncation=True, max_length=self._longest, return_tensors="pt"
+        )
         return self._text(self._generated(given))

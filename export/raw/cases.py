@@ -12,10 +12,8 @@ from PIL import Image
 from export import kinds
 from export.originals.original import Row
 from export.raw.pictures import hard_pictures
-from export.raw.texts import hard_texts, long_text, pairs
+from export.raw.texts import hard_texts, long_text, pairs, too_long_text
 
-# Beyond so many tokens an input is not made longer than the context: the original would take minutes.
-LONGEST = 2048
 # Of a picture once it is resized.
 MOST_PIXELS = 16_000_000
 _LABELS = (("sport",), ("politics", "fish", "a very long label — on 東京"), ("a", "B", "ç", "9", "?"))
@@ -53,10 +51,7 @@ def _fits(row: Row, limits: Limits) -> bool:
 
 
 def _long(limits: Limits) -> str:
-    """A text that is longer than the context, where that is short enough to be tried."""
-    words = limits.max_length + 64 if limits.max_length <= LONGEST else LONGEST // 4
-    text = long_text(words)
-    return text.encode()[: limits.max_text_bytes].decode(errors="ignore")
+    return too_long_text(limits.max_length, limits.max_text_bytes)
 
 
 def _texts(limits: Limits) -> list[Row]:

@@ -27,7 +27,7 @@ from serving.generation.text import encode_prompt
 from serving.in_process import InProcess, Model, Refused
 from shoal.progress import Silent
 
-NEW_TOKENS = 12
+NEW_TOKENS = 8
 ROWS = 2  # of the cache, while evidence is taken
 # A token that falls otherwise changes all that follow: what counts of a quantized version is how it begins.
 _EXACT = RawTolerance(0.0, share=0.9)
@@ -80,13 +80,20 @@ class Prompts:
         return cls(library, served, parameters.get("begin_token", ""), template)
 
     def rows(self) -> list[Row]:
-        """The raw inputs: prompts that hurt, and conversations that the library's template takes."""
-        hard = [text for text in hard_texts() if len(text) < 200 and not text.startswith(self.begin or "\0")]
-        prompts = [*_PROMPTS, *hard[::9]]
-        rows: list[Row] = [{"text": [text]} for text in prompts]
+        """What is answered: prompts that hurt, and conversations that the library's template takes."""
+        hard = [text for text in self._hard() if len(text) < 200]
+        rows: list[Row] = [{"text": [text]} for text in (*_PROMPTS, *hard[::18])]
         if self.template is not None:
             rows += [{"messages": [json.dumps(chat)]} for chat in _CHATS if self._takes(chat)]
         return rows
+
+    def read_rows(self) -> list[Row]:
+        """See `export.raw.measure.Tokens`."""
+        return [{"text": [text]} for text in self._hard()]
+
+    def _hard(self) -> list[str]:
+        """Without those that begin as every prompt does: it would stand there twice, or not."""
+        return [text for text in hard_texts() if not text.startswith(self.begin or "\0")]
 
     def _takes(self, chat: list[dict[str, str]]) -> bool:
         try:

@@ -17,7 +17,7 @@ from export.raw.agreement import Outputs, texts
 from export.raw.evidence import RawTolerance
 from export.raw.measure import Reference, ask_original
 from export.raw.served import Caller, arrays_of
-from export.raw.texts import hard_texts, long_text
+from export.raw.texts import hard_texts, too_long_text
 from export.raw.tokens import Ids, cause
 from serving.in_process import InProcess, Model, Refused
 from serving.models.layouts import load_tokenizer
@@ -42,17 +42,23 @@ class Texts:
         library: transformers' tokenizer.
         file: the `tokenizer.json` that is served.
         settings: how it is served.
+        longest: tokens of a text at most, where the recipe says so.
     """
 
     library: PreTrainedTokenizerFast
     file: Path
     settings: Settings
+    longest: int | None = None
 
     def rows(self) -> list[Row]:
-        """The raw inputs."""
+        """The raw inputs that are answered."""
         hard = [text for text in hard_texts() if len(text) < 200][::12]
-        long = long_text(self.settings.max_length + 64)[: self.settings.max_text_bytes]
+        long = too_long_text(self.settings.max_length, self.settings.max_text_bytes)
         return [{"text": [text]} for text in (*_WRITTEN, *hard, long)]
+
+    def read_rows(self) -> list[Row]:
+        """See `export.raw.measure.Tokens`."""
+        return [{"text": [text]} for text in hard_texts()]
 
     @property
     def new_tokens(self) -> int:
@@ -62,7 +68,7 @@ class Texts:
     def expected(self, row: Row) -> Ids:
         """See `export.raw.measure.Tokens`."""
         with quiet():
-            made = self.library(row["text"][0], truncation=True, max_length=self.settings.max_length)
+            made = self.library(row["text"][0], truncation=True, max_length=self.longest)
         return [list(made["input_ids"])]
 
     def served(self, caller: Caller, row: Row) -> Ids | None:
@@ -93,7 +99,7 @@ def reference_of(model: Any, read: Texts, progress: Silent) -> Reference:
     """
     options = {"max_new_tokens": read.new_tokens, "num_beams": read.settings.search.num_beams}
     return ask_original(
-        Rewriter(model, read.library, **options),
+        Rewriter(model, read.library, read.longest, **options),
         read.rows(),
         texts,
         tokens=read,

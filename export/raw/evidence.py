@@ -34,7 +34,8 @@ class RawEvidence:
         inputs: how many both answered.
         agreement: share of them on which they agree.
         largest: the largest distance of two answers that can be compared by numbers.
-        tokens: share of the inputs whose token ids are those of the library's tokenizer; None: it has none.
+        tokens: share of the inputs, and of some that are only read, whose token ids are those of the
+            library's tokenizer; None: it has none.
         failed: inputs for which the original itself raises.
         refused: inputs that the version refuses and the original answers.
         worst: the input on which they disagree most, both answers, and of token ids the setting at fault.

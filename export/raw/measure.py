@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,9 @@ _SHOWN = 60  # characters of an input or an answer in a message
 
 class Tokens(Protocol):
     """How token ids are compared."""
+
+    def read_rows(self) -> Sequence[Row]:
+        """Further raw inputs that are read and not answered: reading costs little."""
 
     def expected(self, row: Row) -> Ids:
         """Of each sequence of a row, by the library."""
@@ -78,8 +81,8 @@ def compare(reference: Reference, caller: Caller, model: str, tolerance: RawTole
         caller: has the model and, where token ids are compared, its tokenizer.
         model: the name that users call.
     """
-    compared, agreed, same_tokens = 0, 0, 0
-    failed, refused = 0, 0
+    answered: list[Row] = []
+    agreed, failed, refused = 0, 0, 0
     largest = 0.0
     worst: tuple[float, dict[str, Any]] | None = None
 
@@ -92,7 +95,7 @@ def compare(reference: Reference, caller: Caller, model: str, tolerance: RawTole
     for row, expected in zip(reference.rows, reference.answers, strict=True):
         if isinstance(expected, Failed):
             failed += 1
-            if not compared:
+            if not answered:
                 remember(0.0, row, expected.reason, "")
             continue
         got = reference.ask(caller, model, row)
@@ -100,30 +103,43 @@ def compare(reference: Reference, caller: Caller, model: str, tolerance: RawTole
             refused += 1
             remember(0.0, row, shown(expected), f"the error {str(got)!r}")
             continue
-        compared += 1
         apart = reference.compare(expected, got)
         agrees = apart.chosen and (tolerance.choice or apart.distance <= tolerance.distance)
         agreed += agrees
         largest = max(largest, apart.distance if apart.distance != OTHER else 0.0)
         if not agrees:
             remember(1.0 + min(apart.distance, 1e6), row, shown(expected), shown(got))
-        if reference.tokens is not None:
-            ids, ours = reference.tokens.expected(row), reference.tokens.served(caller, row)
-            same_tokens += ids == ours
-            if ids != ours:
-                remember(OTHER, row, shown(ids), shown(ours), reference.tokens.cause(row))
+        answered.append(row)
+    tokens = reference.tokens if answered else None
+    same = []
+    for row, ids, ours in _read(tokens, caller, answered) if tokens else ():
+        same.append(ids == ours)
+        if ids != ours:
+            remember(OTHER, row, shown(ids), shown(ours), tokens.cause(row) if tokens else "")
     return RawEvidence(
         original=reference.original,
-        inputs=compared,
-        agreement=agreed / max(1, compared),
+        inputs=len(answered),
+        agreement=agreed / max(1, len(answered)),
         largest=largest,
-        tokens=None if reference.tokens is None or not compared else same_tokens / compared,
+        tokens=float(np.mean(same)) if same else None,
         failed=failed,
         refused=refused,
         worst=worst[1] if worst else None,
         tolerance=tolerance,
         notes=reference.notes,
     )
+
+
+def _read(tokens: Tokens, caller: Caller, answered: Sequence[Row]) -> Iterator[tuple[Row, Ids, Ids]]:
+    """Token ids of what was answered and of what is only read: the library's and ours."""
+    for row in (*answered, *tokens.read_rows()):
+        try:
+            expected = tokens.expected(row)
+        except Exception:  # noqa: BLE001, S112 - what the library does not read has no ids to compare
+            continue
+        ours = tokens.served(caller, row)
+        if ours is not None:
+            yield row, expected, ours
 
 
 def shown(value: Any) -> str:

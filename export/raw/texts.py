@@ -12,6 +12,9 @@ from functools import cache
 
 from shoal import corpus
 
+# Beyond so many tokens a text is not made longer than the context: the original would take minutes.
+LONGEST = 2048
+
 # Letters of scripts, and what stands among them: ranges of code points that are assigned.
 _RANGES = (
     (0x0021, 0x007E),  # ASCII
@@ -124,6 +127,17 @@ def long_text(words: int) -> str:
     """Ordinary text of so many words, which differ from one end to the other."""
     pool = " ".join(corpus.passages()[600:1400]).split()
     return " ".join((pool * (1 + words // len(pool)))[:words])
+
+
+def too_long_text(max_length: int, max_bytes: int) -> str:
+    """A text of more tokens than a context holds, where that is short enough to be tried.
+
+    Args:
+        max_length: tokens that the context holds.
+        max_bytes: length that the text must keep to.
+    """
+    words = max_length + 64 if max_length <= LONGEST else LONGEST // 4
+    return long_text(words).encode()[:max_bytes].decode(errors="ignore")
 
 
 def pairs() -> list[tuple[str, str]]:

@@ -70,6 +70,10 @@ class Sequences:
         )
         return [list(ids) for ids in made["input_ids"]]
 
+    def read_rows(self) -> Sequence[Row]:
+        """See `export.raw.measure.Tokens`: none, all are answered."""
+        return ()
+
     def served(self, caller: Caller, row: Row) -> Ids | None:
         """See `export.raw.measure.Tokens`."""
         try:

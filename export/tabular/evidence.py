@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from export.raw.evidence import RawEvidence
 from shoal.machine import available_cpus
 
 PRECISION = "fp32"
@@ -54,6 +55,7 @@ class TabularEvidence:
         value, reference_value: of the metric, exported and original.
         examples: rows that are answered otherwise, in words.
         cases: [batch size, rows] pairs that were compared.
+        raw: the same comparison in the form that all evidence has.
         cpus: threads the speed was measured with.
     """
 
@@ -81,6 +83,7 @@ class TabularEvidence:
     reference_value: float | None = None
     examples: tuple[str, ...] = ()
     cases: tuple[tuple[int, int], ...] = ()
+    raw: RawEvidence | None = None
     cpus: int = field(default_factory=available_cpus)
 
     @property
@@ -114,5 +117,9 @@ class TabularEvidence:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types, with the verdict."""
-        plain = {"cases": [list(case) for case in self.cases], "examples": list(self.examples)}
+        plain: dict[str, Any] = {
+            "cases": [list(case) for case in self.cases],
+            "examples": list(self.examples),
+        }
+        plain["raw"] = self.raw.to_dict() if self.raw else None
         return asdict(self) | plain | {"failures": self.failures, "proven": not self.failures}

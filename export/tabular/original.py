@@ -69,6 +69,14 @@ class Original:
         model = load(path, kind_of(path), trust=trust)
         return cls(model, classes_of(model))
 
+    @property
+    def call(self) -> str:
+        """What is called, for people."""
+        if isinstance(self.model, lightgbm.Booster | xgboost.Booster):
+            return "Booster.predict"
+        name = type(self.model).__name__
+        return f"{name}.predict, {name}.predict_proba" if self.classes else f"{name}.predict"
+
     def answers(self, rows: Any) -> Answers:
         """What the original says.
 

@@ -19,8 +19,11 @@ import numpy as np
 from export.evidence import Verified, verified
 from export.exported import Exported
 from export.outcome import Outcome, disk_errors_named
+from export.raw.evidence import RawEvidence
+from export.raw.served import Wire
 from export.repository import Part, Provenance, Published, Release, check_network, staging, write
 from export.tabular import config
+from export.tabular.agreement import Served
 from export.tabular.columns import NUMBER
 from export.tabular.evidence import TabularEvidence
 from export.tabular.labelled import read_rows
@@ -28,7 +31,7 @@ from export.tabular.recipe import TabularRecipe
 from export.tabular.sample import ROUNDING, Sample, sample
 from export.tabular.source import Estimator, find_estimator
 from export.tabular.to_onnx import DOUBLE, FLOAT, to_onnx
-from export.tabular.verify import Served, measure
+from export.tabular.verify import measure, measure_wire
 from serving.models.rows import FILENAME, Reader
 from shoal.errors import NotProven, RepositoryError
 from shoal.manifest import Manifest, sha256
@@ -101,22 +104,31 @@ def verify_published(
     """Measure published versions again; see `export.router.verify_published`."""
     evidence = []
     for manifest in found:
-        recipe = TabularRecipe.from_dict(manifest.recipe)
-        _check_source(manifest)
-        estimator = find_estimator(recipe.source, trust_pickle=recipe.trust_pickle)
-        own = None if eval_data is None else read_rows(eval_data, estimator)
-        graph = Exported.read(repository / manifest.network / str(manifest.version) / "model.onnx")
-        kinds = {spec.dtype for spec in graph.inputs}
-        served = Served(
-            estimator,
-            graph,
-            _published_reader(manifest, repository),
-            DOUBLE if DOUBLE in kinds else FLOAT,
-            float(manifest.evidence["blur"]),
-        )
-        evidence.append(measure(served, sample(estimator, own), progress=progress))
+        served = _published(manifest, repository)
+        own = None if eval_data is None else read_rows(eval_data, served.estimator)
+        evidence.append(measure(served, sample(served.estimator, own), progress=progress))
     versions = [Published(m.network, m.version, m.precision, new=False) for m in found]
-    return Outcome(tuple(evidence), tuple(versions), _task(estimator))
+    return Outcome(tuple(evidence), tuple(versions), _task(served.estimator))
+
+
+def verify_wire(manifest: Manifest, repository: Path, address: str, progress: Silent) -> RawEvidence:
+    """The answers of a running server to rows; see `export.router.verify_wire`."""
+    served = _published(manifest, repository)
+    found = sample(served.estimator)
+    batch = TabularRecipe.from_dict(manifest.recipe).max_batch_size
+    with Wire(address) as wire, progress.step(f"Ask {manifest.model} over the wire"):
+        return measure_wire(served, found, wire, manifest.model, batch)
+
+
+def _published(manifest: Manifest, repository: Path) -> Served:
+    """A version of the repository, with the estimator that it was made from."""
+    recipe = TabularRecipe.from_dict(manifest.recipe)
+    _check_source(manifest)
+    estimator = find_estimator(recipe.source, trust_pickle=recipe.trust_pickle)
+    graph = Exported.read(repository / manifest.network / str(manifest.version) / "model.onnx")
+    numbers = DOUBLE if DOUBLE in {spec.dtype for spec in graph.inputs} else FLOAT
+    reader = _published_reader(manifest, repository)
+    return Served(estimator, graph, reader, numbers, float(manifest.evidence["blur"]))
 
 
 def _published_reader(manifest: Manifest, repository: Path) -> Reader:

@@ -46,7 +46,7 @@ class Estimator:
         shape: what a table of its users looks like.
         id: what the user asked for.
         kind: `skops`, `pickle`, `xgboost`, `lightgbm` or `example`.
-        revision: version of the library that the estimator belongs to.
+        library, revision: the package that the estimator belongs to, and its version.
         sha256: name -> SHA-256 of the file, or of an example's trees.
         held_out: rows with labels that an example was not trained on.
     """
@@ -59,6 +59,7 @@ class Estimator:
     shape: Shape
     id: str
     kind: str
+    library: str
     revision: str
     sha256: Mapping[str, str]
     held_out: Rows | None = None
@@ -67,6 +68,11 @@ class Estimator:
     def columns(self) -> tuple[Column, ...]:
         """The columns that somebody reads."""
         return tuple(column for column in self.table if column.input)
+
+    @property
+    def call(self) -> str:
+        """What answers for the original, with the version of its library."""
+        return f"{self.library} {self.revision}: {self.original.call}"
 
     def describe(self) -> dict[str, Any]:
         """For the manifest, in the form of `export.source.Checkpoint.describe`."""
@@ -151,18 +157,18 @@ def make(
         shape,
         source,
         kind,
-        _revision(model),
+        *_library(model),
         hashes,
         held_out,
     )
 
 
-def _revision(model: Any) -> str:
-    """The version of the package that the estimator's class belongs to, of those installed."""
+def _library(model: Any) -> tuple[str, str]:
+    """The package that the estimator's class belongs to, and its version, of those installed."""
     package = type(model).__module__.partition(".")[0]
     for name in _PACKAGES.get(package, ("scikit-learn",)):
         try:
-            return metadata.version(name)
+            return package, metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return ""
+    return package, ""

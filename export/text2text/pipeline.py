@@ -57,7 +57,7 @@ def export(
             settings = settings_of(original, recipe, checkpoint)
         candidates = build(original, recipe, settings, checkpoint, work, progress)
         measured = verify.measure(original, candidates, settings, labelled=labelled, progress=progress)
-        read = raw.Texts(open_tokenizer(checkpoint), work / "fp32" / TOKENIZER, settings)
+        read = raw.Texts(open_tokenizer(checkpoint), work / "fp32" / TOKENIZER, settings, recipe.max_length)
         reference = raw.reference_of(original, read, progress)
         with progress.step("Compare answers to raw inputs", total=len(candidates)) as advance:
             for precision, graphs in candidates.items():
@@ -98,7 +98,7 @@ def verify_published(
         folder = repository / manifest.network / str(manifest.version)
         graphs = {manifest.precision: Graphs.read_both(folder)}
         measured = verify.measure(original, graphs, settings, labelled=labelled, progress=progress)
-        read = raw.Texts(open_tokenizer(checkpoint), folder / TOKENIZER, settings)
+        read = raw.Texts(open_tokenizer(checkpoint), folder / TOKENIZER, settings, recipe.max_length)
         reference = raw.reference_of(original, read, progress)
         config = text_format.Parse(manifest.configs[manifest.network], triton.ModelConfig())
         answers = _answers(reference, config, folder, manifest.precision)
@@ -107,7 +107,7 @@ def verify_published(
     return Outcome(tuple(evidence), tuple(versions), Text2TextRecipe.TASK)
 
 
-def verify_wire(manifest: Manifest, address: str, progress: Silent) -> RawEvidence:
+def verify_wire(manifest: Manifest, repository: Path, address: str, progress: Silent) -> RawEvidence:
     """The answers of a running server to raw inputs; see `export.router.verify_wire`."""
     recipe = Text2TextRecipe.from_dict(manifest.recipe)
     checkpoint = find_encoder_decoder(recipe.source)
@@ -117,7 +117,7 @@ def verify_wire(manifest: Manifest, address: str, progress: Silent) -> RawEviden
         settings = settings_of(original, recipe, checkpoint)
     with TemporaryDirectory() as folder:
         library = open_tokenizer(checkpoint)
-        read = raw.Texts(library, write_tokenizer(library, Path(folder)), settings)
+        read = raw.Texts(library, write_tokenizer(library, Path(folder)), settings, recipe.max_length)
         reference = raw.reference_of(original, read, progress)
         with Wire(address) as caller, progress.step(f"Ask {manifest.model} over the wire"):
             return compare(reference, caller, manifest.model, raw.TOLERANCES[manifest.precision])

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from export.tabular.agreement import Served
 from export.tabular.classes import classes_of
 from export.tabular.columns import CATEGORY, DOCUMENT, Rows
 from export.tabular.evidence import TabularEvidence
@@ -18,7 +19,7 @@ from export.tabular.original import Original
 from export.tabular.sample import ROUNDING, Sample, sample
 from export.tabular.source import Estimator, make
 from export.tabular.to_onnx import DOUBLE, FLOAT, to_onnx
-from export.tabular.verify import Served, measure
+from export.tabular.verify import measure
 from serving.models.rows import Reader
 
 SPECIAL = (0.0, -0.0, 1e-36, -1e-36, 0.5, -0.5, 1.9, -2.0, 7.0, 100.0, 2.0**24 + 1, 2.0**31, 1e10, np.nan)

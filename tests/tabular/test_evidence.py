@@ -27,12 +27,14 @@ from sklearn.tree import DecisionTreeRegressor
 from export import router
 from export.evidence import Verified
 from export.exported import Exported
+from export.raw.evidence import RawEvidence, RawTolerance
 from export.tabular import values
+from export.tabular.agreement import Served
 from export.tabular.evidence import TabularEvidence
 from export.tabular.original import Original
 from export.tabular.sample import sample
 from export.tabular.source import find_estimator
-from export.tabular.verify import Served, measure
+from export.tabular.verify import measure
 from serving.models.rows import Check
 from shoal.errors import NotProven
 from tests.tabular.support import Proof, estimator_of, frame, proof
@@ -45,6 +47,7 @@ FRAME = frame({"city": np.array(["Oslo", "Rome", "Lima"])[TABLE[:, 2].astype(int
 GOOD = TabularEvidence(
     "fp32", 1, 100, "held-out", 100, "FLOAT", 1.0, 1e-7, 1e-8, 0.0, 0, 0, 0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0,
     metric="r2", value=0.9, reference_value=0.9,
+    raw=RawEvidence("scikit-learn: predict", 100, 1.0, 1e-7, None, 0, 0, None, RawTolerance(1e-3)),
 )  # fmt: skip
 
 

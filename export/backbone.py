@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from export.kinds import kind_of, registered_for
+from export.kinds import GENERATION, RANKING, kind_of, registered, registered_for
 from export.loading import load
 from export.opened import Opened
 from export.source import Checkpoint
@@ -37,6 +37,13 @@ def load_head(opened: Opened, task: Task) -> Head:
 def _check_architecture(checkpoint: Checkpoint, task: Task) -> None:
     """Refuse another task's head, whose weights may have names and shapes of the one that is wanted."""
     kind = kind_of(checkpoint)
+    if task.name == RANKING and kind.headed and registered(kind.architecture).task == GENERATION:
+        raise ExportError(
+            f"{checkpoint.id} is a {kind.architecture}, which would rank by two tokens of a language model:"
+            " that is not supported",
+            hint="the same score as a class of its own can be exported: docs/tasks.md, Language models that"
+            " embed and rank, has the lines that make it",
+        )
     wanted = registered_for(task.auto)
     if wanted and kind.architecture not in wanted and kind.headed:
         raise ExportError(

@@ -14,6 +14,10 @@ from shoal.errors import ExportError
 # Modules that map one vector a text to another: they become part of the graph as they are.
 _TAIL = ("Dense", "Normalize", "LayerNorm", "Dropout")
 _WAY_OUT = "a transformer, Pooling, Dense, LayerNorm and Normalize can be exported"
+_TEMPLATE = (
+    'model[0].modality_config.pop("message"); model.save(NEW) makes a copy that reads plain texts, which can'
+    " be exported: see docs/tasks.md, Language models that embed and rank"
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Sentence:
         if "message" in first.modality_config:
             raise ExportError(
                 f"{opened.checkpoint.id} puts each text into a chat template, which is not supported",
-                hint='save it with "modality_config" of text alone in sentence_bert_config.json',
+                hint=_TEMPLATE,
             )
         read = first.modality_config["text"]
         output = read["method_output_name"]
@@ -96,7 +100,9 @@ def score_activation(opened: Opened) -> nn.Module:
     if type(first).__name__ != "Transformer" or others:
         raise _refused(opened, others[0] if others else first)
     if "text" not in first.modality_config or "message" in first.modality_config:
-        raise ExportError(f"{opened.checkpoint.id} puts pairs into a chat template, which is not supported")
+        raise ExportError(
+            f"{opened.checkpoint.id} puts pairs into a chat template, which is not supported", hint=_TEMPLATE
+        )
     activation = opened.library.activation_fn
     if not isinstance(activation, nn.Module):
         raise ExportError(f"{opened.checkpoint.id} scores with {activation}, which is no module of PyTorch")

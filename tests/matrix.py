@@ -32,6 +32,7 @@ from shoal.errors import ExportError, NotProven
 from tests import tiny
 
 GENERATION, REWRITING = GenerationRecipe.TASK, Text2TextRecipe.TASK
+RANKING, READING = "text-ranking", "image-to-text"
 TOOLS = ("torch", "transformers", "optimum-onnx", "onnxruntime", "onnxruntime-genai")
 
 
@@ -141,10 +142,44 @@ def _encoder_cases() -> Iterator[Case]:
                 yield Case(name, prefix + suffix, task, config | classes, small=suffix == small, wire=wire)
 
 
+_OF_PICTURES = ("CLIPModel", "ViTModel")
+_SMALL_DECODER = {"head_dim": 8, "num_key_value_heads": 2}
+_TEXT_TOWER = {**tiny.SIZES, "eos_token_id": 3, "projection_dim": 32}
 _OTHER_ENCODERS = (
     Case("ConvBERT", "ConvBertModel", "sentence-similarity", refused="batch invariance"),
     # optimum does not know it: through PyTorch's own exporter.
     Case("ERNIE", "ErnieModel", "sentence-similarity", small=True),
+    Case("T5", "T5EncoderModel", "sentence-similarity", {"d_model": 32, "d_kv": 8, "d_ff": 64}),
+    Case("XLM-RoBERTa-XL", "XLMRobertaXLModel", "sentence-similarity"),
+    Case(
+        "CLIP", "CLIPModel", "sentence-similarity", {"text_config": _TEXT_TOWER, "vision_config": tiny.VISION}
+    ),
+    *(
+        Case(name, f"{name}{suffix}", task, {**_SMALL_DECODER, **more})
+        for name in ("Mistral", "Qwen3")
+        for suffix, task, more in (
+            ("Model", "sentence-similarity", {}),
+            ("ForSequenceClassification", "text-classification", {"num_labels": 3}),
+            ("ForSequenceClassification", "text-ranking", {"num_labels": 1}),
+        )
+    ),
+    Case("Qwen3", "Qwen3ForCausalLM", "text-ranking", _SMALL_DECODER, refused="rank by two tokens"),
+    Case("ViT", "ViTModel", "sentence-similarity", tiny.VISION, refused="reads image and no text alone"),
+    Case(
+        "TrOCR",
+        "VisionEncoderDecoderModel",
+        READING,
+        {"model_type": "vision-encoder-decoder"},
+        refused="is a VisionEncoderDecoderModel for",
+    ),
+    Case("FNet", "FNetModel", "sentence-similarity", refused="takes no attention mask"),
+    Case(
+        "Longformer",
+        "LongformerModel",
+        "sentence-similarity",
+        {"attention_window": 16},
+        refused="cannot be exported to ONNX",
+    ),
     # Not in transformers itself: their code comes with the checkpoint, and is not run.
     Case(
         "GTE", "NewModel", "sentence-similarity", {"model_type": "new"}, refused="comes with the checkpoint"
@@ -238,18 +273,31 @@ CASES = (*_encoder_cases(), *_OTHER_ENCODERS, *_IMAGES, *_DECODERS, *_SEQUENCE_T
 
 def make(case: Case, folder: Path) -> Path:
     """The checkpoint of a case."""
-    if case.task == GENERATION:
-        return tiny.make_decoder(folder, case.model, **case.config)
-    if case.task == REWRITING:
-        return tiny.make_encoder_decoder(folder, case.model, **case.config)
-    if case.task == "image-classification":
-        return tiny.make_image(folder, case.model, **case.config)
+    makers: dict[str, Any] = {
+        GENERATION: tiny.make_decoder,
+        REWRITING: tiny.make_encoder_decoder,
+        "image-classification": tiny.make_image,
+    }
+    if case.task in makers:
+        made: Path = makers[case.task](folder, case.model, **case.config)
+        return made
+    if case.task == READING:
+        return _as(tiny.make(folder, "BertModel"), case)
+    if case.model in _OF_PICTURES:
+        tiny.make_image(folder, "ViTModel", **tiny.VISION)
+    if case.model == "ViTModel":
+        return folder
     if hasattr(transformers, case.model):
         return tiny.make(folder, case.model, **case.config)
     tiny.make(folder, "BertModel")
     code = {kind: f"modeling.{case.model}" for kind in ("AutoConfig", "AutoModel")}
-    remote = {"architectures": [case.model], "auto_map": code}
-    (folder / "config.json").write_text(json.dumps({**case.config, **remote}))
+    return _as(folder, case, auto_map=code)
+
+
+def _as(folder: Path, case: Case, **more: Any) -> Path:
+    """Another model's config over weights that nobody is to read."""
+    config = {"architectures": [case.model], **case.config, **more}
+    (folder / "config.json").write_text(json.dumps(config))
     save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
     return folder
 
@@ -283,11 +331,13 @@ def try_case(case: Case, folder: Path, repository: Path, precisions: Sequence[st
     pending = [tuple(precisions)]
     while pending:
         asked = pending.pop()
-        recipe = kind(source=str(source), name=case.served_as, precisions=asked)
+        settings: dict[str, Any] = {"source": str(source), "name": case.served_as, "precisions": asked}
+        if case.task == RANKING:  # which no file of a language model tells
+            settings["task"] = RANKING
         try:
             with little_evidence():
                 router.export(
-                    recipe,
+                    kind(**settings),
                     repository,
                     on_evidence=lambda found: evidence.update({entry.precision: entry for entry in found}),
                 )

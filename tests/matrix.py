@@ -371,7 +371,8 @@ edit: CI checks that it lists what `tests/matrix.py` tries.
 Each row is a tiny model with random weights, exported and compared with the original as any other model is.
 That tells whether Shoal gets an architecture right, not how well a trained model quantizes: INT8 is judged on
 these random weights, which forgive less, and `shoal export` judges it anew for each checkpoint. What is not
-published is refused with the reason that stands here.
+published is refused with the reason that stands here. What is published answers raw inputs as the original
+library does: [evidence.md](evidence.md).
 
 - **fp32**: largest difference of any component; of a decoder, how far perplexity moves (its greedy answers
   are all the original's, token by token).
@@ -412,5 +413,6 @@ def _exactness(evidence: Any) -> str:
 
 
 def _stable(reason: str) -> str:
-    """A reason without the figure that was measured, e.g. `agreement < 97%`; a line that a table can hold."""
-    return re.sub(r" [\d.e-]+%? (?=[<>] )", " ", reason.splitlines()[0] if reason else "").replace("|", "/")
+    """A reason without the figure and the input that show it, e.g. `agreement < 97%`, for a table."""
+    line = re.sub(r": for .*?(?=; |$)", "", reason.splitlines()[0] if reason else "")
+    return re.sub(r" [\d.e-]+%? (?=[<>] )", " ", line).replace("|", "/")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clients import GrpcClient, HttpClient
-from export.generation.pipeline import export
+from export.generation import pipeline, verify
 from export.generation.recipe import GenerationRecipe
 from export.outcome import Outcome
 from serving.embedded import Server, running
@@ -16,9 +16,15 @@ from serving.embedded import Server, running
 
 @pytest.fixture(scope="session")
 def decoder_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    """The default decoder in all precisions of a CPU, exported into an empty repository."""
+    """The default decoder in all precisions of a CPU, exported into an empty repository; calibrated and
+    measured on less than users' are, which takes minutes."""
     repository = tmp_path_factory.mktemp("decoder") / "model_repository"
-    return repository, export(GenerationRecipe(), repository)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "WINDOWS", 4)
+        patch.setattr(verify, "SPEED_ROUNDS", 1)
+        patch.setattr(pipeline, "CALIBRATION_WRITTEN", 8)
+        patch.setattr(pipeline, "CALIBRATION_WINDOWS", 8)
+        return repository, pipeline.export(GenerationRecipe(), repository)
 
 
 @pytest.fixture(scope="session")

@@ -359,6 +359,30 @@ def test_add_eos_token_and_a_fusion_that_is_wrong_for_rotary_embeddings(tmp_path
         assert evidence(source, caller).failures == []
 
 
+@pytest.mark.parametrize(
+    "architecture, task",
+    [
+        ("BertModel", "sentence-similarity"),
+        ("BertForSequenceClassification", "text-ranking"),
+        ("BertForSequenceClassification", "text-classification"),
+        ("BertForSequenceClassification", "zero-shot-classification"),
+        ("BertForTokenClassification", "token-classification"),
+        ("BertForQuestionAnswering", "question-answering"),
+        ("BertForMaskedLM", "fill-mask"),
+    ],
+)
+def test_a_shorter_length_by_the_recipe(tmp_path: Path, architecture: str, task: str) -> None:
+    classes: dict[str, Any] = {"num_labels": 1 if task == "text-ranking" else 3}
+    if task == "zero-shot-classification":
+        names = ["contradiction", "neutral", "entailment"]
+        classes = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    folder = tiny.make(tmp_path / "checkpoint", architecture, **classes)
+    with served(folder, tmp_path / "work", task=task, max_length=48) as (source, caller):
+        assert source.encode.max_length == 48
+        found = evidence(source, caller)
+    assert found.failures == [] and found.inputs > 30
+
+
 def test_a_module_that_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:
     from export.pipeline import prepare
     from export.recipe import Recipe

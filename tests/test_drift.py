@@ -368,8 +368,9 @@ def test_a_classifier_keeps_its_class_balance_of_the_users_own_texts(tmp_path: P
 
 
 def test_of_rows_that_make_several_sequences_the_first_is_taken(tmp_path: Path) -> None:
-    labels = {"num_labels": 3, "id2label": {0: "contradiction", 1: "neutral", 2: "entailment"}}
-    tiny.make(tmp_path / "nli", "BertForSequenceClassification", **labels)
+    names = ["contradiction", "neutral", "entailment"]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    tiny.make(tmp_path / "nli", "BertForSequenceClassification", num_labels=3, **labels)
     recipe = Recipe(str(tmp_path / "nli"), task="zero-shot-classification")
     subject = prepare(recipe, find_checkpoint(recipe.source), tmp_path).subject
     rows = reference_rows(subject, [])[:20]

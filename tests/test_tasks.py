@@ -38,7 +38,11 @@ TAGS = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC"}
 CHECKPOINTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "mood": (
         "BertForSequenceClassification",
-        {"num_labels": 3, "id2label": {0: "bad", 1: "fair", 2: "good"}},
+        {
+            "num_labels": 3,
+            "id2label": {0: "bad", 1: "fair", 2: "good"},
+            "label2id": {"bad": 0, "fair": 1, "good": 2},
+        },
         "text-classification",
     ),
     "topics": (
@@ -218,8 +222,8 @@ def test_embedding_of_the_last_token(caller: Client, checkpoints: dict[str, str]
     )
     got = caller.embed(TEXTS, model="vectors", prompt="query")
     np.testing.assert_allclose(got, embedder.encode(TEXTS, prompt_name="query"), rtol=0, atol=1e-3)
-    with pytest.raises(BadInput, match="vectors has no prompt document, it has query"):
-        caller.embed(TEXTS, model="vectors", prompt="document")
+    with pytest.raises(BadInput, match="prompt_name.*poem.*query"):
+        caller.embed(TEXTS, model="vectors", prompt="poem")
 
 
 def _png(width: int, height: int) -> bytes:
@@ -290,7 +294,7 @@ def test_tasks_that_cannot_be(checkpoints: dict[str, str], tmp_path: Path) -> No
     for task, said in [
         ("token-classification", "is a BertForSequenceClassification, which has no head"),
         ("zero-shot-classification", "has no class named entailment, only bad, fair, good"),
-        ("text-ranking", "has 3 classes, a model that ranks has one"),
+        ("text-ranking", "has 3 classes, a reranker has one"),
     ]:
         with pytest.raises(ExportError, match=said):
             export(Recipe(source=checkpoints["mood"], name="x", task=task), tmp_path / "repository")

@@ -142,9 +142,14 @@ class ZeroShotClassification(Task):
         names = {str(name).lower(): index for name, index in (opened.config.label2id or {}).items()}
         entailment = next((index for name, index in names.items() if name.startswith("entail")), None)
         if entailment is None:
-            named = f"only {', '.join(names)}" if names else "its config has no label2id"
+            if not names:
+                raise ExportError(
+                    f"the config of {opened.checkpoint.id} has no label2id, where transformers finds the class"
+                    " entailment",
+                    hint='add it to config.json: "label2id": {"entailment": 0, ...}',
+                )
             raise ExportError(
-                f"{opened.checkpoint.id} has no class named entailment, {named}",
+                f"{opened.checkpoint.id} has no class named entailment, only {', '.join(names)}",
                 hint="zero-shot classification needs a model of natural language inference",
             )
         return heads.ZeroShot(backbone, entailment, contradiction=-1 if entailment == 0 else 0)

@@ -45,7 +45,8 @@ def _draw(matcher: Matcher, seed: int) -> str:
     chance, tokens = random.Random(seed), list[int]()  # noqa: S311 - a test's dice
     while not matcher.finished and len(tokens) < 400:
         picks = np.flatnonzero(matcher.allowed()).tolist()
-        if END in picks and (len(tokens) > 12 or chance.random() < 0.3):
+        assert picks, byte_level().decode(tokens)
+        if picks == [END] or (END in picks and (len(tokens) > 12 or chance.random() < 0.3)):
             break
         tokens.append(chance.choice([pick for pick in picks if pick != END]))
         matcher.consume(tokens[-1])

@@ -16,6 +16,7 @@ import typer.main
 
 from serving.embedded import Server
 from shoal.cli import app
+from tests import tiny
 from tests.conftest import ROOT
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
@@ -93,9 +94,19 @@ def test_an_error_is_one_line_with_a_way_out(arguments: list[str], code: int, sa
     (line,) = error.strip().splitlines()
     assert line.startswith("error: ")
     assert said in line
-    if "-r" not in arguments:
-        document = json.loads(shoal(*arguments, "--json", code=code)[0])
-        assert said in document["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["serv"], 2, "No such command 'serv'"),
+        (["export", "/does/not/exist"], 2, "no checkpoint at /does/not/exist"),
+        (["infer", "minilm", "x", "--url", "127.0.0.1:1"], 1, "127.0.0.1:1: "),
+    ],
+)
+def test_an_error_is_json_where_it_is_asked_for(arguments: list[str], code: int, said: str) -> None:
+    document = json.loads(shoal(*arguments, "--json", code=code)[0])
+    assert said in document["error"]
 
 
 def test_doctor() -> None:
@@ -143,9 +154,11 @@ def test_loadtest_fails_where_requests_fail(server: Server, tmp_path: Path) -> N
 
 def test_up_from_nothing_to_a_first_answer(tmp_path: Path) -> None:
     own = tmp_path / "models"
-    out, error = shoal("up", "--detach", "--precision", "int8", "-r", own, *FREE)
+    source = tiny.make(tmp_path / "checkpoint", "BertModel")
+    out, error = shoal("up", source, "--name", "minilm", "--detach", "--precision", "fp32", "-r", own, *FREE)
     try:
-        assert re.search(r"int8 .* version 1\b", " ".join(out.split()))
+        assert re.search(r"fp32 .* version 1\b", " ".join(out.split()))
+        assert "over the wire: 100 %" in out
         assert "first answer over grpc" in out and "first answer over http" in out
         assert "curl -s http://127.0.0.1:" in out
         assert "✓ Start Triton" in error

@@ -24,6 +24,7 @@ from clients import AsyncGrpcClient, BadInput, GrpcClient, HttpClient
 from export import verify
 from export.pipeline import export
 from export.recipe import Recipe
+from export.router import verify_wire
 from export.source import find_checkpoint
 from export.tasks import TASKS, task_of
 from export.tasks.images import sample_image
@@ -285,6 +286,24 @@ def test_the_asyncio_client_gives_the_same(served: Server) -> None:
             client.fill_mask(["a <mask>"], model="cloze"),
             client.classify_images([sample_image(0)], model="pictures"),
         ]
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_raw_inputs_over_the_wire(served: Server, name: str) -> None:
+    manifest, answers = verify_wire(name, served.repository, served.grpc)
+    measured = manifest.evidence["raw"]
+    assert answers.failures == [] and answers.inputs > 5
+    assert [answers.inputs, answers.tokens] == [measured["inputs"], measured["tokens"]]
+    assert answers.agreement == measured["agreement"] == 1.0
+
+
+def test_another_model_behind_the_name_is_seen_over_the_wire(served: Server, tmp_path: Path) -> None:
+    architecture, config, _ = CHECKPOINTS["mood"]
+    tiny.make(tmp_path / "other", architecture, seed=1, **config)
+    export(Recipe(source=str(tmp_path / "other"), name="mood", precisions=("fp32",)), tmp_path / "repository")
+    _, answers = verify_wire("mood", tmp_path / "repository", served.grpc)
+    assert answers.agreement < 0.9
+    assert "the original gives" in answers.failures[0] and "this version" in answers.failures[0]
 
 
 def test_tasks_that_cannot_be(checkpoints: dict[str, str], tmp_path: Path) -> None:

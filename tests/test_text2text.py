@@ -289,6 +289,15 @@ def test_evidence_of_int8(checkpoints: Path, repository: Path, model: str) -> No
         assert sum(node.op_type == "MatMulIntegerToFloat" for node in nodes) >= 8
 
 
+@pytest.mark.parametrize("name", TAUGHT)
+def test_raw_inputs_over_the_wire(served: Server, repository: Path, name: str) -> None:
+    manifest, answers = router.verify_wire(name, repository, served.grpc)
+    assert answers.failures == [] and answers.tokens == 1.0
+    assert (answers.inputs, answers.agreement) == tuple(
+        manifest.evidence["raw"][figure] for figure in ("inputs", "agreement")
+    )
+
+
 def test_verify_scores_labelled_data(checkpoints: Path, repository: Path, labelled: Path) -> None:
     outcome = router.verify_published("t5-taught", repository, eval_data=labelled)
     pairs = read_pairs(labelled)

@@ -144,8 +144,7 @@ class ZeroShotClassification(Task):
         if entailment is None:
             if not names:
                 raise ExportError(
-                    f"the config of {opened.checkpoint.id} has no label2id, where transformers finds the class"
-                    " entailment",
+                    f"the config of {opened.checkpoint.id} has no label2id, which names the class entailment",
                     hint='add it to config.json: "label2id": {"entailment": 0, ...}',
                 )
             raise ExportError(

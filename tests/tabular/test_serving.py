@@ -102,6 +102,19 @@ def test_what_users_call_keeps_its_name_inputs_and_outputs(caller: Client) -> No
     assert described("stamps") == [("features", "FP64"), ("prediction", "FP32")]
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_over_the_wire(server: Server, repository: Path, name: str) -> None:
+    manifest, answers = router.verify_wire(name, repository, server.grpc)
+    assert answers.failures == []
+    measured = manifest.evidence["raw"]
+    assert (
+        (answers.inputs, answers.agreement)
+        == (measured["inputs"], measured["agreement"])
+        == (measured["inputs"], 1)
+    )
+    assert answers.original == measured["original"]
+
+
 @pytest.mark.parametrize(
     "age", [[None], [float("nan")], [pd.NA], np.array([np.nan]), pd.Series([None])], ids=repr
 )

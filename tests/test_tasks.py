@@ -292,7 +292,7 @@ def test_the_asyncio_client_gives_the_same(served: Server) -> None:
 def test_raw_inputs_over_the_wire(served: Server, name: str) -> None:
     manifest, answers = verify_wire(name, served.repository, served.grpc)
     measured = manifest.evidence["raw"]
-    assert answers.failures == [] and answers.inputs > 5
+    assert answers.failures == [] and answers.inputs >= 5
     assert [answers.inputs, answers.tokens] == [measured["inputs"], measured["tokens"]]
     assert answers.agreement == measured["agreement"] == 1.0
 

@@ -97,6 +97,7 @@ def from_triton(error: InferenceServerException, url: str) -> ClientError:
     """The typed error for what tritonclient raised."""
     status = str(error.status() or "").strip("[]")
     message = re.sub(r"^\[request id: [^]]*\] ", "", str(error.message() or error).strip())
+    message = re.sub(r" NOTE: Setting a non-zero max_batch_size.*", "", message, flags=re.DOTALL)
     kind = _BY_STATUS.get(status)
     if kind in (None, Unavailable, BadInput, UnknownModel):
         for pattern, by_text in _BY_TEXT:

@@ -41,6 +41,11 @@ def rows_of(table: Table, kinds: Mapping[str, str]) -> Arrays:
                 "the model reads a matrix of numbers, and the table has columns by name",
                 hint="[[...], ...], columns in the order in which the model was trained",
             )
+        if columns is not None and list(columns) != [str(index) for index in range(len(columns))]:
+            raise BadInput(
+                "the model reads a matrix, which does not tell whether columns with names are in order",
+                hint="table.to_numpy(), columns in the order in which the model was trained",
+            )
         kind = kinds[FEATURES]
         return {FEATURES: _matrix(table, kind) if columns is None else _joined(columns, kind)}
     if columns is None:
@@ -151,6 +156,8 @@ def _number(value: Any, place: str) -> float:
     if isinstance(value, str | bytes):
         raise BadInput(f"{place}: {value!r} is text, and the model reads a number there")
     try:
+        if isinstance(value, complex | np.complexfloating):  # of which float() would leave a part out
+            raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError):
         raise BadInput(f"{place}: {value!r} is not a number") from None

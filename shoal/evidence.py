@@ -29,6 +29,11 @@ def evidence_table(rows: Sequence[Row], title: str) -> Table:
     return made
 
 
+def notes_of(rows: Sequence[Row]) -> list[str]:
+    """What was not compared with the original, or cannot be sent to it, each once."""
+    return list(dict.fromkeys(note for row in rows for note in (row.get("raw") or {}).get("notes", ())))
+
+
 def raw_share(evidence: Mapping[str, Any]) -> str:
     """The share of raw inputs that are answered as by the original library; "" where none was compared."""
     raw = evidence.get("raw")

@@ -16,7 +16,7 @@ from rich.markup import escape
 from shoal import requests, show
 from shoal.admin import key_from_environment
 from shoal.errors import MissingDependency, ServerError, ShoalError, UsageError
-from shoal.evidence import evidence_table
+from shoal.evidence import evidence_table, notes_of
 from shoal.progress import Bars
 
 out = Console(soft_wrap=False)
@@ -57,6 +57,8 @@ def run_export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]
     if not as_json:
         if result["evidence"]:
             out.print(evidence_table(result["evidence"], f"{settings.name} against the original"))
+        for note in notes_of(result["evidence"]):
+            out.print(f"note: {note}", highlight=False, markup=False)
         served = result["published"][-1]
         out.print(f"task: {result['task']}", highlight=False)
         out.print(

@@ -126,12 +126,11 @@ class Compared:
             for row in self.examples
         )
 
-    def raw(self, original: str, refused: int) -> RawEvidence:
+    def raw(self, original: str, sample: Sample) -> RawEvidence:
         """As evidence of raw inputs.
 
         Args:
             original: the call that answered.
-            refused: how many rows the original itself raises for.
         """
         tolerance = RawTolerance(TOLERANCE.max_abs_diff, TOLERANCE.min_agreement)
         agrees = ~self.wrong & (self.apart <= tolerance.distance)
@@ -142,10 +141,11 @@ class Compared:
             agreement=float(agrees.mean()),
             largest=float(finite.max(initial=0.0)),
             tokens=None,
-            failed=refused,
+            failed=0 if sample.refused is None else len(sample.refused),
             refused=0,
             worst=None if agrees.all() else self.examples[0],
             tolerance=tolerance,
+            notes=sample.notes,
         )
 
 

@@ -86,12 +86,14 @@ def _check_answer(model: Any) -> None:
             f"{name} chooses its label by a threshold, and what is served by the largest probability",
             hint="export its estimator_, and compare the score with the threshold where you call it",
         )
-    if not hasattr(model, "predict_proba"):
+    voters = getattr(final, "estimators_", ()) if hasattr(final, "voting") else ()
+    silent = [type(_final(voter)).__name__ for voter in voters if not hasattr(voter, "predict_proba")]
+    if not hasattr(model, "predict_proba") or silent:
         hint = "wrap it in CalibratedClassifierCV and fit again"
-        raise ExportError(
-            f"{name} has no probabilities",
-            hint="fit it with voting='soft'" if hasattr(final, "voting") else hint,
-        )
+        if hasattr(final, "voting"):
+            wrapped = f", {' and '.join(silent)} in CalibratedClassifierCV" if silent else ""
+            hint = f"fit it with voting='soft'{wrapped}"
+        raise ExportError(f"{name} has no probabilities", hint=hint)
 
 
 def _classes_of_booster(model: xgboost.Booster) -> tuple[str, ...]:

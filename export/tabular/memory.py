@@ -93,6 +93,12 @@ def columns_of(model: Any) -> tuple[tuple[Column, ...], bool]:
 def _settle(column: Column) -> None:
     """What its categories say of a column."""
     values = [value for value in column.known if value is not None and value == value]  # noqa: PLR0124
+    absent = {"None" if value is None else "NaN" for value in column.known if value is None or value != value}  # noqa: PLR0124
+    if len(absent) > 1:
+        raise ExportError(
+            f"column {column.name!r} tells None from NaN, and the wire has one missing value",
+            hint="replace one of them by a word and fit again",
+        )
     if column.texts and column.kind != DOCUMENT:
         column.kind = CATEGORY
         if "" in column.texts and len(values) < len(column.known):

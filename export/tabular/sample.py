@@ -11,6 +11,7 @@ Nothing here looks at what was exported.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from export.tabular import edges, limits, values
 from export.tabular.asking import Asker, differences, scale_of
-from export.tabular.columns import Rows, joined
+from export.tabular.columns import CATEGORY, Column, Rows, joined
 from export.tabular.original import Answers
 from export.tabular.source import Estimator
 from serving.models.rows import Check
@@ -42,6 +43,7 @@ class Sample:
         scale: how large its predictions are; see `asking.scale_of`.
         refused: rows with a value that it refuses, one each.
         checks: what each column may hold, of those that do not take everything.
+        notes: what cannot be sent as the original tells it apart.
     """
 
     rows: Rows
@@ -52,6 +54,7 @@ class Sample:
     scale: NDArray[np.float64]
     refused: Rows | None
     checks: tuple[Check, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def rounding(self) -> float:
@@ -102,7 +105,23 @@ def sample(estimator: Estimator, own: Rows | None = None, *, seed: int = 0) -> S
         scale_of(expected.take(np.arange(count + len(base)))),
         None if accepted.all() else alone.take(~accepted),
         checks,
+        _notes(columns, ask, base),
     )
+
+
+def _notes(columns: Sequence[Column], ask: Asker, base: Rows) -> tuple[str, ...]:
+    """Columns in which the original tells an empty text from a missing value: on the wire they are one."""
+    made = []
+    for column in columns:
+        if column.kind != CATEGORY or "" in column.texts:
+            continue
+        pair = base.take(np.array([0, 0]))
+        pair.values[column.name][:] = [None, ""]
+        if ask.accepted(pair).all():
+            found = ask(pair)
+            if not np.array_equal(found.scores[0], found.scores[1], equal_nan=True):
+                made.append(f"column {column.name!r}: an empty text is read as a missing value")
+    return tuple(made)
 
 
 def _base(estimator: Estimator, ask: Asker, own: Rows | None, chance: np.random.Generator) -> Rows:
@@ -123,7 +142,7 @@ def _base(estimator: Estimator, ask: Asker, own: Rows | None, chance: np.random.
             reason = _said(error)
     raise ExportError(
         f"the original refuses every row that is made up to compare it with: {reason}",
-        hint="--eval-data with rows that it takes",
+        hint="--eval-data with rows that it takes, if there are such",
     )
 
 

@@ -68,7 +68,7 @@ def measure(served: Served, sample: Sample, *, progress: Silent | None = None) -
         reference_value=reference_value,
         examples=found.sentences,
         cases=tuple((batch, len(rows)) for batch in BATCH_SIZES),
-        raw=found.raw(served.estimator.call, sum(refused)),
+        raw=found.raw(served.estimator.call, sample),
     )
 
 
@@ -80,7 +80,7 @@ def measure_wire(served: Served, sample: Sample, wire: Wire, model: str, batch: 
         batch: how many rows a request has.
     """
     found = compare(served.over(wire, model), served, sample, (batch,))
-    return found.raw(served.estimator.call, 0 if sample.refused is None else len(sample.refused))
+    return found.raw(served.estimator.call, sample)
 
 
 def _refused(served: Served, sample: Sample) -> tuple[int, int]:

@@ -294,6 +294,16 @@ def collides() -> Any:
         (LinearSVC().fit(TABLE, THREE), "LinearSVC has no probabilities.*CalibratedClassifierCV"),
         (make_pipeline(StandardScaler(), LinearSVC()).fit(TABLE, THREE), "CalibratedClassifierCV"),
         (VotingClassifier([("a", regression())]).fit(TABLE, THREE), "voting='soft'"),
+        (
+            VotingClassifier([("a", regression()), ("b", RidgeClassifier())]).fit(TABLE, THREE),
+            "voting='soft', RidgeClassifier in CalibratedClassifierCV",
+        ),
+        (
+            VotingClassifier([("a", regression()), ("b", RidgeClassifier())], voting="soft").fit(
+                TABLE, THREE
+            ),
+            "VotingClassifier has no probabilities.*RidgeClassifier in CalibratedClassifierCV",
+        ),
         (FixedThresholdClassifier(regression()).fit(TABLE, TWO), "by a threshold.*export its estimator_"),
         (
             MultiOutputClassifier(regression()).fit(TABLE, np.column_stack([THREE, THREE])),
@@ -309,11 +319,19 @@ def test_refused_by_name(model: Any, said: str) -> None:
         classes_of(model)
 
 
+def test_neighbours_by_their_distance_are_refused(tmp_path: Path) -> None:
+    model = KNeighborsClassifier(weights="distance").fit(TABLE, THREE)
+    with pytest.raises(ExportError, match="weights='distance'.*weights='uniform'"):
+        answers(model, TABLE, tmp_path)
+
+
 def test_ways_out_of_what_is_refused(tmp_path: Path) -> None:
     soft = VotingClassifier([("a", regression())], voting="soft")
     fixed = FixedThresholdClassifier(regression()).fit(TABLE, TWO).estimator_
     vectors = CalibratedClassifierCV(SVC(), ensemble=False, cv=2)
-    for model in (CalibratedClassifierCV(LinearSVC(), cv=2), soft, fixed, vectors):
+    wrapped = [("a", regression()), ("b", CalibratedClassifierCV(RidgeClassifier(), cv=2))]
+    both = VotingClassifier(wrapped, voting="soft")
+    for model in (CalibratedClassifierCV(LinearSVC(), cv=2), soft, fixed, vectors, both):
         model.fit(TABLE, TWO)
         label, got = answers(model, TABLE, tmp_path)
         assert label.tolist() == model.predict(TABLE).tolist()

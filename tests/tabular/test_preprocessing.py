@@ -207,6 +207,18 @@ def test_gaps_are_filled_before_they_are_encoded(tmp_path: Path) -> None:
         assert [column.input for column in estimator_of(model).columns] == ["city", "age", "fare_paid"]
 
 
+def test_an_empty_text_that_the_original_tells_from_a_missing_one_is_noted(tmp_path: Path) -> None:
+    part = make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder(handle_unknown="ignore"))
+    columns = ColumnTransformer([("c", part, ["city"])], remainder="drop")
+    found = proof(make_pipeline(columns, regression()).fit(GAPS, BOUGHT), tmp_path).evidence
+    assert found.failures == [] and found.raw is not None
+    assert found.raw.notes == ("column 'city': an empty text is read as a missing value",)
+    plain = ColumnTransformer([("c", OneHotEncoder(handle_unknown="ignore"), ["city"])])
+    whole = FRAME.assign(city=FRAME["city"].fillna("Rome"))
+    found = proof(make_pipeline(plain, regression()).fit(whole, BOUGHT), tmp_path).evidence
+    assert found.raw is not None and found.raw.notes == ()
+
+
 @pytest.mark.parametrize(
     "chosen",
     [slice(0, 1), [0], [True, False, False, False, False, False], make_column_selector(dtype_include=object)],
@@ -258,8 +270,13 @@ def double(values: Any) -> Any:
             frame({"city": np.where(FRAME["vip"], None, np.where(FRAME["age"] > 40, "", "Rome"))}),
             "tells the empty string from a missing value.*replace the empty strings",
         ),
+        (
+            make_pipeline(OneHotEncoder(), regression()),
+            frame({"city": np.where(FRAME["vip"], None, np.where(FRAME["age"] > 40, np.nan, "Rome"))}),
+            "'city' tells None from NaN.*replace one of them",
+        ),
     ],
-    ids=["own-code", "splines", "array-of-texts", "large-ids", "empty-and-missing"],
+    ids=["own-code", "splines", "array-of-texts", "large-ids", "empty-and-missing", "none-and-nan"],
 )
 def test_refused_with_a_way_out(model: Any, table: Any, said: str, tmp_path: Path) -> None:
     model.fit(table, BOUGHT)

@@ -160,6 +160,20 @@ def test_texts_beside_other_columns(tmp_path: Path) -> None:
     assert names == ["age", "city", "counts:0", "terms:0", "counts:1", "terms:1"]
 
 
+def test_characters_of_one_column_and_words_of_another(tmp_path: Path) -> None:
+    table = frame({"title": [text[:12] for text in TEXTS], "body": [f"{text} {text}" for text in TEXTS]})
+    characters = CountVectorizer(analyzer="char_wb", ngram_range=(2, 3), binary=True)
+    columns = [
+        ("t", characters, "title"),
+        ("b", CountVectorizer(), "body"),
+        ("h", TfidfVectorizer(), "title"),
+    ]
+    model = make_pipeline(ColumnTransformer(columns), LogisticRegression()).fit(table, TARGET)
+    _, got = answers(model, table, tmp_path)
+    np.testing.assert_allclose(got, model.predict_proba(table), atol=1e-6)
+    assert proof(model, tmp_path).evidence.failures == []
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [

@@ -45,6 +45,13 @@ def transformed(context: Context, part: Any, table: Table) -> Table:
 def predicted(context: Context, model: Any, table: Table) -> str:
     """A classifier's probabilities, or a regressor's predictions [batch, outputs]."""
     graph = context.graph
+    weights = getattr(model, "weights", "uniform")
+    if isinstance(model, KNeighborsClassifier | KNeighborsRegressor) and weights != "uniform":
+        named = getattr(weights, "__name__", weights)
+        raise Unsupported(
+            f"{type(model).__name__}(weights={named!r}) has no conversion that weighs neighbours alike",
+            hint="weights='uniform', or a forest, which has no neighbours",
+        )
     context.doubts += [text for kinds, text in _DOUBTS if isinstance(model, kinds)]
     if is_classifier(model):
         return _inlined(context, model, table, {"zipmap": False}, 2)[1]

@@ -103,9 +103,8 @@ def _counted(
     graph, number = context.graph, len(context.texts)
     context.texts.append(terms)
     indices, counts = inputs_of(number)
-    given = graph.input(counts, TensorProto.FLOAT, "terms")
-    return (
-        Sparse(
-            graph.input(indices, TensorProto.INT64, "terms"), graph.cast(given, TensorProto.DOUBLE), columns
-        ),
-    )
+    # Texts of two columns have different numbers of terms.
+    most = f"terms_{number}"
+    given = graph.input(counts, TensorProto.FLOAT, most)
+    found = graph.input(indices, TensorProto.INT64, most)
+    return (Sparse(found, graph.cast(given, TensorProto.DOUBLE), columns),)

@@ -130,6 +130,11 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
             f"{folder} holds an adapter and no model",
             hint="put it into its model with PEFT: model.merge_and_unload().save_pretrained(FOLDER)",
         )
+    if not (folder / CONFIG).is_file() and (first := _first_module(checkpoint.folder)):
+        raise ExportError(
+            f"{checkpoint.folder} begins with the module {first}, which is no transformer",
+            hint="a transformer, Pooling, Dense, LayerNorm and Normalize can be exported",
+        )
     if not (folder / CONFIG).is_file():
         raise ExportError(
             f"{folder} has no {CONFIG}", hint="give the folder that a Hugging Face model was saved to"
@@ -141,6 +146,15 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
             hint="load it where you trust it and save it again: save_pretrained(FOLDER) writes safetensors",
         )
     return checkpoint
+
+
+def _first_module(folder: Path) -> str:
+    """The class of the first module that sentence-transformers would make; "": it has saved none there."""
+    modules = read_json(folder / "modules.json", [])
+    try:
+        return str(modules[0]["type"]).rpartition(".")[2]
+    except (IndexError, KeyError, TypeError):
+        return ""
 
 
 def check_source(checkpoint: Checkpoint, manifest: Manifest) -> None:

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from shoal import __version__, models, show, traces, versions
 from shoal.calls import chat, infer, loadtest
-from shoal.errors import ServerError, ShoalError, UsageError
+from shoal.errors import ExportError, ServerError, ShoalError, UsageError
 from shoal.options import (
     DEFAULT_REPOSITORY,
     Detach,
@@ -199,7 +199,9 @@ def main() -> NoReturn:
         sys.exit(code if isinstance(code, int) else 0)
     except ShoalError as error:
         # What a library raised behind it is for those who want to know more.
-        behind = error.__cause__ is not None and not isinstance(error.__cause__, ShoalError | OSError)
+        behind = isinstance(error, ExportError) and not isinstance(
+            error.__cause__, ShoalError | OSError | None
+        )
         _fail(error.message, error.hint, error.exit_code, error if behind else None)
     except typer.Abort:
         _fail("interrupted", "", 130)

@@ -504,6 +504,44 @@ CASES: dict[str, tuple[str, Callable[[Path], Any], list[str], int, str]] = {
         1,
         "has one vocabulary for texts and another for answers",
     ),
+    "embeddings of tokens alone": (
+        "bert",
+        lambda f: (
+            (f / CONFIG).unlink(),
+            write(f / "modules.json", json.dumps([{"type": "sentence_transformers.models.StaticEmbedding"}])),
+        )[0],
+        [],
+        1,
+        "begins with the module StaticEmbedding.*a transformer, Pooling",
+    ),
+    "a decoder that searches with beams": (
+        "decoder",
+        lambda f: edit(f / "generation_config.json", num_beams=3),
+        [],
+        1,
+        "asks for num_beams = 3, which is not supported.*take num_beams out",
+    ),
+    "a decoder with a short context": (
+        "decoder",
+        lambda f: edit(f / CONFIG, max_position_embeddings=128),
+        [],
+        1,
+        "holds 128 tokens, and at least 512 are needed",
+    ),
+    "a writer that repeats nothing of its text": (
+        "writer",
+        lambda f: edit(f / "generation_config.json", encoder_no_repeat_ngram_size=2),
+        [],
+        1,
+        "encoder_no_repeat_ngram_size = 2, which is not supported.*take encoder_no_repeat_ngram_size out",
+    ),
+    "a processor that swaps colours": (
+        "vit",
+        lambda f: edit(f / "preprocessor_config.json", image_processor_type="MobileViTImageProcessor"),
+        [],
+        1,
+        "MobileViTImageProcessor in a way that is not supported: do_flip_channel_order",
+    ),
     # The command itself.
     "an unknown task": ("bert", lambda f: None, ["--task", "poetry"], 2, "unknown task poetry"),
     "labelled data that are not there": (

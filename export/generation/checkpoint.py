@@ -34,8 +34,9 @@ _REFUSED = (
     *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_bos_token_id"),
     *("forced_eos_token_id", "no_repeat_ngram_size", "min_length", "min_new_tokens", "sequence_bias"),
     *("exponential_decay_length_penalty", "guidance_scale", "constraints", "force_words_ids"),
-    *("penalty_alpha", "dola_layers", "stop_strings", "max_time", "watermarking_config"),
+    *("num_beams", "penalty_alpha", "dola_layers", "stop_strings", "max_time", "watermarking_config"),
 )
+LEAST_CONTEXT = 512  # tokens: what `export.generation.verify` reads at once
 # What it may say of sampling, in our names, which are the same.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -177,6 +178,11 @@ def decoder_settings(checkpoint: Checkpoint) -> DecoderSettings:
     if context is None or context >= NO_LIMIT:
         raise ExportError(
             f"{checkpoint.id} does not state its max_position_embeddings", hint="add it to config.json"
+        )
+    if context < LEAST_CONTEXT:
+        raise ExportError(
+            f"{checkpoint.id} holds {context} tokens, and at least {LEAST_CONTEXT} are needed to measure it",
+            hint="choose a model with a longer context",
         )
     ends = generation.eos_token_id
     said = generation.to_diff_dict()

@@ -191,6 +191,7 @@ def measure_reference(model: PreTrainedModel, chosen: Sample, progress: Silent) 
                 ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
+                repetition_penalty=1.0,  # plain logits are compared, whatever the checkpoint asks for
                 max_new_tokens=ANSWER_TOKENS,
                 eos_token_id=-1,  # none: the answers are compared beyond the end of the text
                 pad_token_id=0,

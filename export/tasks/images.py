@@ -73,17 +73,25 @@ def processor_of(checkpoint: Checkpoint) -> Processor:
     try:
         made = _derived(library)
         apart = max(_apart(made, library, picture) for picture in _shapes())
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ExportError(f"{checkpoint.id} prepares pictures with {kind}, {_NOT_SUPPORTED}") from error
+    except (AttributeError, KeyError, TypeError, ValueError):
+        apart = float("inf")
     if not apart < _PIXEL:
+        others = ", ".join(_others(library)) or f"pixels differ by {apart:.2g}"
         raise ExportError(
-            f"{checkpoint.id} prepares pictures with {kind}, {_NOT_SUPPORTED}: ours differ by {apart:.2g}"
+            f"{checkpoint.id} prepares pictures with {kind} in a way that is not supported: {others}",
+            hint="resize, crop of the centre, rescale and normalize are: choose a model that needs no more",
         )
     return made
 
 
 _PIXEL = 1e-3  # largest difference of a prepared pixel, whose values are about 1
-_NOT_SUPPORTED = "in a way that is not supported (resize, crop of the centre, rescale, normalize are)"
+_DONE = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+
+
+def _others(library: Any) -> list[str]:
+    """What a processor does besides, by the names of its settings."""
+    named = [name for name in vars(library) if name.startswith("do_") and name not in _DONE]
+    return [name for name in (*named, "rescale_offset", "include_top") if getattr(library, name, False)]
 
 
 def _derived(library: Any) -> Processor:
@@ -94,13 +102,14 @@ def _derived(library: Any) -> Processor:
         edge = size[0]
         whole = edge >= 384  # and large ones do not, as its authors trained it
         size, crop = ((edge, edge), None) if whole else ((int(edge / library.crop_pct),), (edge, edge))
+    normalizes = getattr(library, "do_normalize", False)  # MobileViT's has no such setting
     return Processor(
         size=size,
         resample=int(library.resample),
         crop=crop,
         scale=float(library.rescale_factor) if library.do_rescale else 1.0,
-        mean=_channels(library.image_mean) if library.do_normalize else (),
-        std=_channels(library.image_std) if library.do_normalize else (),
+        mean=_channels(library.image_mean) if normalizes else (),
+        std=_channels(library.image_std) if normalizes else (),
     )
 
 

@@ -299,19 +299,26 @@ class Truncating(Layout):
         super().__init__(path, max_length, **options)
         self._counter = Tokenizer.from_file(str(path))
         self._counter.no_truncation()
-        self._room = max_length - self._counter.num_special_tokens_to_add(is_pair=True) - self.stride
+        self._most = max_length - self._counter.num_special_tokens_to_add(is_pair=True)
 
-    def check_room(self, texts: Sequence[str], what: str) -> None:
+    def check_room(self, whole: Sequence[str], cut: Sequence[str], what: str) -> None:
         """Refuse a text that leaves no token for its partner: the tokenizer would end the process.
+
+        Args:
+            whole: texts that must fit as they are.
+            cut: the partner of each, which is cut where both do not fit.
 
         Raises:
             BadText: there is one.
         """
-        for index, encoding in enumerate(self._counter.encode_batch_fast(texts, add_special_tokens=False)):
-            if len(encoding) >= self._room:
+        room = self._most - self.stride
+        for index, encoding in enumerate(self._counter.encode_batch_fast(whole, add_special_tokens=False)):
+            if len(encoding) < room:
+                continue
+            partner = self._counter.encode(cut[index], add_special_tokens=False)
+            if len(encoding) + len(partner) > self._most:
                 raise BadText(
-                    f"{what} {index} has {len(encoding)} tokens, at most {self._room - 1} leave room for"
-                    " its text"
+                    f"{what} {index} has {len(encoding)} tokens, at most {room - 1} leave room for its text"
                 )
 
 
@@ -326,8 +333,8 @@ class Hypotheses(Truncating):
     def encode(self, texts: Texts) -> Batch:
         template = self.options["hypothesis_template"]
         rows = [[template.format(label) for label in row] for row in texts["candidate_labels"]]
-        self.check_room([sentence for row in rows for sentence in row], "the sentence on label")
         pairs = [(text, s) for (text,), row in zip(texts["text"], rows, strict=True) for s in row]
+        self.check_room([s for _, s in pairs], [text for text, _ in pairs], "the sentence on label")
         return Batch(self.tokenizer.encode_batch_fast(pairs), sequences=len(rows[0]))
 
 
@@ -344,8 +351,8 @@ class Windows(Truncating):
         return min(int(self.options["stride"]), self.max_length // 2)
 
     def encode(self, texts: Texts) -> Batch:
-        self.check_room([question for (question,) in texts["question"]], "question")
         pairs = [(q, c) for (q,), (c,) in zip(texts["question"], texts["context"], strict=True)]
+        self.check_room([q for q, _ in pairs], [c for _, c in pairs], "question")
         rows = [[encoding, *encoding.overflowing] for encoding in self.tokenizer.encode_batch(pairs)]
         most = max(map(len, rows))
         # A row with fewer windows repeats its first, in which no answer is looked for.

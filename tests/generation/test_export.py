@@ -26,7 +26,9 @@ from serving.generation.runner import mover_of
 from shoal.errors import ExportError, NotProven, RepositoryError, UsageError
 from shoal.machine import gpus
 from shoal.manifest import manifests
-from tests.raw.served import AGREED
+from tests import tiny
+from tests.matrix import little_evidence
+from tests.raw.served import AGREED, edit
 
 
 def test_every_precision_is_proven(decoder_export: tuple[Path, Outcome]) -> None:
@@ -73,6 +75,20 @@ def _evidence(**changes: object) -> GenerationEvidence:
 def test_what_misses_its_tolerance_is_not_published(changes: dict[str, object], said: str) -> None:
     with pytest.raises(NotProven, match=said):
         Verified(Exported(Path("x"), (), (), 21, 10), replace(_evidence(**changes), raw=AGREED))
+
+
+def test_what_a_checkpoint_asks_of_sampling_is_the_default(tmp_path: Path) -> None:
+    folder = tiny.make_decoder(tmp_path / "decoder", "LlamaForCausalLM")
+    edit(folder / "generation_config.json", repetition_penalty=1.9, temperature=0.5)
+    recipe = GenerationRecipe(source=str(folder), name="x", precisions=("fp32",))
+    with little_evidence():
+        (evidence,) = export(recipe, tmp_path / "repository").evidence
+    assert evidence.greedy_match == 1.0 and evidence.raw is not None
+    assert (evidence.raw.agreement, evidence.raw.tokens) == (1.0, 1.0)  # `generate` penalizes by itself
+    text = (tmp_path / "repository" / "x" / "config.pbtxt").read_text()
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    default = json.loads(config.parameters["default_sampling"].string_value)
+    assert default == {"repetition_penalty": 1.9, "temperature": 0.5}
 
 
 def test_the_vllm_backends_layout(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from sklearn.linear_model import (
     MultiTaskLasso,
     PoissonRegressor,
     Ridge,
+    RidgeClassifier,
     SGDClassifier,
     TweedieRegressor,
 )
@@ -51,6 +52,7 @@ from sklearn.model_selection import (
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor, RegressorChain
 from sklearn.naive_bayes import BernoulliNB, ComplementNB, GaussianNB, MultinomialNB
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -299,9 +301,7 @@ def collides() -> Any:
             "voting='soft', RidgeClassifier in CalibratedClassifierCV",
         ),
         (
-            VotingClassifier([("a", regression()), ("b", RidgeClassifier())], voting="soft").fit(
-                TABLE, THREE
-            ),
+            VotingClassifier([("b", RidgeClassifier())], voting="soft").fit(TABLE, THREE),
             "VotingClassifier has no probabilities.*RidgeClassifier in CalibratedClassifierCV",
         ),
         (FixedThresholdClassifier(regression()).fit(TABLE, TWO), "by a threshold.*export its estimator_"),

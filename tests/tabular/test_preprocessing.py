@@ -272,7 +272,13 @@ def double(values: Any) -> Any:
         ),
         (
             make_pipeline(OneHotEncoder(), regression()),
-            frame({"city": np.where(FRAME["vip"], None, np.where(FRAME["age"] > 40, np.nan, "Rome"))}),
+            pd.DataFrame(
+                {
+                    "city": pd.Series(
+                        [None, np.nan, "Rome"] * (COUNT // 3) + ["Rome"] * (COUNT % 3), dtype=object
+                    )
+                }
+            ),
             "'city' tells None from NaN.*replace one of them",
         ),
     ],

@@ -168,7 +168,8 @@ def test_characters_of_one_column_and_words_of_another(tmp_path: Path) -> None:
         ("b", CountVectorizer(), "body"),
         ("h", TfidfVectorizer(), "title"),
     ]
-    model = make_pipeline(ColumnTransformer(columns), LogisticRegression()).fit(table, TARGET)
+    model = make_pipeline(ColumnTransformer(columns), LogisticRegression())
+    model.fit(table, TARGET)
     _, got = answers(model, table, tmp_path)
     np.testing.assert_allclose(got, model.predict_proba(table), atol=1e-6)
     assert proof(model, tmp_path).evidence.failures == []

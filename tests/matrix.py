@@ -104,7 +104,8 @@ _ENCODERS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("BERT", "Bert", {}, ""),
     ("RoBERTa", "Roberta", {}, "ForSequenceClassification"),
     ("DistilBERT", "DistilBert", {}, ""),
-    ("MPNet", "MPNet", {}, ""),
+    # Two positions stand before the first token, and the tokenizer's texts have 160.
+    ("MPNet", "MPNet", {"max_position_embeddings": 162}, ""),
     ("XLM-RoBERTa", "XLMRoberta", {}, ""),
     ("DeBERTa", "Deberta", {**_DISENTANGLED, "max_relative_positions": -1}, ""),
     (
@@ -225,7 +226,7 @@ _IMAGES = tuple(
             "ConvNeXT",
             "ConvNext",
             {**_STAGES, "num_stages": 2, "processor": "ConvNextImageProcessor"},
-            {"refused": "prepares images with ConvNextImageProcessor, which is not supported"},
+            {},
         ),
     )
 )

@@ -211,6 +211,7 @@ class FillMask(Head):
         super().__init__(backbone)
         self.mask_id = mask_id
         self._position: Any = None
+        self._narrowed = False
         # The product with the vocabulary is the larger half of a small model: one token of it is wanted.
         backbone.get_output_embeddings().register_forward_pre_hook(self._masked_only)
 
@@ -218,14 +219,17 @@ class FillMask(Head):
         hidden, *others = arguments
         if self._position is None:
             return arguments
-        chosen = hidden[torch.arange(hidden.shape[0], device=hidden.device), self._position]
-        return (chosen.unsqueeze(1), *others)
+        self._narrowed = True
+        return (_at(hidden, self._position).unsqueeze(1), *others)
 
     def logits(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """float32 [rows, vocabulary]."""
         self._position = (inputs["input_ids"] == self.mask_id).to(torch.int64).argmax(1)
+        self._narrowed = False
         try:
-            return (self.backbone(**inputs).logits[:, 0],)
+            logits = self.backbone(**inputs).logits
+            # MobileBERT multiplies with the matrix of its output layer, and never calls the layer.
+            return (logits[:, 0] if self._narrowed else _at(logits, self._position),)
         finally:
             self._position = None
 

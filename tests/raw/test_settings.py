@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast, pipeline
 
 from export.raw.served import ask
+from serving.in_process import Refused
 from tests import tiny
 from tests.raw.served import edit, evidence, served
 
@@ -299,6 +300,18 @@ def test_a_mask_of_any_spelling(tmp_path: Path, spelling: str) -> None:
     expected = library(text)
     assert got["label"] == [entry["token_str"] for entry in expected]
     np.testing.assert_allclose(got["score"], [entry["score"] for entry in expected], atol=1e-4)
+
+
+def test_a_mask_where_the_model_never_calls_its_output_layer(tmp_path: Path) -> None:
+    sizes = {"embedding_size": 16, "true_hidden_size": 16, "intra_bottleneck_size": 16}
+    folder = tiny.make(tmp_path / "checkpoint", "MobileBertForMaskedLM", **sizes)
+    library = pipeline("fill-mask", model=str(folder), device="cpu", top_k=5)
+    with served(folder, tmp_path / "work") as (_, caller):
+        for text in ("Fish [MASK] in shoals.", "the lazy [MASK]"):
+            got = ask(caller, "m", {"text": [text]})
+            assert not isinstance(got, Refused)
+            assert got["label"] == [entry["token_str"] for entry in library(text)]
+            np.testing.assert_allclose(got["score"], [e["score"] for e in library(text)], atol=1e-4)
 
 
 @pytest.mark.parametrize("labels", [["fish"], ["fish", "fowl", "é"]])

@@ -28,7 +28,7 @@ test-slow: $(READY)
 test-compose: $(READY)
 	$(BIN)/python -m pytest -m compose -s tests/compose
 
-## test-export: tiny models of every architecture, exported and compared; writes docs/models.md (8 minutes)
+## test-export: tiny models of every architecture, exported and compared; writes docs/models.md (13 minutes)
 test-export: $(READY)
 	$(BIN)/python -m pytest -m matrix tests/test_matrix.py
 

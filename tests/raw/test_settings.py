@@ -385,7 +385,7 @@ def test_add_eos_token_and_a_fusion_that_is_wrong_for_rotary_embeddings(tmp_path
     ],
 )
 def test_a_shorter_length_by_the_recipe(tmp_path: Path, architecture: str, task: str) -> None:
-    classes: dict[str, Any] = {"num_labels": 1 if task == "text-ranking" else 3}
+    classes: dict[str, Any] = {"num_labels": {"text-ranking": 1, "question-answering": 2}.get(task, 3)}
     if task == "zero-shot-classification":
         names = ["contradiction", "neutral", "entailment"]
         classes = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}

@@ -46,9 +46,7 @@ def every_raw_input(_few_raw_inputs: None) -> Iterator[None]:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """The default recipe, exported into an empty repository."""
     repository = tmp_path_factory.mktemp("exported") / "model_repository"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoder, "cases_of", cases.cases_of)
-        return repository, export(Recipe(), repository)
+    return repository, export(Recipe(), repository)
 
 
 @pytest.fixture(scope="session")

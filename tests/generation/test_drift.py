@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from clients import GrpcClient
 from export.generation.checkpoint import decoder_settings, find_decoder
@@ -29,6 +30,7 @@ def test_every_version_has_its_reference(decoder_repository: Path) -> None:
         assert 1 < edges[len(edges) // 2] < 1000
 
 
+@pytest.mark.slow
 def test_another_language_is_seen_and_the_same_kind_of_text_is_not(
     decoder_repository: Path, tmp_path: Path, _own_cache: None
 ) -> None:

@@ -110,7 +110,9 @@ def _prompts(count: int) -> list[str]:
     return [text for text in corpus.texts(4 * count, words=(14, 0.5), seed=5) if len(text) > 20][:count]
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(64, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("count", [4, 64])
 def test_answers_do_not_depend_on_who_joins_and_leaves(
     count: int, decoder_repository: Path, tmp_path: Path
 ) -> None:

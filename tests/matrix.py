@@ -121,7 +121,7 @@ _ENCODERS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
         "ModernBERT",
         "ModernBert",
         {"global_attn_every_n_layers": 2, "local_attention": 16},
-        "ForTokenClassification",
+        "",
     ),
     ("CamemBERT", "Camembert", {}, ""),
     ("data2vec", "Data2VecText", {}, ""),
@@ -149,7 +149,7 @@ _TEXT_TOWER = {**tiny.SIZES, "eos_token_id": 3, "projection_dim": 32}
 _OTHER_ENCODERS = (
     Case("ConvBERT", "ConvBertModel", "sentence-similarity", refused="batch invariance"),
     # optimum does not know it: through PyTorch's own exporter.
-    Case("ERNIE", "ErnieModel", "sentence-similarity", small=True),
+    Case("ERNIE", "ErnieModel", "sentence-similarity"),
     Case("T5", "T5EncoderModel", "sentence-similarity", {"d_model": 32, "d_kv": 8, "d_ff": 64}),
     Case("XLM-RoBERTa-XL", "XLMRobertaXLModel", "sentence-similarity"),
     Case(

@@ -494,6 +494,7 @@ def test_checkpoints_that_cannot_be(checkpoints: Path, tmp_path: Path) -> None:
     assert isinstance(asked, Recipe)  # what is asked for counts
 
 
+@pytest.mark.slow
 def test_other_architectures_of_the_family(tmp_path: Path) -> None:
     for kind in ("MT5", "MBart", "Pegasus"):
         options = {"spread": 2.0} if kind == "MT5" else {}

@@ -27,7 +27,7 @@ from serving.generation.text import encode_prompt
 from serving.in_process import InProcess, Model, Refused
 from shoal.progress import Silent
 
-NEW_TOKENS = 8
+NEW_TOKENS = 5
 ROWS = 2  # of the cache, while evidence is taken
 # A token that falls otherwise changes all that follow: what counts of a quantized version is how it begins.
 _EXACT = RawTolerance(0.0, share=0.9)
@@ -82,7 +82,7 @@ class Prompts:
     def rows(self) -> list[Row]:
         """What is answered: prompts that hurt, and conversations that the library's template takes."""
         hard = [text for text in self._hard() if len(text) < 200]
-        rows: list[Row] = [{"text": [text]} for text in (*_PROMPTS, *hard[::18])]
+        rows: list[Row] = [{"text": [text]} for text in (*_PROMPTS, *hard[::36])]
         if self.template is not None:
             rows += [{"messages": [json.dumps(chat)]} for chat in _CHATS if self._takes(chat)]
         return rows

@@ -50,7 +50,12 @@ def rows_of(table: Table, kinds: Mapping[str, str]) -> Arrays:
         return {FEATURES: _matrix(table, kind) if columns is None else _joined(columns, kind)}
     if columns is None:
         raise BadInput(f"the model reads columns by name: {', '.join(kinds)}", hint="{'name': [...], ...}")
-    given = {name if name in kinds else wire_name(name): values for name, values in columns.items()}
+    given = {}
+    for name, values in columns.items():
+        wire = name if name in kinds else wire_name(name)
+        if wire in given:
+            raise BadInput(f"the table has two columns for {wire}", hint="rename or drop one of them")
+        given[wire] = values
     if missing := [name for name in kinds if name not in given]:
         raise BadInput(f"the table lacks {', '.join(missing)}", hint=f"the model reads {', '.join(kinds)}")
     if unknown := [name for name in given if name not in kinds]:
@@ -66,10 +71,14 @@ def rows_of(table: Table, kinds: Mapping[str, str]) -> Arrays:
 
 def _by_name(table: Any) -> dict[str, Any] | None:
     """The columns of a mapping or a data frame; None: it has none."""
-    if isinstance(table, Mapping):
-        return {str(name): values for name, values in table.items()}
-    names = getattr(table, "columns", None)
-    return None if names is None else {str(name): table[name] for name in names}
+    names = list(table) if isinstance(table, Mapping) else getattr(table, "columns", None)
+    if names is None:
+        return None
+    texts = [str(name) for name in names]
+    if len(set(texts)) < len(texts):
+        twice = next(name for name in texts if texts.count(name) > 1)
+        raise BadInput(f"the table has two columns called {twice}", hint="rename or drop one of them")
+    return {str(name): table[name] for name in names}
 
 
 def _matrix(table: Any, kind: str) -> NDArray:

@@ -8,13 +8,13 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from export.source import Checkpoint
@@ -64,6 +64,27 @@ def of_a_library(failed: str, *, hint: str = "") -> Iterator[None]:
         raise ExportError(f"{failed}: {reason_of(error)}", hint=hint) from error
     except BaseException as error:  # libraries raise what they like; a panic of tokenizers is no Exception
         raise ExportError(f"{failed}: {reason_of(error)}", hint=hint) from error
+
+
+TAKE_OUT = "take %s out of generation_config.json to serve the model without it"
+
+
+def check_generation(given: GenerationConfig, refused: Sequence[str], source: str) -> None:
+    """Refuse a generation config that asks for what is not supported.
+
+    Args:
+        refused: names of settings; one that has transformers' default asks for nothing.
+
+    Raises:
+        ExportError: it does; the message names the setting.
+    """
+    plain = GenerationConfig()
+    for key in refused:
+        if (value := getattr(given, key, None)) and value != getattr(plain, key, None):
+            raise ExportError(
+                f"the generation config of {source} asks for {key} = {value}, which is not supported",
+                hint=TAKE_OUT % key,
+            )
 
 
 def reason_of(error: BaseException) -> str:

@@ -164,6 +164,23 @@ def test_large_whole_numbers_stay_what_they_are() -> None:
     assert made.tolist() == [[2.0**24 + 1, 2.0**53]]
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            pd.DataFrame([["Rome", 1, 2, 3]], columns=["city", "age", "age", "fare paid"]),
+            "two columns called age",
+        ),
+        ({"city": ["Rome"], "age": [1], "fare paid": [1], "fare_paid": [2]}, "two columns for fare_paid"),
+        ({1: [1.0], "1": [2.0]}, "two columns called 1"),
+    ],
+    ids=["twice", "one-on-the-wire", "as-text"],
+)
+def test_no_column_is_lost_behind_another(given: Any, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        rows_of(given, NAMED)
+
+
 def test_pandas_is_not_needed() -> None:
     script = """
 import sys

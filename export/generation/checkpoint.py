@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from export.kinds import GENERATION, kind_of, registered
-from export.loading import SAFELY, of_a_library
+from export.loading import SAFELY, check_generation, of_a_library
 from export.opened import NO_LIMIT, open_config, open_tokenizer
 from export.source import Checkpoint, find_checkpoint, package_folders, package_version
 from shoal.errors import ExportError, UsageError
@@ -36,7 +36,7 @@ _REFUSED = (
     *("exponential_decay_length_penalty", "guidance_scale", "constraints", "force_words_ids"),
     *("num_beams", "penalty_alpha", "dola_layers", "stop_strings", "max_time", "watermarking_config"),
 )
-LEAST_CONTEXT = 512  # tokens: what `export.generation.verify` reads at once
+LEAST_CONTEXT = 512  # tokens, which evidence reads at once
 # What it may say of sampling, in our names, which are the same.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -205,13 +205,7 @@ def _generation_config(checkpoint: Checkpoint, config: Any) -> GenerationConfig:
             given = GenerationConfig.from_pretrained(folder, **SAFELY)
         else:
             given = GenerationConfig.from_model_config(config)
-    plain = GenerationConfig()
-    for key in _REFUSED:
-        if (value := getattr(given, key, None)) and value != getattr(plain, key, None):
-            raise ExportError(
-                f"the generation config of {checkpoint.id} asks for {key} = {value}, which is not supported",
-                hint=f"take {key} out of generation_config.json to serve the model without it",
-            )
+    check_generation(given, _REFUSED, checkpoint.id)
     return given
 
 

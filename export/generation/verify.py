@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from export.exported import Exported
+from export.generation.checkpoint import LEAST_CONTEXT
 from export.generation.recipe import GenerationRecipe
 from export.raw.evidence import RawEvidence
 from serving.generation.runner import Runner, mover_of
@@ -25,7 +26,7 @@ from shoal.errors import UsageError
 from shoal.machine import available_cpus
 from shoal.progress import Silent
 
-WINDOW = 256  # tokens that are scored with what precedes them in the same window
+WINDOW = LEAST_CONTEXT // 2  # tokens that are scored with what precedes them in the same window
 WINDOWS = 10
 PROMPTS = 6
 PROMPT_TOKENS = 24
@@ -220,7 +221,7 @@ def measure(
         name: Runner(
             exported.path,
             rows=max(*SPEED_BATCHES, PROMPTS),
-            max_length=2 * WINDOW,
+            max_length=LEAST_CONTEXT,
             gpu=0 if precisions[name] in GenerationRecipe.ON_GPU else None,
         )
         for name, exported in candidates.items()

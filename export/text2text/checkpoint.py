@@ -7,7 +7,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel
 
 from export.kinds import REWRITING, kind_of
-from export.loading import load
+from export.loading import TAKE_OUT, check_generation, load
 from export.source import Checkpoint, find_checkpoint
 from export.text2text.recipe import Text2TextRecipe
 from serving.text2text.settings import Search
@@ -52,9 +52,6 @@ def rewrites(source: str) -> bool:
     return kind_of(find_checkpoint(source)).task == REWRITING
 
 
-_TAKE_OUT = "take %s out of generation_config.json to serve the model without it"
-
-
 def find_encoder_decoder(source: str) -> Checkpoint:
     """Resolve a folder, an installed package or a hub id.
 
@@ -87,13 +84,8 @@ def search_of(model: PreTrainedModel, recipe: Text2TextRecipe) -> Search:
     Raises:
         ExportError: the config asks for what is not supported, by name, or does not say how answers begin.
     """
-    given, plain = model.generation_config, GenerationConfig()
-    for key in _REFUSED:
-        if (value := getattr(given, key, None)) and value != getattr(plain, key, None):
-            raise ExportError(
-                f"the generation config asks for {key} = {value}, which is not supported",
-                hint=_TAKE_OUT % key,
-            )
+    given = model.generation_config
+    check_generation(given, _REFUSED, recipe.source)
     start = given.decoder_start_token_id
     start = given.bos_token_id if start is None else start
     if start is None or given.eos_token_id is None or given.pad_token_id is None:
@@ -134,7 +126,7 @@ def _suppressed(given: GenerationConfig, ends: tuple[int, ...]) -> tuple[int, ..
     if any(len(word) != 1 for word in words):
         raise ExportError(
             "the generation config has bad_words_ids of several tokens, which is not supported",
-            hint=_TAKE_OUT % "bad_words_ids",
+            hint=TAKE_OUT % "bad_words_ids",
         )
     ids = {int(word[0]) for word in words} - set(ends)  # transformers leaves ends out of them too
     return tuple(sorted(ids | {int(token) for token in given.suppress_tokens or []}))

@@ -58,7 +58,8 @@ class RawEvidence:
     def failures(self) -> list[str]:
         """What misses, with the input that shows it; empty: nothing."""
         said = []
-        if not self.inputs and self.notes:  # there is nothing to compare with
+        asked = self.inputs + self.failed + self.refused
+        if not asked and self.notes:  # there is nothing to compare with, and the notes say why
             return []
         if not self.inputs:
             reason = self.worst["original"] if self.worst else "no reason given"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -20,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from export import pipeline, tokenization
 from export.originals.original import Failed
 from export.raw import agreement, cases
-from export.raw.evidence import RawTolerance
+from export.raw.evidence import RawEvidence, RawTolerance
 from export.raw.measure import Reference, compare
 from export.raw.pictures import hard_pictures
 from export.raw.texts import hard_texts, long_text, pairs
@@ -45,6 +46,13 @@ def test_originals_share_nothing_with_what_is_served() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_note_excuses_nothing_that_was_asked() -> None:
+    asked = RawEvidence("transformers: x", 0, 0.0, 0.0, None, 3, 0, None, RawTolerance(1e-3), ("a note",))
+    assert "answers none of the raw inputs" in asked.failures[0]
+    assert dataclasses.replace(asked, failed=0).failures == []  # nobody was there to be asked
+    assert dataclasses.replace(asked, failed=0, notes=()).failures
 
 
 def test_the_inputs_are_the_same_each_time_and_hurt() -> None:

@@ -18,7 +18,7 @@ demo: $(READY)
 
 ## test: all tests, with the real server
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 ## test-slow: a thousand requests at once, long runs, more prompts, graphs for GPUs
 test-slow: $(READY)

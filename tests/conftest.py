@@ -18,6 +18,22 @@ from serving.embedded import Server, running
 ROOT = Path(__file__).parent.parent
 
 
+EXPENSIVE = {"decoder_repository": "decoder", "exported": "encoder"}
+"""Fixtures of a session that take minutes, each with the group of tests that shares it."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under pytest-xdist a file stays whole, and one worker runs all that share an expensive fixture."""
+    groups: dict[Path, str] = {}
+    for item in items:
+        for fixture, group in EXPENSIVE.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                groups.setdefault(item.path, group)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups.get(item.path, str(item.path.relative_to(ROOT)))))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Servers of the tests are not mixed up with those of the user."""

@@ -83,7 +83,7 @@ def test_texts(given: Any, expected: list[bytes]) -> None:
     [
         (table(age=["x"]), "row 0, column age: 'x' is text, and the model reads a number"),
         (table(age=["30"]), "row 0, column age: '30' is text"),
-        (table(age=[object()]), "row 0, column age: .* is not a number"),
+        (table(age=[object]), "row 0, column age: .* is not a number"),
         (table(age=[1 + 2j]), "row 0, column age: .* is not a number"),
         (table(age=[1e39]), "row 0, column age: 1e\\+39 is beyond what FP32 holds"),
         (table(age=[10**400]), "row 0, column age: .* is not a number"),

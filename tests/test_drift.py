@@ -430,9 +430,10 @@ def test_another_language_is_seen_and_the_same_kind_of_text_is_not(
     def seen(texts: list[str]) -> tuple[dict[str, float], Monitor]:
         monitor = Monitor(watched_in(repository), asks(watched_server.http), ask_seconds=0.0)
         with listening(monitor, path), GrpcClient(watched_server.grpc) as client:
-            for text in texts:
+            for sent, text in enumerate(texts, 1):
                 client.embed([text])
-            wait(lambda: monitor.samples()["minilm"] >= len(texts))
+                if sent % 10 == 0 or sent == len(texts):  # rows that nobody reads in time are dropped
+                    wait(lambda: monitor.samples()["minilm"] >= sent)  # noqa: B023
         return monitor.drift()["minilm"], monitor
 
     english, _ = seen(ENGLISH)

@@ -77,7 +77,7 @@ def test_both_precisions_of_the_default_model_are_proven(exported: tuple[Path, O
         assert entry.batch_invariance > 0.9999
         assert entry.raw is not None
         assert entry.raw.agreement == entry.raw.tokens == 1.0
-        assert entry.raw.inputs > 150
+        assert entry.raw.inputs > 15
         assert not entry.failures
     assert evidence["int8"].size_bytes < evidence["fp32"].size_bytes
 

@@ -28,7 +28,7 @@ from shoal.progress import Silent
 
 WINDOW = LEAST_CONTEXT // 2  # tokens that are scored with what precedes them in the same window
 WINDOWS = 10
-PROMPTS = 6
+PROMPTS = 4  # besides those of `export.raw.decoder`, which are answered as text
 PROMPT_TOKENS = 24
 ANSWER_TOKENS = 20
 SPEED_BATCHES = (1, 4, 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -239,7 +240,9 @@ def test_guesses_save_steps_and_change_nothing() -> None:
     params = SamplingParams(max_tokens=80, ignore_eos=True, temperature=0)
     steps = {}
     for speculate in (False, True):
-        engine, _ = _engine(Toy(LIMITS.rows, LIMITS.max_model_len, window=1), speculate=speculate)
+        toy = Toy(LIMITS.rows, LIMITS.max_model_len, window=1)
+        clock = itertools.count().__next__  # how much is guessed depends on what a step takes
+        engine, _ = _engine(toy, speculate=speculate, clock=clock)
         caller = Caller(prompt, params)
         engine.submit(caller.request())
         _run(engine, [caller])

@@ -19,7 +19,7 @@ from export.tasks.images import ImageClassification, smallest_image
 from export.tasks.task import Task
 from export.tasks.text import SentenceSimilarity
 from export.tokenization import Encoder, TextEncoder
-from serving.models.images import Processor
+from serving.models.images import MAX_RESIZED_PIXELS, Processor
 
 # ONNX element types as Triton names them.
 _DTYPES = {
@@ -100,6 +100,7 @@ def image_config(recipe: Recipe, task: Task, processor: Processor, version: int)
         processor=processor.to_json(),
         max_image_bytes=str(MAX_IMAGE_BYTES),
         max_image_pixels=str(MAX_IMAGE_PIXELS),
+        max_resized_pixels=str(MAX_RESIZED_PIXELS),
     )
     return config
 

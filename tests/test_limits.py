@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from serving.models import layouts, stand_in, tokenizer
 from serving.models.layouts import BadText, Windows, check_growth
+from serving.models.text2text import batches
 from serving.models.tokenizer import Settings
 from tests import tiny
 
@@ -150,3 +151,18 @@ def test_texts_of_chinese_and_japanese_characters_may_be_as_long_as_before(folde
 def test_no_character_grows_more_in_any_normal_form() -> None:
     longest = max(len(unicodedata.normalize("NFKC", chr(code))) for code in range(sys.maxunicode + 1))
     assert longest == layouts.MOST_GROWTH
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        (1, [(0, 1), (1, 2), (2, 3), (3, 4)]),
+        (80, [(0, 2), (2, 3), (3, 4)]),
+        (240, [(0, 4)]),
+        (239, [(0, 3), (3, 4)]),
+    ],
+)
+def test_texts_that_fit_are_answered_together(most: int, expected: list[tuple[int, int]]) -> None:
+    """Lengths with their answers, of two beams each."""
+    assert list(batches([10, 20, 30, 5], 2, most)) == expected
+    assert list(batches([], 2, most)) == []

@@ -451,30 +451,6 @@ def test_limits_are_of_each_row(checkpoints: Path, repository: Path) -> None:
     assert [len(tokens) <= limit for tokens, limit in zip(alone, limits, strict=True)] == [True] * 4
 
 
-@pytest.mark.parametrize("most", [1, 200, 400, 10**6])
-def test_batches_that_fit_into_memory_answer_alike(
-    checkpoints: Path, repository: Path, most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = repository / "bart-beams" / "1"
-    model = load_original(find_encoder_decoder(str(checkpoints / "bart-beams")))
-    settings = Settings(search_of(model, Text2TextRecipe("x")), 128, 1000)
-    answerer = Answerer(folder, settings)
-    texts = [answerer.tokens(text) for text in TEXTS[:5]]
-    whole = answerer.answer(texts, [5] * 5)
-    batches: list[int] = []
-    start = answerer.runner.start
-
-    def noting(texts: Any, pad: int) -> Any:
-        batches.append(len(texts) * settings.search.num_beams * (max(map(len, texts)) + 5))
-        return start(texts, pad)
-
-    monkeypatch.setattr(answerer.runner, "start", noting)
-    answerer._settings = dataclasses.replace(settings, max_num_batched_tokens=most)
-    assert answerer.answer(texts, [5] * 5) == whole
-    assert len(batches) == 5 if most == 1 else max(batches) <= most
-    assert (len(batches) == 1) == (most == 10**6)
-
-
 def test_settings_travel_as_json() -> None:
     search = Search(start=1, pad=0, ends=(2, 5), max_new_tokens=9, early_stopping="never", suppressed=(7,))
     assert Search.from_json(search.to_json()) == search

@@ -112,25 +112,33 @@ class Answerer:
     def answer(self, texts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[list[int]]:
         """Token ids of each text's answer, batch by batch; see `serving.text2text.search.answer`."""
         made: list[list[int]] = []
-        for begin, end in self._batches(texts, limits):
-            running = self.runner.start(texts[begin:end], self._settings.search.pad)
-            made += search.answer(running, self._settings.search, limits[begin:end])
+        how, most = self._settings.search, self._settings.max_num_batched_tokens
+        lengths = [len(text) + limit for text, limit in zip(texts, limits, strict=True)]
+        for begin, end in batches(lengths, how.num_beams, most):
+            running = self.runner.start(texts[begin:end], how.pad)
+            made += search.answer(running, how, limits[begin:end])
         return made
-
-    def _batches(self, texts: Sequence[Sequence[int]], limits: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """The texts in turn, as many together as may be in memory at once; at least one."""
-        begin = longest = answer = 0
-        for place, (text, limit) in enumerate(zip(texts, limits, strict=True)):
-            longest, answer = max(longest, len(text)), max(answer, limit)
-            rows = (place + 1 - begin) * self._settings.search.num_beams
-            if place > begin and rows * (longest + answer) > self._settings.max_num_batched_tokens:
-                yield begin, place
-                begin, longest, answer = place, len(text), limit
-        yield begin, len(texts)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Of an answer's ids, without special tokens."""
         return str(self._tokenizer.decode(list(tokens)))
+
+
+def batches(lengths: Sequence[int], beams: int, most: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of the texts that are answered together, in their order: as many as fit, at least one.
+
+    Args:
+        lengths: of each text with its answer, in tokens.
+        most: tokens that fit: rows times beams times the longest.
+    """
+    begin = longest = 0
+    for place, length in enumerate(lengths):
+        longest = max(longest, length)
+        if place > begin and (place + 1 - begin) * beams * longest > most:
+            yield begin, place
+            begin, longest = place, length
+    if lengths:
+        yield begin, len(lengths)
 
 
 class TritonPythonModel:

@@ -13,7 +13,9 @@ import pytest
 from tokenizers import Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from serving.models import layouts, stand_in, tokenizer
+from serving.generation.params import BadRequest
+from serving.generation.structure import grammar_of
+from serving.models import generation, layouts, stand_in, tokenizer
 from serving.models.layouts import BadText, Windows, check_growth
 from serving.models.text2text import batches
 from serving.models.tokenizer import Settings
@@ -166,3 +168,24 @@ def test_texts_that_fit_are_answered_together(most: int, expected: list[tuple[in
     """Lengths with their answers, of two beams each."""
     assert list(batches([10, 20, 30, 5], 2, most)) == expected
     assert list(batches([], 2, most)) == []
+
+
+@pytest.mark.parametrize("text", ["é" * 5, "\U0001f600" * 2 + "ab", "a" * 10])
+def test_limits_in_bytes_count_bytes(text: str) -> None:
+    """Ten bytes are taken, one more is not, however few characters they are."""
+    for given, taken in ((text, True), (text + "b", False)):
+        request = stand_in.InferenceRequest({"text_input": np.array([[given.encode()]], object)}, [])
+        if taken:
+            assert generation._text(request, "text_input", 10) == given
+            continue
+        with pytest.raises(BadRequest, match="^text_input has 11 bytes, at most 10 are accepted; why$"):
+            generation._text(request, "text_input", 10, "; why")
+
+
+@pytest.mark.parametrize(
+    ("kind", "definition"),
+    [("regex", "é" * 131_073), ("choice", ["é" * 131_073]), ("json", {"description": "é" * 131_073})],
+)
+def test_definitions_are_limited_in_bytes(kind: str, definition: Any) -> None:
+    with pytest.raises(ValueError, match="it has 2621.* bytes, at most 262144 are accepted"):
+        grammar_of(kind, definition)

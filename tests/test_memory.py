@@ -154,6 +154,11 @@ CASES: dict[str, tuple[str, Mapping[str, Any], str | None]] = {
         {"text": ["a" * 250_000], "words": ["a"]},
         "column 'text': the texts have too many terms",
     ),
+    "as many terms as may be": (
+        "table",
+        {"text": ["a" * 209_000, *["a"] * 63], "words": [" ".join(map(str, range(20_000))), *["a"] * 63]},
+        None,
+    ),
     "rows that are filled up": (
         "table",
         {"text": ["a"] * 256, "words": [" ".join(map(str, range(9_000))), *["a"] * 255]},

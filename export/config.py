@@ -19,7 +19,8 @@ from export.tasks.images import ImageClassification, smallest_image
 from export.tasks.task import Task
 from export.tasks.text import SentenceSimilarity
 from export.tokenization import Encoder, TextEncoder
-from serving.models.images import Processor
+from serving.models.images import MAX_RESIZED_PIXELS, Processor
+from serving.models.tokenizer import most_request_tokens
 
 # ONNX element types as Triton names them.
 _DTYPES = {
@@ -84,6 +85,7 @@ def tokenizer_config(recipe: Recipe, task: Task, encode: TextEncoder, version: i
         length_buckets=",".join(map(str, buckets_of(recipe, encode.max_length))),
         max_text_bytes=str(recipe.max_text_bytes),
         max_sequences=str(recipe.max_sequences),
+        max_request_tokens=str(_request_tokens(recipe, encode.max_length)),
         pad_id=str(encode.pad_id),
         **encode.options,
     )
@@ -100,6 +102,7 @@ def image_config(recipe: Recipe, task: Task, processor: Processor, version: int)
         processor=processor.to_json(),
         max_image_bytes=str(MAX_IMAGE_BYTES),
         max_image_pixels=str(MAX_IMAGE_PIXELS),
+        max_resized_pixels=str(MAX_RESIZED_PIXELS),
     )
     return config
 
@@ -210,6 +213,12 @@ def buckets_of(recipe: Recipe, max_length: int | None) -> list[int]:
     if not max_length:
         return []
     return [*(bucket for bucket in recipe.length_buckets if bucket < max_length), max_length]
+
+
+def _request_tokens(recipe: Recipe, max_length: int) -> int:
+    if recipe.max_request_tokens is None:
+        return most_request_tokens(recipe.max_sequences, max_length)
+    return max(recipe.max_request_tokens, max_length)  # one sequence always fits
 
 
 def to_text(config: triton.ModelConfig) -> str:

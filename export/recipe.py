@@ -39,7 +39,10 @@ class Recipe:
         length_buckets: lengths in tokens to which requests are padded, so that they meet in one batch.
         max_batch_size: most rows in one request and in one batch; None: what suits the task.
         max_sequences: most sequences of tokens in one request: rows times labels, or windows.
-        max_text_bytes: longest text in bytes of UTF-8 that is accepted at all.
+        max_request_tokens: most tokens in one request, its sequences padded to the longest; None: 512 for
+            each of `max_sequences`, and never less than one sequence has.
+        max_text_bytes: longest text that is accepted at all, in bytes of UTF-8, and in characters once it is
+            normalized.
         top_k: most labels in an answer, the likeliest first.
         truncate_dim: of an embedding, components that are kept (Matryoshka); None: as the checkpoint says.
         traffic: shapes that ran, for which TensorRT engines are built; None: the length buckets.
@@ -58,6 +61,7 @@ class Recipe:
     length_buckets: tuple[int, ...] = BUCKETS
     max_batch_size: int | None = None
     max_sequences: int = 64
+    max_request_tokens: int | None = None
     max_text_bytes: int = 32_768
     top_k: int = 5
     truncate_dim: int | None = None
@@ -84,6 +88,7 @@ class Recipe:
         for key, value, least in (
             ("max_batch_size", self.max_batch_size, 1),
             ("max_sequences", self.max_sequences, 1),
+            ("max_request_tokens", self.max_request_tokens, 1),
             ("layers", self.layers, 1),
             ("distill_steps", self.distill_steps, 0),
             ("max_length", self.max_length, 4),

@@ -13,9 +13,8 @@ from export import kinds
 from export.originals.original import Row
 from export.raw.pictures import hard_pictures
 from export.raw.texts import hard_texts, long_text, pairs, too_long_text
+from serving.models.images import MAX_RESIZED_PIXELS, BadImage, Processor
 
-# Of a picture once it is resized.
-MOST_PIXELS = 16_000_000
 _LABELS = (("sport",), ("politics", "fish", "a very long label — on 東京"), ("a", "B", "ç", "9", "?"))
 _QUESTIONS = ("What is it?", "Who says so, and why?", "où est-ce?", "東京は何処ですか", "How many?")
 
@@ -29,15 +28,14 @@ class Limits:
         max_text_bytes: bytes of a text, longer ones are refused.
         prompts: names of the prompts that a text can have.
         mask: the text that stands for a masked word; "": there is none.
-        shortest_edge: pixels that the shorter side of a picture gets, the other in proportion; 0: it gets
-            both sides.
+        processor: of pictures; None: it takes none.
     """
 
     max_length: int = 0
     max_text_bytes: int = 1 << 15
     prompts: Sequence[str] = ()
     mask: str = ""
-    shortest_edge: int = 0
+    processor: Processor | None = None
 
 
 def cases_of(task: str, limits: Limits) -> list[Row]:
@@ -110,13 +108,19 @@ def _masked(limits: Limits) -> list[Row]:
 
 
 def _pictures(limits: Limits) -> list[Row]:
-    """All but those that would become larger than what is sensible: a strip of 1 x 3,000, resized."""
-    kept: list[Row] = []
-    for content in hard_pictures():
-        short, long = sorted(Image.open(io.BytesIO(content)).size)
-        if limits.shortest_edge**2 * long / short <= MOST_PIXELS:
-            kept.append({"image": [content]})
-    return kept
+    """All but those that would be refused, as a strip of 1 x 3,000 pixels is where its shorter side grows."""
+    return [{"image": [content]} for content in hard_pictures() if _is_taken(content, limits)]
+
+
+def _is_taken(content: bytes, limits: Limits) -> bool:
+    if limits.processor is None:
+        return True
+    try:
+        size = Image.open(io.BytesIO(content)).size
+        limits.processor.check_size(*size, "", max_pixels=MAX_RESIZED_PIXELS)
+    except BadImage:
+        return False
+    return True
 
 
 _CASES: dict[str, Callable[[Limits], list[Row]]] = {

@@ -116,8 +116,7 @@ def _original(source: Source) -> Original:
 def _limits(source: Source) -> Limits:
     encode = source.encode
     if isinstance(encode, ImageEncoder):
-        size = encode.processor.size or ()
-        return Limits(shortest_edge=size[0] if len(size) == 1 else 0)
+        return Limits(processor=encode.processor)
     return Limits(
         encode.max_length,
         source.recipe.max_text_bytes,

@@ -7,6 +7,7 @@ between a user's table and the served answer.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,13 +84,14 @@ class Served:
         return answer
 
     def feed(self, rows: Rows) -> dict[str, NDArray]:
-        """The network's inputs.
+        """The network's inputs. All rows are read at once, which no request may ask for: nothing is limited.
 
         Raises:
             BadRow: a row is refused.
         """
         sent = on_the_wire(self.estimator.columns, self.estimator.named, rows, self.numbers)
-        return {name: _decoded(array) for name, array in self.reader.read(sent).items()}
+        read = self.reader.read(sent, max_text_bytes=sys.maxsize, max_request_terms=sys.maxsize)
+        return {name: _decoded(array) for name, array in read.items()}
 
 
 def _decoded(array: NDArray) -> NDArray:

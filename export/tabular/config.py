@@ -10,6 +10,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 from export.config import network_config, tensor_input, tensor_output
 from export.exported import Exported
 from export.tabular.columns import CATEGORY, DOCUMENT, Column
+from serving.models.rows import LIMITS
 
 # How the ensemble calls what the reader hands on under the name that it has on the wire.
 _CHECKED = "checked:"
@@ -21,12 +22,15 @@ class Settings:
 
     Attributes:
         row: one that the model takes, JSON.
+        max_text_bytes, max_request_terms: see `export.tabular.recipe.TabularRecipe`.
     """
 
     name: str
     max_batch_size: int
     task: str
     row: str
+    max_text_bytes: int
+    max_request_terms: int
 
 
 def network_name(name: str) -> str:
@@ -61,6 +65,8 @@ def reader_config(
     config.input.extend(tensor_input(name, kind, [width]) for name, (kind, width) in inputs.items())
     config.output.extend(tensor_output(spec.name, spec.dtype, spec.dims[1:]) for spec in exported.inputs)
     _tell(config, settings)
+    for name in LIMITS:
+        config.parameters[name].string_value = str(getattr(settings, name))
     return config
 
 

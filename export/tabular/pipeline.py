@@ -174,7 +174,9 @@ def _row(served: Served, found: Sample) -> str:
 def _release(proven: Verified, recipe: TabularRecipe, finished: Finished) -> Release:
     name, task = recipe.name, _task(finished.served.estimator)
     columns = finished.served.estimator.columns
-    settings = config.Settings(name, recipe.max_batch_size, task, finished.row)
+    settings = config.Settings(
+        name, recipe.max_batch_size, task, finished.row, recipe.max_text_bytes, recipe.max_request_terms
+    )
     parts = []
     if finished.reader is not None:
         files: dict[str, Path | str] = {

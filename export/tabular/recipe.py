@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from export.recipe import check_name, check_precisions, name_of, to_plain, values_of
+from serving.models.rows import MAX_REQUEST_TERMS, MAX_TEXT_BYTES
 from shoal.errors import UsageError
 
 
@@ -19,6 +20,9 @@ class TabularRecipe:
         name: what users will call the model; "": from the source.
         precisions: fp32 alone: trees and linear models compute in it.
         max_batch_size: most rows in one request and in one batch.
+        max_text_bytes: longest text in bytes of UTF-8 that is accepted at all.
+        max_request_terms: most terms that are counted in the texts of one column in one request, as often as
+            they come, and with what fills up rows of fewer terms.
         top_k: labels in an answer, the likeliest first.
         trust_pickle: load files that can run code when they are loaded.
         eval_data: CSV with a header, the labels in the column `label`, `target` or the last.
@@ -31,6 +35,8 @@ class TabularRecipe:
     name: str = ""
     precisions: tuple[str, ...] = PRECISIONS
     max_batch_size: int = 256
+    max_text_bytes: int = MAX_TEXT_BYTES
+    max_request_terms: int = MAX_REQUEST_TERMS
     top_k: int = 5
     trust_pickle: bool = False
     eval_data: Path | None = None
@@ -40,8 +46,8 @@ class TabularRecipe:
             object.__setattr__(self, "name", name_of(self.source.rpartition(":")[2]))
         check_name(self.name)
         check_precisions(self.precisions, self.PRECISIONS)
-        for key, value in (("max_batch_size", self.max_batch_size), ("top_k", self.top_k)):
-            if value < 1:
+        for key in ("max_batch_size", "max_text_bytes", "max_request_terms", "top_k"):
+            if (value := getattr(self, key)) < 1:
                 raise UsageError(f"{key} is {value}, it must be at least 1")
 
     def to_dict(self) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def config_of(recipe: Text2TextRecipe, settings: Settings, *, version: int) -> t
         "search": settings.search.to_json(),
         "max_length": str(settings.max_length),
         "max_text_bytes": str(settings.max_text_bytes),
+        "max_num_batched_tokens": str(settings.max_num_batched_tokens),
     }
     if settings.truncation_side != "right":
         values["truncation_side"] = settings.truncation_side

@@ -22,7 +22,8 @@ class Text2TextRecipe:
         max_new_tokens: longest answer; None: what the checkpoint's generation config says, else 256.
         num_beams: answers that compete, 1: greedy; None: what the checkpoint's generation config says.
         max_batch_size: most texts in one request and in one batch.
-        max_text_bytes: longest text in bytes of UTF-8 that is accepted at all.
+        max_text_bytes: longest text that is accepted at all, in bytes of UTF-8, and in characters once it is
+            normalized.
         eval_data: texts and the answers they should have, for chrF as part of the evidence; see
             `export.text2text.labelled`.
     """

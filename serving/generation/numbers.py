@@ -17,6 +17,7 @@ LARGE_DIGITS = 13  # and of a whole number from 2^53 to 10^17 as many
 LARGEST = Decimal(10) ** 17  # of a bound
 INTEGERS = 2**63
 FARTHEST = 330  # powers of ten
+LONGEST = 1_100  # characters of a number; a double has at most 767 digits that count
 WHOLE = 2**53  # a double that is larger may be the same after adding one
 REMAINDERS = 2**32
 LARGEST_STEP = 10_000  # a multipleOf in units of its last decimal; the time to compile it grows with it
@@ -48,6 +49,8 @@ def exactly(value: float) -> Decimal:
     """
     if not isinstance(value, int | Written) and not math.isfinite(value):
         raise ValueError(f"{value} is no number of JSON")
+    if isinstance(value, Written) and len(value.text) > LONGEST:
+        raise ValueError(f"{shown(value)} has more digits than a double can hold")
     meant = Decimal(value.text if isinstance(value, Written) else repr(value))
     if abs(meant.adjusted()) > FARTHEST:
         raise ValueError(f"{shown(value)} is beyond what a double can hold")
@@ -241,12 +244,14 @@ def _list(schema: dict[str, Any], step: Decimal) -> bool:
     if low is None or high is None:
         return False
     first, last = math.ceil(Fraction(low) / Fraction(step)), math.floor(Fraction(high) / Fraction(step))
-    between = [Fraction(step) * n for n in range(first, min(last, first + LISTED) + 1)]
+    if last - first >= LISTED:
+        return False
+    between = [Fraction(step) * n for n in range(first, last + 1)]
     left_out = {exactly(schema[n]) for n in (LOWER[1], UPPER[1]) if is_number(schema.get(n))}
     values = [int(v) if v.denominator == 1 else float(v) for v in between if v not in left_out]
     if not values:
         raise ValueError(f"no multiple of {step} lies between {low} and {high}")
-    if last - first >= LISTED or not {Fraction(exactly(v)) for v in values} <= set(between):
+    if not {Fraction(exactly(v)) for v in values} <= set(between):
         return False
     for name in (*LOWER, *UPPER, "multipleOf"):
         schema.pop(name, None)

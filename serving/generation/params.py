@@ -18,11 +18,18 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
 MAX_BAD_WORDS = 128
+MAX_BIASES = 4_096
+MAX_ALLOWED = 1 << 16
+MAX_BYTES = 2 << 20  # of all sampling parameters of a request, as UTF-8
 STRUCTURES = ("json", "json_object", "regex", "choice", "grammar")
 
 
 class BadRequest(ValueError):
     """A request that can never succeed as it is; the message names what is wrong."""
+
+
+class Busy(Exception):
+    """A request that can be answered later; the message says what there is too much of."""
 
 
 class Unmet(ValueError):
@@ -104,10 +111,7 @@ class SamplingParams:
         Raises:
             BadRequest: it is not a JSON object, or a name or a value is not known.
         """
-        try:
-            given = _loads(text) if text.strip() else {}
-        except (ValueError, RecursionError) as error:
-            raise BadRequest(f"sampling_parameters is not JSON: {error}") from None
+        given = _loads(text, "sampling_parameters") if text.strip() else {}
         if not isinstance(given, dict):
             raise BadRequest(f"sampling_parameters is {_kind(given)}, it must be a JSON object")
         for name in [name for name in _FIXED if name in given]:
@@ -147,8 +151,13 @@ class SamplingParams:
                 raise BadRequest(f"{name} holds {max(ids)}, the model has tokens 0 to {vocabulary - 1}")
 
 
-def _loads(text: str) -> Any:
-    return json.loads(text, parse_float=Written)
+def _loads(text: str, what: str) -> Any:
+    try:
+        return json.loads(text, parse_float=Written)
+    except RecursionError:
+        raise BadRequest(f"{what} is nested too deep") from None
+    except ValueError as error:
+        raise BadRequest(f"{what} is not JSON: {error}") from None
 
 
 def _number(name: str, value: Any, low: float, high: float, *, whole: bool) -> Any:
@@ -221,6 +230,8 @@ def _ids(name: str, value: Any) -> tuple[int, ...]:
 def _allowed(name: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not value:
         raise BadRequest(f"{name} must be a list of token ids, at least one")
+    if len(value) > MAX_ALLOWED:
+        raise BadRequest(f"{name} holds {len(value)} token ids, at most {MAX_ALLOWED} are accepted")
     return tuple(_id(name, item) for item in value)
 
 
@@ -228,6 +239,8 @@ def _biases(name: str, value: Any) -> tuple[tuple[int, float], ...]:
     """Clamped to 100 as vLLM does it; 100 decides all the same."""
     if not isinstance(value, dict):
         raise BadRequest(f"{name} is {_kind(value)}, it must be an object of token ids and what is added")
+    if len(value) > MAX_BIASES:
+        raise BadRequest(f"{name} holds {len(value)} token ids, at most {MAX_BIASES} are accepted")
     biases = {}
     for token, bias in value.items():
         added = _number(name, bias, -math.inf, math.inf, whole=False)
@@ -238,10 +251,7 @@ def _biases(name: str, value: Any) -> tuple[tuple[int, float], ...]:
 def _structure(name: str, value: Any) -> tuple[str, Any]:
     """One kind of structure and its definition; whether that makes sense, its compiler says."""
     if isinstance(value, str):
-        try:
-            value = _loads(value)
-        except (ValueError, RecursionError):
-            raise BadRequest(f"{name} is not JSON") from None
+        value = _loads(value, name)
     if not isinstance(value, dict) or len(value) != 1 or next(iter(value)) not in STRUCTURES:
         raise BadRequest(f"{name} must hold one of {', '.join(STRUCTURES)}, and nothing else")
     ((kind, definition),) = value.items()
@@ -256,6 +266,8 @@ def _structure(name: str, value: Any) -> tuple[str, Any]:
         raise BadRequest(f"{name}: {kind} must be a string, and not empty")
     try:
         json.dumps(definition, ensure_ascii=False).encode()
+    except RecursionError:
+        raise BadRequest(f"{name}: {kind} is nested too deep") from None
     except UnicodeEncodeError:
         raise BadRequest(f"{name}: {kind} holds half of a surrogate pair") from None
     return kind, definition
@@ -268,10 +280,7 @@ def _schema(name: str, kind: str, definition: Any) -> dict[str, Any]:
             raise BadRequest(f"{name}: json_object must be true")
         return {"type": "object"}
     if isinstance(definition, str):
-        try:
-            definition = _loads(definition)
-        except (ValueError, RecursionError) as error:
-            raise BadRequest(f"{name}: the JSON schema is not JSON: {error}") from None
+        definition = _loads(definition, f"{name}: the JSON schema")
     if not isinstance(definition, dict):
         raise BadRequest(f"{name}: the JSON schema is {_kind(definition)}, not an object")
     return definition

@@ -16,6 +16,9 @@ from serving.generation import numbers
 from serving.generation.patterns import UNWRITABLE, translated
 
 MAX_DEPTH = 100  # of schemas within schemas
+# Characters that are written for patterns, formats and lists of numbers. A date takes some 350 in place of 4.
+MAX_WRITTEN = 384 * 1024
+PER_NUMBER = 20  # characters
 LONGEST = 10**9  # characters, items or keys: no answer is so long
 
 Schema = dict[str, Any]
@@ -105,6 +108,7 @@ class _Walk:
         self._seen: set[int] = set()
         self._referred: list[tuple[Any, str, Schema]] = []
         self._anchors: dict[str, list[Schema]] | None = None
+        self._written = 0
 
     def run(self) -> None:
         """From the root, and then whatever a `$ref` leads to."""
@@ -151,7 +155,10 @@ class _Walk:
         types = schema.get("type", [])
         if unknown := [kind for kind in ([types] if isinstance(types, str) else types) if kind not in _TYPES]:
             raise ValueError(f"type {_short(unknown[0])} is not known; known are {', '.join(_TYPES)}")
+        given = len(schema["enum"]) if isinstance(schema.get("enum"), list) else 0
         numbers.keep(schema)
+        made = len(schema["enum"]) if isinstance(schema.get("enum"), list) else 0
+        self._write(max(0, made - given) * PER_NUMBER)
         for key in ("const", "enum"):
             if key in schema:
                 _check_value(key, schema[key])
@@ -159,7 +166,23 @@ class _Walk:
             if numbers.is_number(schema.get(key)):
                 schema[key] = _count(key, schema[key])
         _check_keys(schema)
+        named = schema.get("patternProperties")
+        self._write(len(str(schema.get("pattern", ""))))
+        self._write(sum(map(len, named)) if isinstance(named, dict) else 0)
         _translate(schema)
+
+    def _write(self, characters: int) -> None:
+        """Count what is written for a schema, before it is.
+
+        Raises:
+            ValueError: it has become too much.
+        """
+        self._written += characters
+        if self._written > MAX_WRITTEN:
+            raise ValueError(
+                f"patterns, formats and lists of numbers take more than {MAX_WRITTEN} characters when"
+                " they are written out; use fewer of them"
+            )
 
     def _follow(self, reference: Any, path: str, base: Schema) -> None:
         """The schema that a `$ref` means, which may lie where no keyword leads."""

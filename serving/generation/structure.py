@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,10 +18,12 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from serving.generation.numbers import Written
-from serving.generation.params import BadRequest, Unmet
+from serving.generation.params import BadRequest, Busy, Unmet
 from serving.generation.schema import prepared
 
-MAX_DEFINITION = 256 * 1024  # characters
+MAX_DEFINITION = 256 * 1024  # bytes of UTF-8
+# Of all compiled structures, those of requests that wait included; see `trial.LARGEST` for one.
+MAX_TOGETHER = 512 * 2**20  # bytes
 # The separators of `json.dumps`, no other white space: a small model left free to indent may never come to an
 # end. No \uXXXX: a key that is written so would pass for one that the schema does not name.
 JSON = {
@@ -84,6 +87,7 @@ class Tries(Protocol):
     """What is needed of `trial.Trial`."""
 
     def __call__(self, kind: str, grammar: str) -> str: ...
+    def size(self, kind: str, grammar: str) -> int: ...
     def close(self) -> None: ...
 
 
@@ -97,6 +101,7 @@ class Structures:
 
     def __init__(self, compiler: Compiler, trial: Tries | None = None) -> None:
         self._compiler, self._trial = compiler, trial
+        self._sizes: weakref.WeakKeyDictionary[Matcher, int] = weakref.WeakKeyDictionary()
 
     def matcher(self, kind: str, definition: Any) -> Matcher:
         """What keeps one answer to a definition.
@@ -107,13 +112,19 @@ class Structures:
 
         Raises:
             BadRequest: it is not a valid one, cannot be kept to, is too complex, or no text can match it.
+            Busy: other structures take the memory that there is for them.
             OSError: it could not be tried.
         """
         try:
             grammar = grammar_of(kind, definition)
             if self._trial is not None and (wrong := self._trial(kind, grammar)):
                 raise ValueError(wrong)
-            return self._compiler.compile(kind, grammar)
+            size = 0 if self._trial is None else self._trial.size(kind, grammar)
+            if sum(list(self._sizes.values())) + size > MAX_TOGETHER:
+                raise Busy("the structures of other requests take the memory for structures; try again later")
+            made = self._compiler.compile(kind, grammar)
+            self._sizes[made] = size
+            return made
         except RecursionError:
             raise BadRequest(f"{_NAME}{kind} is nested too deep") from None
         except ValueError as error:
@@ -168,8 +179,9 @@ def grammar_of(kind: str, definition: Any) -> str:
     Raises:
         ValueError: it is too long, or cannot be kept to.
     """
-    if len(definition if isinstance(definition, str) else json.dumps(definition)) > MAX_DEFINITION:
-        raise ValueError(f"it is longer than {MAX_DEFINITION} characters")
+    text = definition if isinstance(definition, str) else json.dumps(definition, ensure_ascii=False)
+    if (size := len(text.encode())) > MAX_DEFINITION:
+        raise ValueError(f"it has {size} bytes, at most {MAX_DEFINITION} are accepted")
     if kind == "json":
         return LLMatcher.grammar_from_json_schema(_json(definition))
     if kind == "regex":

@@ -23,6 +23,7 @@ CPU_SECONDS = 2.0
 SECONDS = 60.0  # of waiting, on a machine that is busy
 MEMORY = 256 * 2**20  # bytes
 STACK = 8 * 2**20  # bytes; see `admission.STACK`
+LARGEST = 64 * 2**20  # bytes of a compiled grammar
 REMEMBERED = 1024  # grammars that have passed, by their hashes
 
 
@@ -37,7 +38,7 @@ class Trial:
         arguments = (str(tokenizer), str(vocabulary), json.dumps(list(ends)))
         self._command = [sys.executable, "-m", __name__, *arguments]
         self._lock = threading.Lock()
-        self._passed: dict[bytes, None] = {}
+        self._passed: dict[bytes, int] = {}
         self._helper = self._start()
 
     def __call__(self, kind: str, grammar: str) -> str:
@@ -46,7 +47,7 @@ class Trial:
         Raises:
             OSError: the helper died, and cannot tell.
         """
-        question = json.dumps([kind, grammar]) + "\n"
+        question = _question(kind, grammar)
         known = hashlib.sha256(question.encode()).digest()
         with self._lock:
             if known in self._passed:
@@ -59,12 +60,16 @@ class Trial:
             answer = self._helper.stdout.readline()
             if not answer:
                 raise OSError("the process that tries grammars has died; try again")
-            wrong = str(json.loads(answer))
+            wrong, size = json.loads(answer)
             if not wrong:
-                self._passed[known] = None
+                self._passed[known] = int(size)
                 if len(self._passed) > REMEMBERED:
                     del self._passed[next(iter(self._passed))]
-        return wrong
+        return str(wrong)
+
+    def size(self, kind: str, grammar: str) -> int:
+        """Bytes that a grammar which has passed takes when it is compiled; 0 of one that is forgotten."""
+        return self._passed.get(hashlib.sha256(_question(kind, grammar).encode()).digest(), 0)
 
     def close(self) -> None:
         """End the helper, and with it whatever is tried."""
@@ -82,20 +87,38 @@ class Trial:
         )
 
 
+def _question(kind: str, grammar: str) -> str:
+    """A line for the helper."""
+    return json.dumps([kind, grammar]) + "\n"
+
+
+def _size(of: str) -> int:
+    """Bytes of this process, by its name in /proc/self/status."""
+    status = Path("/proc/self/status").read_text().split()
+    return int(status[status.index(f"{of}:") + 1]) * 1024
+
+
 def _try(compiler: Compiler, kind: str, grammar: str) -> None:
     """Compile within limits, print what is wrong, and end this process."""
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limits = {resource.RLIMIT_AS: size + MEMORY, resource.RLIMIT_STACK: STACK, resource.RLIMIT_CORE: 0}
+    limits = {
+        resource.RLIMIT_AS: _size("VmSize") + MEMORY,
+        resource.RLIMIT_STACK: STACK,
+        resource.RLIMIT_CORE: 0,
+    }
     for limit, most in limits.items():
         resource.setrlimit(limit, (most, resource.getrlimit(limit)[1]))
-    wrong = ""
+    wrong, before = "", _size("RssAnon")
+    held = []  # until it has been measured
     try:
-        compiler.compile(kind, grammar)
+        held.append(compiler.compile(kind, grammar))
     except ValueError as error:
         wrong = str(error)
-    print(json.dumps(wrong), flush=True)  # noqa: T201 - the answer
+    size = _size("RssAnon") - before
+    if size > LARGEST:
+        wrong = wrong or f"compiled it takes {size >> 20} MiB, at most {LARGEST >> 20} are accepted"
+    print(json.dumps([wrong, size]), flush=True)  # noqa: T201 - the answer
     os._exit(0)
 
 
@@ -112,9 +135,12 @@ def main() -> None:
                 os._exit(1)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM):
-            print(json.dumps(f"to compile it takes more than {CPU_SECONDS:g} seconds"), flush=True)  # noqa: T201
+            wrong = f"to compile it takes more than {CPU_SECONDS:g} seconds"
         elif status:
-            print(json.dumps("to compile it takes too much memory, or it is nested too deep"), flush=True)  # noqa: T201
+            wrong = "to compile it takes too much memory, or it is nested too deep"
+        else:
+            continue  # the fork has answered
+        print(json.dumps([wrong, 0]), flush=True)  # noqa: T201 - the answer
 
 
 if __name__ == "__main__":

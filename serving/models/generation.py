@@ -33,7 +33,7 @@ from serving.backends.onnxruntime.sessions import check_runtime
 from serving.drift.tap import Tap
 from serving.generation.admission import Admission
 from serving.generation.engine import Engine, QueueFull
-from serving.generation.params import BadRequest, SamplingParams
+from serving.generation.params import MAX_BYTES, BadRequest, Busy, SamplingParams
 from serving.generation.runner import Runner
 from serving.generation.sampling import TokenLogprob
 from serving.generation.scheduler import Limits
@@ -177,13 +177,11 @@ class TritonPythonModel:
         self._engine.fail_all(Failure.STOPPING, "the server is stopping")
 
     def _read(self, request: Any, answer: _Answer) -> Request:
-        text = _text(request, TEXT_INPUT)
+        most = self._settings.limits.max_model_len
+        text = _text(request, TEXT_INPUT, most * BYTES_PER_TOKEN, f"; the context holds {most} tokens")
         if not text:
             raise BadRequest(f"{TEXT_INPUT} is empty")
-        most = self._settings.limits.max_model_len
-        if len(text) > most * BYTES_PER_TOKEN:
-            raise BadRequest(f"{TEXT_INPUT} has {len(text)} bytes, the context holds {most} tokens")
-        given = _text(request, "sampling_parameters")
+        given = _text(request, "sampling_parameters", MAX_BYTES)
         params = SamplingParams.from_json(given, self._settings.sampling)
         params.check_tokens(self._vocabulary)
         prompt = encode_prompt(self._tokenizer, text, self._settings.begin)
@@ -252,7 +250,7 @@ class _Answer:
 
     def refuse(self, error: Exception) -> None:
         """End a request that was not begun."""
-        if isinstance(error, QueueFull):
+        if isinstance(error, QueueFull | Busy):
             self.fail(pb_utils.TritonError.UNAVAILABLE, str(error))
         elif isinstance(error, ValueError):
             self.fail(pb_utils.TritonError.INVALID_ARG, f"{BAD_REQUEST}{error}")
@@ -328,15 +326,21 @@ def _flag(request: Any, name: str, *, default: bool = False) -> bool:
     return default if value is None else bool(value)
 
 
-def _text(request: Any, name: str) -> str:
+def _text(request: Any, name: str, most: int, why: str = "") -> str:
     """A text, "" where it is absent.
 
+    Args:
+        most: bytes of UTF-8 that it may have.
+        why: ends the error of a longer one.
+
     Raises:
-        BadRequest: it is not UTF-8.
+        BadRequest: it is too long or not UTF-8.
     """
     value = _first(request, name)
     if value is None:
         return ""
+    if len(value) > most:
+        raise BadRequest(f"{name} has {len(value)} bytes, at most {most} are accepted{why}")
     try:
         return bytes(value).decode("utf-8")
     except UnicodeDecodeError as error:

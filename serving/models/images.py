@@ -2,10 +2,12 @@
 
 Does with Pillow and numpy what transformers does: turn a picture as its EXIF data say, make it RGB, resize,
 crop the centre, rescale, normalize. What cannot be decoded, or would be too large in memory, is an error of
-its request.
+its request. The pictures of a request are decoded one after the other, so that one of them is in memory at a
+time.
 
 Parameters in config.pbtxt: `processor` (JSON: `size`, `resample`, `crop`, `scale`, `mean`, `std`; see
-`Processor`), `max_image_bytes` and `max_image_pixels`.
+`Processor`), `max_image_bytes` and `max_image_pixels` of a file, `max_resized_pixels` of what resizing needs
+(optional, `MAX_RESIZED_PIXELS` where it is absent).
 """
 
 from __future__ import annotations
@@ -13,16 +15,29 @@ from __future__ import annotations
 import io
 import json
 import struct
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import MARKER
 
 from serving.models.responses import answers, inputs
 
 FORMATS = ("PNG", "JPEG")
+# Of one picture while it is resized: 64 MiB in Pillow. The ratio of its sides may be 1 to 330 where its
+# shorter side becomes 224 pixels.
+MAX_RESIZED_PIXELS = 1 << 24
+# Of one prepared picture where the config does not say its size. Triton joins the pictures of many requests,
+# each of 12 bytes a pixel.
+MAX_PREPARED_PIXELS = 1 << 20
+# EXIF data fit into one segment of a JPEG. Pillow copies what each of their entries points to, and thousands
+# of entries may point to the same bytes.
+MAX_EXIF_BYTES = 1 << 16
+# What Pillow keeps for each pixel of a side, in pixels of 4 bytes: up to 9 weights of 8 bytes, with Lanczos.
+_WEIGHTS = 18
 
 
 class BadImage(ValueError):
@@ -62,32 +77,62 @@ class Processor:
     def pixels(self, image: Image.Image) -> NDArray[np.float32]:
         """float32 [3, height, width] of a picture in RGB."""
         if self.size is not None:
-            image = image.resize(self._resized(image), resample=Image.Resampling(self.resample))
-        array = np.asarray(image)
-        if self.crop is not None:
-            array = _centre(array, *self.crop)
+            image = image.resize(self.resized(*image.size), resample=Image.Resampling(self.resample))
+        array = np.asarray(image) if self.crop is None else _centre(image, *self.crop)
         values = array.astype(np.float32) * np.float32(self.scale)
         if self.mean:
             values = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return np.ascontiguousarray(values.transpose(2, 0, 1))
 
-    def _resized(self, image: Image.Image) -> tuple[int, int]:
-        assert self.size is not None  # noqa: S101 - the caller has looked
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of a picture once it is resized, in pixels."""
+        if self.size is None:
+            return width, height
         if len(self.size) == 2:
             return self.size[1], self.size[0]
-        short, long = sorted(image.size)
+        short, long = sorted((width, height))
         longer = int(self.size[0] * long / short)
-        return (self.size[0], longer) if image.width <= image.height else (longer, self.size[0])
+        return (self.size[0], longer) if width <= height else (longer, self.size[0])
+
+    def check_size(self, width: int, height: int, what: str, *, max_pixels: int) -> None:
+        """Refuse a picture, before it is resized, for which resizing needs too much memory.
+
+        Pillow resizes the width first and then the height, so that there is a picture of the new width and
+        the old height between. For each side it keeps the weights of all pixels that it reads.
+
+        Args:
+            width, height: in pixels, turned as its EXIF data say.
+            what: names it in an error.
+            max_pixels: of the resized picture, and of the one between.
+
+        Raises:
+            BadImage: it needs more.
+        """
+        if self.size is not None:
+            wide, high = self.resized(width, height)
+            weights = _WEIGHTS * max(wide, high, width, height)
+            most = max(wide * high, wide * height, weights)
+            if most > max_pixels:
+                raise BadImage(
+                    f"{what} has {width} x {height} pixels; to resize it to {wide} x {high} takes the memory"
+                    f" of {most} pixels, at most {max_pixels} are accepted: send a less narrow picture"
+                )
+        if self.crop is None and len(self.size or ()) < 2:
+            wide, high = self.resized(width, height)
+            if wide * high > MAX_PREPARED_PIXELS:
+                raise BadImage(
+                    f"{what} becomes {wide} x {high} pixels, at most {MAX_PREPARED_PIXELS} are accepted"
+                )
 
 
-def _centre(array: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """The middle of [rows, columns, channels]; black around an image that is too small."""
-    rows, columns = array.shape[:2]
-    top, left = (rows - height) // 2, (columns - width) // 2
-    canvas = np.zeros((height, width, array.shape[2]), array.dtype)
-    inside = array[max(0, top) : top + height, max(0, left) : left + width]
-    begin = (max(0, -top), max(0, -left))
-    canvas[begin[0] : begin[0] + inside.shape[0], begin[1] : begin[1] + inside.shape[1]] = inside
+def _centre(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
+    """The middle of a picture [height, width, channels]; black around one that is too small."""
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    box = (max(0, left), max(0, top), min(left + width, image.width), min(top + height, image.height))
+    inside = np.asarray(image.crop(box))  # before it is an array, of which what is cut off would be a part
+    canvas = np.zeros((height, width, inside.shape[2]), inside.dtype)
+    row, column = max(0, -top), max(0, -left)
+    canvas[row : row + inside.shape[0], column : column + inside.shape[1]] = inside
     return canvas
 
 
@@ -103,12 +148,17 @@ def decode(content: bytes, what: str, *, max_bytes: int, max_pixels: int) -> Ima
     if len(content) > max_bytes:
         raise BadImage(f"{what} has {len(content)} bytes, at most {max_bytes} are accepted")
     try:
+        _check_exif(_joined_exif(content), what)  # Pillow reads a JPEG's when it opens it
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
         # Before a pixel is decoded: a file of some kilobytes can hold a picture of gigabytes.
         if image.width * image.height > max_pixels:
             raise BadImage(f"{what} has {image.width} x {image.height} pixels, at most {max_pixels} in all")
         image.load()
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        # Of a PNG, in whose text they are written as hexadecimal digits by some tools.
+        _check_exif(len(image.info.get("exif", b"")), what)
+        _check_exif(len(image.info.get("Raw profile type exif", "")) // 2, what)
+        ImageOps.exif_transpose(image, in_place=True)
+        return image if image.mode == "RGB" else image.convert("RGB")
     except UnidentifiedImageError:
         raise BadImage(f"{what} is not the content of a PNG or JPEG file") from None
     except BadImage:
@@ -117,7 +167,31 @@ def decode(content: bytes, what: str, *, max_bytes: int, max_pixels: int) -> Ima
         raise BadImage(f"{what} is a broken file: {error}") from None
     except Image.DecompressionBombError as error:
         raise BadImage(f"{what} is too large: {error}") from None
-    return image
+
+
+def _check_exif(size: int, what: str) -> None:
+    if size > MAX_EXIF_BYTES:
+        raise BadImage(
+            f"{what} has {size} bytes of EXIF data, at most {MAX_EXIF_BYTES} are accepted: remove them"
+        )
+
+
+def _joined_exif(content: bytes) -> int:
+    """Bytes of the EXIF data of a JPEG, whose segments before the picture Pillow joins; 0 of another file."""
+    if not content.startswith(b"\xff\xd8\xff"):
+        return 0
+    place = size = 0
+    while (place := content.find(b"\xff", place)) >= 0:
+        marker = int.from_bytes(content[place : place + 2], "big")
+        _, _, reads = MARKER.get(marker, ("", "", None))
+        length = int.from_bytes(content[place + 2 : place + 4], "big")
+        if marker == 0xFFE1 and content[place + 4 : place + 10] == b"Exif\0\0":
+            size += length - 2
+        if marker == 0xFFDA:  # the picture begins
+            break
+        # As Pillow does: a segment is skipped by its length, and what is none byte by byte.
+        place += 2 + max(length, 2) if reads else 2 if marker in MARKER else 1
+    return size
 
 
 class TritonPythonModel:
@@ -132,6 +206,7 @@ class TritonPythonModel:
         self._processor = Processor.from_json(parameters["processor"])
         self._max_bytes = int(parameters["max_image_bytes"])
         self._max_pixels = int(parameters["max_image_pixels"])
+        self._max_resized = int(parameters.get("max_resized_pixels", MAX_RESIZED_PIXELS))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order; a bad image fails its own request only."""
@@ -139,12 +214,22 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> dict[str, NDArray]:
         files = inputs(request, "image")[0].reshape(-1)
-        images = [
-            decode(content, f"image {index}", max_bytes=self._max_bytes, max_pixels=self._max_pixels)
-            for index, content in enumerate(files)
-        ]
-        pixels = [self._processor.pixels(image) for image in images]
-        sizes = sorted({f"{array.shape[2]} x {array.shape[1]}" for array in pixels})
-        if len(sizes) > 1:
-            raise BadImage(f"the pictures become {' and '.join(sizes[:2])} pixels: send each size by itself")
-        return {"pixel_values": np.stack(pixels)}
+        return {"pixel_values": self._pixels(files, len(files))}
+
+    def _pixels(self, files: Iterable[bytes], count: int) -> NDArray[np.float32]:
+        """The pictures of a request, `count` of them, each prepared before the next is decoded."""
+        made: NDArray[np.float32] | None = None
+        for index, content in enumerate(files):
+            what = f"image {index}"
+            image = decode(content, what, max_bytes=self._max_bytes, max_pixels=self._max_pixels)
+            self._processor.check_size(*image.size, what, max_pixels=self._max_resized)
+            pixels = self._processor.pixels(image)
+            del image
+            if made is None:
+                made = np.empty((count, *pixels.shape), np.float32)
+            if pixels.shape != made.shape[1:]:
+                sizes = sorted(f"{width} x {height}" for _, height, width in (pixels.shape, made.shape[1:]))
+                raise BadImage(f"the pictures become {' and '.join(sizes)} pixels: send each size by itself")
+            made[index] = pixels
+        assert made is not None  # noqa: S101 - Triton knows no request without rows
+        return made

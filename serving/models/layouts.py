@@ -152,6 +152,32 @@ def load_tokenizer(
     return tokenizer
 
 
+# Characters that one becomes at most in the normal form NFKC (Unicode Standard Annex 15), as U+FDFA does.
+MOST_GROWTH = 18
+
+
+def check_growth(tokenizer: Tokenizer, texts: Sequence[str], most: int, what: str) -> None:
+    """Refuse a text that normalization makes longer than any text may be.
+
+    Args:
+        tokenizer: whose normalizer is asked; ASCII stays as long as it is in every one.
+        most: characters of a text.
+        what: the name of the input.
+
+    Raises:
+        BadText: there is one.
+    """
+    for index, text in enumerate(texts):
+        if tokenizer.normalizer is None or text.isascii() or len(text) * MOST_GROWTH <= most:
+            continue
+        length = len(tokenizer.normalizer.normalize_str(text))
+        if length > most:
+            raise BadText(
+                f"{what} {index} becomes {length} characters in the normal form that the model reads, at most"
+                f" {most} are accepted; send less"
+            )
+
+
 class Layout(ABC):
     """Encodes requests of one kind.
 
@@ -181,6 +207,14 @@ class Layout(ABC):
     def stride(self) -> int:
         """Tokens that neighbouring windows share."""
         return 0
+
+    def count(self, texts: Texts) -> int:
+        """How many sequences the rows of one request become, told before they are made.
+
+        Raises:
+            BadText: a row cannot be encoded.
+        """
+        return len(texts[self.INPUTS[0]])
 
     @abstractmethod
     def encode(self, texts: Texts) -> Batch:
@@ -330,6 +364,9 @@ class Hypotheses(Truncating):
     STRATEGY = "only_first"
     GROUPS = True
 
+    def count(self, texts: Texts) -> int:
+        return sum(map(len, texts["candidate_labels"]))
+
     def encode(self, texts: Texts) -> Batch:
         template = self.options["hypothesis_template"]
         rows = [[template.format(label) for label in row] for row in texts["candidate_labels"]]
@@ -349,6 +386,24 @@ class Windows(Truncating):
     @property
     def stride(self) -> int:
         return min(int(self.options["stride"]), self.max_length // 2)
+
+    def count(self, texts: Texts) -> int:
+        questions, contexts = ([text for (text,) in texts[name]] for name in self.INPUTS)
+        self.check_room(questions, contexts, "question")
+        windows = [
+            self._windows(*lengths)
+            for lengths in zip(self._tokens(questions), self._tokens(contexts), strict=True)
+        ]
+        return len(windows) * max(windows)
+
+    def _tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has by itself."""
+        return [len(found) for found in self._counter.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _windows(self, question: int, context: int) -> int:
+        """How many windows a context makes, both texts in tokens. The longer the question, the more."""
+        room = self._most - question
+        return 1 + max(0, -((room - context) // (room - self.stride)))
 
     def encode(self, texts: Texts) -> Batch:
         pairs = [(q, c) for (q,), (c,) in zip(texts["question"], texts["context"], strict=True)]

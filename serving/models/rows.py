@@ -5,6 +5,9 @@ its own request that names row, column and value. ONNX Runtime would answer such
 every request of its batch without a name. Columns of texts become counted terms; all other columns pass as
 they are.
 
+Parameters in config.pbtxt, both optional: `max_text_bytes` of one text, and `max_request_terms`, the terms
+that are counted in one request, padding included.
+
 What it needs to know lies in `rows.json` beside it, as `Reader.to_json` writes it. Its inputs and outputs are
 those of its config. Needs numpy alone.
 """
@@ -25,6 +28,10 @@ from serving.models.responses import answers, inputs
 from serving.models.terms import Terms, inputs_of
 
 FILENAME = "rows.json"
+MAX_TEXT_BYTES = 1 << 18
+MAX_REQUEST_TERMS = 1 << 21
+LIMITS = ("max_text_bytes", "max_request_terms")
+_MOST_SHOWN = 100  # characters of a text in an error
 _MOST_NAMED = 8  # known categories that an error lists
 
 
@@ -76,7 +83,7 @@ class Check:
             return "" if self.missing else "the value is missing, and the model takes none that is"
         if self.known is None:
             return ""
-        return f"{text!r} is none of the categories that the model knows: {self._listed()}"
+        return f"{_shortened(text)!r} is none of the categories that the model knows: {self._listed()}"
 
     def _reason_of_number(self, number: Any) -> str:
         if np.isnan(number):
@@ -97,9 +104,14 @@ class Check:
         return frozenset(self.known or ())
 
     def _listed(self) -> str:
-        names = [repr(_plain(value)) for value in self.known or ()]
+        names = [repr(_shortened(_plain(value))) for value in self.known or ()]
         more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
         return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def _shortened(value: Any) -> Any:
+    """A text of which a message holds the beginning."""
+    return f"{value[:_MOST_SHOWN]}..." if isinstance(value, str) and len(value) > _MOST_SHOWN else value
 
 
 def _plain(value: Any) -> Any:
@@ -177,15 +189,27 @@ class Reader:
         checks = [asdict(check) for check in self.checks]
         return json.dumps({"checks": checks, "texts": [terms.to_dict() for terms in self.texts]}, indent=1)
 
-    def read(self, given: Mapping[str, NDArray]) -> dict[str, NDArray]:
+    def read(
+        self,
+        given: Mapping[str, NDArray],
+        *,
+        max_text_bytes: int = MAX_TEXT_BYTES,
+        max_request_terms: int = MAX_REQUEST_TERMS,
+    ) -> dict[str, NDArray]:
         """The network's inputs.
 
         Args:
             given: arrays by input, numbers or bytes objects, [rows, columns].
+            max_text_bytes: of one text.
+            max_request_terms: that each column of texts may have, padding included.
 
         Raises:
-            BadRow: a value is refused, or a text is not UTF-8.
+            BadRow: a value is refused, or a text is too long or not UTF-8.
+            TooManyTerms: the texts have more.
         """
+        for name, array in given.items():
+            if array.dtype == object:
+                _check_lengths(name, array, max_text_bytes)
         for name, checks in self._by_input.items():
             if given[name].dtype != object:
                 checks.check(given[name])
@@ -200,8 +224,15 @@ class Reader:
         made = {name: array for name, array in given.items() if name not in documents}
         for number, terms in enumerate(self.texts):
             decoded = _decoded(terms.column, given[terms.column][:, 0])
-            made |= dict(zip(inputs_of(number), terms.arrays(decoded.tolist()), strict=True))
+            counted = terms.arrays(decoded.tolist(), max_request_terms)
+            made |= dict(zip(inputs_of(number), counted, strict=True))
         return made
+
+
+def _check_lengths(name: str, texts: NDArray, most: int) -> None:
+    for row, text in enumerate(texts[:, 0]):
+        if len(text) > most:
+            raise BadRow(f"row {row}, column {name!r} has {len(text)} bytes, at most {most} are accepted")
 
 
 def _decoded(name: str, column: NDArray) -> NDArray:
@@ -224,10 +255,13 @@ class TritonPythonModel:
         path = Path(args["model_repository"]) / args["model_version"] / FILENAME
         self._reader = Reader.from_json(path.read_text(encoding="utf-8"))
         self._inputs: Sequence[str] = [entry["name"] for entry in config["input"]]
+        parameters = config.get("parameters", {})
+        self._limits = {name: int(parameters[name]["string_value"]) for name in LIMITS if name in parameters}
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order; a bad row fails its own request only."""
         return answers(requests, self._read)
 
     def _read(self, request: Any) -> dict[str, NDArray]:
-        return self._reader.read(dict(zip(self._inputs, inputs(request, *self._inputs), strict=True)))
+        given = dict(zip(self._inputs, inputs(request, *self._inputs), strict=True))
+        return self._reader.read(given, **self._limits)

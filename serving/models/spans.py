@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from serving.models.responses import answers, inputs
@@ -70,10 +71,14 @@ def best_spans(
         if null_token:
             no_answer = min(no_answer, float(begin[0] * finish[0]))
         begin, finish = (np.where(allowed[window], chance, 0) for chance in (begin, finish))
-        scores = np.tril(np.triu(np.outer(begin, finish)), max_answer_length - 1)
+        # By first token and length: tokens times tokens would be gigabytes of a long context.
+        width = min(max_answer_length, len(finish))
+        ends_of = sliding_window_view(np.append(finish, np.zeros(width - 1, finish.dtype)), width)
+        scores = begin[:, None] * ends_of
         for place in np.argsort(-scores, axis=None, kind="stable")[:CANDIDATES]:
-            first, last = np.unravel_index(place, scores.shape)
-            if score := float(scores[first, last]):
+            first, more = np.unravel_index(place, scores.shape)
+            if score := float(scores[first, more]):
+                last = first + more
                 start, end = int(offsets[window, first, 0]), int(offsets[window, last, 1])
                 words = context[start:end].lower()
                 before = found.get(words, Span(start, end, 0.0, 0.0))

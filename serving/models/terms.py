@@ -48,6 +48,10 @@ ACCENTS: Mapping[str, Callable[[str], str]] = {
 }
 
 
+class TooManyTerms(ValueError):
+    """The texts of a request have more terms than are counted."""
+
+
 @dataclass(frozen=True)
 class Terms:
     """What one vectorizer counts in the texts of a column.
@@ -88,28 +92,53 @@ class Terms:
         """As plain JSON types."""
         return asdict(self)
 
-    def arrays(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def arrays(self, texts: Sequence[str], most: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Columns and counts of the terms of texts, both [texts, most terms].
 
         Rows with fewer terms end in the column `width` with the count 0. The length is the next power of two.
+
+        Args:
+            most: terms that the texts may have together, each as often as it comes, and elements of an array.
+
+        Raises:
+            TooManyTerms: there are more.
         """
-        counted = [self.count(text) for text in texts]
-        longest = max(SMALLEST, *(len(row) for row in counted))
+        counted, left = [], most
+        for text in texts:
+            found, seen = self.count(text, left)
+            counted.append(found)
+            left -= seen
+        longest = max(SMALLEST, *map(len, counted))
         shape = (len(texts), 1 << (longest - 1).bit_length())
+        if shape[0] * shape[1] > most:
+            raise TooManyTerms(
+                f"column {self.column!r}: {len(texts)} rows take {shape[1]} terms each, as the longest"
+                f" does; at most {most} in all are accepted: send fewer rows, or long texts by themselves"
+            )
         columns, counts = np.full(shape, self.width, np.int64), np.zeros(shape, np.float32)
         for row, found in enumerate(counted):
             columns[row, : len(found)] = list(found)
             counts[row, : len(found)] = list(found.values())
         return columns, counts
 
-    def count(self, text: str) -> dict[int, float]:
-        """How often each term is in a text, by its column, columns rising."""
+    def count(self, text: str, most: int) -> tuple[dict[int, float], int]:
+        """How often each term is in a text, by its column, columns rising; and of how many terms.
+
+        Raises:
+            TooManyTerms: they are more than `most`.
+        """
         found: dict[int, float] = {}
-        for term in self._terms(text):
+        seen = 0
+        for seen, term in enumerate(self._terms(text), start=1):
+            if seen > most:
+                raise TooManyTerms(
+                    f"column {self.column!r}: the texts have too many terms (words or characters, and runs of"
+                    " them); send fewer rows, or shorter texts"
+                )
             column, sign = self._place(term)
             if column >= 0:
                 found[column] = found.get(column, 0.0) + sign
-        return {column: 1.0 if self.binary else found[column] for column in sorted(found)}
+        return {column: 1.0 if self.binary else found[column] for column in sorted(found)}, seen
 
     @cached_property
     def _columns(self) -> dict[str, int]:

@@ -1,22 +1,23 @@
 """Text in, another text out: Triton's side of `serving.text2text`, for encoder-decoder models.
 
-The requests that wait run as one batch: each text is answered as it would be alone, and leaves the batch when
-its answer is done; the batch's responses go out together. A text that is empty, not UTF-8 or of more than
+The requests that wait run as one batch, or in several where they have more than `max_num_batched_tokens`
+tokens: each text is answered as it would be alone, and leaves the batch when its answer is done; the
+responses go out together. A text that is empty, not UTF-8 or of more than
 `max_text_bytes` bytes is an error of its request alone; text longer than `max_length` tokens is truncated.
 
 Inputs: `text` BYTES [n, 1], and optionally `max_new_tokens` INT32 [n, 1], to have shorter answers than the
 model gives. Outputs: `generated_text` BYTES [n, 1] and `num_output_tokens` INT32 [n, 1], the end included.
 
 Parameters in config.pbtxt: `search`, see `serving.text2text.settings`, `max_length` in tokens and
-`max_text_bytes`; optionally `truncation_side`, where a text that is too long loses tokens; `task` is for
-clients to read. It runs on the CPU.
+`max_text_bytes`; optionally `truncation_side`, where a text that is too long loses tokens, and
+`max_num_batched_tokens`; `task` is for clients to read. It runs on the CPU.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from serving.backends.onnxruntime.sessions import check_runtime
 from serving.models.backend_utils import pb_utils
-from serving.models.layouts import BadText, load_tokenizer
+from serving.models.layouts import BadText, check_growth, load_tokenizer
 from serving.models.responses import answers
 from serving.models.tokenizer import decode
 from serving.text2text import search
@@ -37,16 +38,23 @@ TOKENIZER = "tokenizer.json"
 TEXT, LIMIT = "text", "max_new_tokens"
 GENERATED, COUNT = "generated_text", "num_output_tokens"
 PARAMETERS = ("task", "search", "max_length", "max_text_bytes")
+MAX_BATCHED_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The model's parameters; lengths in tokens but `max_text_bytes`."""
+    """The model's parameters; lengths in tokens but `max_text_bytes`.
+
+    Attributes:
+        max_num_batched_tokens: most tokens that are in memory at once: rows times beams times the longest
+            text with its answer. A text that has more by itself is answered by itself.
+    """
 
     search: Search
     max_length: int
     max_text_bytes: int
     truncation_side: str = "right"
+    max_num_batched_tokens: int = MAX_BATCHED_TOKENS
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Settings:
@@ -57,13 +65,14 @@ class Settings:
         """
         given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         side = given.pop("truncation_side", "right")
+        batched = int(given.pop("max_num_batched_tokens", MAX_BATCHED_TOKENS))
         wrong = sorted(set(given) ^ set(PARAMETERS))
         if wrong:
             raise ValueError(
                 f"parameters must be {', '.join(PARAMETERS)}; missing or unknown: {', '.join(wrong)}"
             )
         length, size = (int(given[key]) for key in ("max_length", "max_text_bytes"))
-        return cls(Search.from_json(given["search"]), length, size, side)
+        return cls(Search.from_json(given["search"]), length, size, side, batched)
 
 
 @dataclass(frozen=True)
@@ -92,17 +101,44 @@ class Answerer:
         )
 
     def tokens(self, text: str) -> list[int]:
-        """Ids of a text, as the model reads it."""
+        """Ids of a text, as the model reads it.
+
+        Raises:
+            BadText: it becomes too long when it is normalized.
+        """
+        check_growth(self._tokenizer, [text], self._settings.max_text_bytes, TEXT)
         return list(self._tokenizer.encode(text).ids)
 
     def answer(self, texts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[list[int]]:
-        """Token ids of each text's answer, all in one batch; see `serving.text2text.search.answer`."""
-        running = self.runner.start(texts, self._settings.search.pad)
-        return search.answer(running, self._settings.search, limits)
+        """Token ids of each text's answer, batch by batch; see `serving.text2text.search.answer`."""
+        made: list[list[int]] = []
+        how, most = self._settings.search, self._settings.max_num_batched_tokens
+        lengths = [len(text) + limit for text, limit in zip(texts, limits, strict=True)]
+        for begin, end in batches(lengths, how.num_beams, most):
+            running = self.runner.start(texts[begin:end], how.pad)
+            made += search.answer(running, how, limits[begin:end])
+        return made
 
     def text(self, tokens: Sequence[int]) -> str:
         """Of an answer's ids, without special tokens."""
         return str(self._tokenizer.decode(list(tokens)))
+
+
+def batches(lengths: Sequence[int], beams: int, most: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of the texts that are answered together, in their order: as many as fit, at least one.
+
+    Args:
+        lengths: of each text with its answer, in tokens.
+        most: tokens that fit: rows times beams times the longest.
+    """
+    begin = longest = 0
+    for place, length in enumerate(lengths):
+        longest = max(longest, length)
+        if place > begin and (place + 1 - begin) * beams * longest > most:
+            yield begin, place
+            begin, longest = place, length
+    if lengths:
+        yield begin, len(lengths)
 
 
 class TritonPythonModel:
@@ -143,7 +179,7 @@ class TritonPythonModel:
 
     def _read(self, request: Any) -> Asked:
         given = pb_utils.get_input_tensor_by_name(request, TEXT).as_numpy()
-        texts = [self._answerer.tokens(text) for (text,) in decode(given, self._settings)]
+        texts = [self._answerer.tokens(text) for (text,) in decode(given, self._settings, TEXT)]
         return Asked(texts, self._limits(request, len(texts)))
 
     def _limits(self, request: Any, count: int) -> list[int]:

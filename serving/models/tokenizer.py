@@ -4,14 +4,15 @@ Needs `tokenizers` and numpy, not transformers. What a request holds and how it 
 business (`serving.models.layouts`). Each request is padded to the smallest of a few bucket lengths that
 holds its longest sequence, so that requests of different lengths meet in one batch of the network behind.
 Text longer than `max_length` tokens is truncated; an empty text, text that is not UTF-8, or text of more
-than `max_text_bytes` bytes is an error of that request alone.
+than `max_text_bytes` bytes, or of as many characters once it is normalized, is an error of that request
+alone. So are more sequences than `max_sequences`, and more tokens than `max_request_tokens`, padding counted.
 
 Of a share of requests a monitor is shown a row, where whoever starts the server wants that:
 `serving.drift.tap`.
 
 Parameters in config.pbtxt: `layout`, `max_length` and `length_buckets` in tokens, `max_text_bytes`,
-`max_sequences` of one request, `pad_id`, and what the layout needs or understands. Its outputs are the
-features that the config lists.
+`max_sequences` and `max_request_tokens` (optional) of one request, `pad_id`, and what the layout needs or
+understands. Its outputs are the features that the config lists.
 """
 
 from __future__ import annotations
@@ -26,11 +27,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from serving.drift.tap import Tap
-from serving.models.layouts import LAYOUTS, BadText, Batch
+from serving.models.layouts import LAYOUTS, BadText, Batch, check_growth
 from serving.models.responses import answers, inputs, optional
 from shoal.machine import available_cpus
 
 _PARAMETERS = ("layout", "max_length", "length_buckets", "max_text_bytes", "max_sequences", "pad_id")
+_REQUEST_TOKENS = "max_request_tokens"
+# Of a request with as many sequences as it may have; of longer ones it may have fewer.
+TOKENS_PER_SEQUENCE = 512
+
+
+def most_request_tokens(max_sequences: int, max_length: int) -> int:
+    """Tokens of one request, where nothing else is said; one sequence always fits."""
+    return max(max_sequences * TOKENS_PER_SEQUENCE, max_length)
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Settings:
     length_buckets: tuple[int, ...]
     max_text_bytes: int
     max_sequences: int
+    max_request_tokens: int
     pad_id: int
     options: dict[str, str]
 
@@ -53,6 +63,7 @@ class Settings:
             ValueError: a parameter is missing, unknown or not a number.
         """
         given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        most_tokens = given.pop(_REQUEST_TOKENS, None)
         layout = LAYOUTS.get(given.get("layout", ""))
         if layout is None:
             raise ValueError(f"unknown layout {given.get('layout')}; known: {', '.join(LAYOUTS)}")
@@ -66,12 +77,14 @@ class Settings:
         buckets = tuple(int(bucket) for bucket in given["length_buckets"].split(","))
         if list(buckets) != sorted(set(buckets)) or buckets[-1] != max_length:
             raise ValueError(f"length_buckets must rise and end at max_length {max_length}, not {buckets}")
+        most = int(given["max_sequences"])
         return cls(
             given["layout"],
             max_length,
             buckets,
             int(given["max_text_bytes"]),
-            int(given["max_sequences"]),
+            most,
+            int(most_tokens or most_request_tokens(most, max_length)),
             int(given["pad_id"]),
             {name: given[name] for name in (*layout.OPTIONS, *layout.OPTIONAL) if name in given},
         )
@@ -144,15 +157,25 @@ class TritonPythonModel:
             request, *self._layout.OPTIONAL_INPUTS
         )
         texts = {name: decode(rows, settings, name) for name, rows in given.items()}
-        batch = self._layout.encode(texts)
-        if len(batch.encodings) > settings.max_sequences:
+        for name, rows in texts.items():
+            flat = [text for row in rows for text in row]
+            check_growth(self._layout.tokenizer, flat, settings.max_text_bytes, name)
+        count = self._layout.count(texts)
+        if count > settings.max_sequences:
             raise BadText(
-                f"the request makes {len(batch.encodings)} sequences of tokens, at most"
+                f"the request makes {count} sequences of tokens, at most"
                 f" {settings.max_sequences} are accepted; send fewer rows, labels or shorter texts"
+            )
+        batch = self._layout.encode(texts)
+        length = settings.bucket(batch.longest)
+        if count * length > settings.max_request_tokens:
+            raise BadText(
+                f"the request makes {count} sequences of {length} tokens, padding included, at most"
+                f" {settings.max_request_tokens} tokens are accepted; send fewer rows or shorter texts"
             )
         if self._tap.wants:
             self._show(batch)
-        return batch.arrays(settings.bucket(batch.longest), settings.pad_id, self._features)
+        return batch.arrays(length, settings.pad_id, self._features)
 
     def _show(self, batch: Batch) -> None:
         """Let a monitor have the first sequence of any row."""

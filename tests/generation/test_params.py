@@ -360,12 +360,50 @@ def test_the_refusal_of_a_name_that_is_no_text_can_be_sent() -> None:
     str(refused.value).encode()
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "max_tokens=3", '{"a": }', "'{}'", "[" * 100_000, '{"seed":' + "1" * 5000 + "}"]
-)
+@pytest.mark.parametrize("text", ["{", "max_tokens=3", '{"a": }', "'{}'", '{"seed":' + "1" * 5000 + "}"])
 def test_what_is_not_json_is_refused(text: str) -> None:
     with pytest.raises(BadRequest, match="^sampling_parameters is not JSON: "):
         SamplingParams.from_json(text)
+
+
+@pytest.mark.parametrize("deep", ["[" * 100_000, '{"a":' * 5_000 + "1" + "}" * 5_000])
+def test_what_is_nested_too_deep_is_refused(deep: str) -> None:
+    structures = (
+        (deep, "^sampling_parameters is nested too deep$"),
+        (f'{{"structured_outputs":{json.dumps(deep)}}}', "^structured_outputs is nested too deep$"),
+        (
+            json.dumps({"structured_outputs": {"json": deep}}),
+            "^structured_outputs: the JSON schema is nested too deep$",
+        ),
+    )
+    for text, said in structures:
+        with pytest.raises(BadRequest, match=said):
+            SamplingParams.from_json(text)
+
+
+def test_no_depth_of_a_schema_is_our_own_fault() -> None:
+    """Reading and writing JSON give up at different depths."""
+    for depth in range(100, 1100, 50):
+        schema = '{"not":' * depth + "{}" + "}" * depth
+        try:
+            SamplingParams.from_json(f'{{"structured_outputs":{{"json":{schema}}}}}')
+        except BadRequest as error:
+            assert "nested too deep" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"logit_bias": {str(n): 1 for n in range(4097)}}, "logit_bias holds 4097 token ids, at most 4096"),
+        ({"allowed_token_ids": [1] * 65_537}, "allowed_token_ids holds 65537 token ids, at most 65536"),
+        ({"bad_words": ["a"] * 129}, "bad_words may hold 128 strings of 256 characters"),
+        ({"stop": ["a"] * 17}, "stop may hold 16 strings"),
+        ({"stop_token_ids": [1] * 17}, "stop_token_ids must be a list of at most 16 token ids"),
+    ],
+)
+def test_lists_are_limited(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadRequest, match=said):
+        SamplingParams.from_json(json.dumps(given))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serving.generation.numbers import Written
 from serving.generation.params import BadRequest, SamplingParams
+from serving.generation.schema import prepared
 from serving.generation.structure import Compiler, Matcher, Structures, grammar_of
 from tests.generation.test_text import END, byte_level
 
@@ -315,3 +317,24 @@ def test_a_tokenizer_may_lie_anywhere(tmp_path: Path) -> None:
     byte_level().save(str(path))
     compiler = Compiler(path, byte_level().get_vocab_size(), [END])
     assert compiler.compile("json", grammar_of("json", {})).allowed().any()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "format": "date-time"},
+        {"type": "integer", "multipleOf": 3, "minimum": 0, "maximum": 600},
+    ],
+)
+def test_what_a_schema_becomes_is_limited(schema: dict[str, Any]) -> None:
+    """A format of nine letters, or two bounds, are hundreds of characters when they are written out."""
+    assert prepared({"type": "array", "prefixItems": [dict(schema) for _ in range(20)]})
+    with pytest.raises(ValueError, match="take more than 393216 characters when they are written out"):
+        prepared({"type": "array", "prefixItems": [dict(schema) for _ in range(2000)]})
+
+
+def test_digits_of_a_number_are_limited() -> None:
+    exact = Written("0." + "1" * 1098)
+    assert prepared({"type": "number", "maximum": exact})
+    with pytest.raises(ValueError, match="has more digits than a double can hold"):
+        prepared({"type": "number", "maximum": Written("0." + "1" * 200_000)})

@@ -219,7 +219,7 @@ def test_a_definition_that_takes_long_holds_up_nobody_else(decoder_server: Serve
 
 
 def test_parameters_that_are_not_json(decoder_server: Server) -> None:
-    for text, said in (("{", "is not JSON"), ("[1]", "is a list"), ("[" * 100_000, "is not JSON")):
+    for text, said in (("{", "is not JSON"), ("[1]", "is a list"), ("[" * 100_000, "is nested too deep")):
         with triton.InferenceServerClient(decoder_server.grpc) as client:
             answers: Queue[Any] = Queue()
             client.start_stream(lambda result, error, answers=answers: answers.put((result, error)))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.generation.params import BadRequest
+from serving.generation import structure
+from serving.generation.params import BadRequest, Busy
 from serving.generation.structure import Compiler, Structures, grammar_of
 from serving.generation.trial import Trial
 from tests.generation.test_text import END, byte_level
@@ -101,3 +102,27 @@ def test_a_structure_is_compiled_only_after_its_trial(tokenizer: tuple[Path, int
     assert trial.asked == [("regex", grammar_of("regex", "a"))]
     structures.close()
     assert not trial.asked
+
+
+def test_how_much_a_grammar_takes_is_measured(trial: Trial) -> None:
+    few, many = (grammar_of("choice", [f"w{n * 7919}" for n in range(count)]) for count in (2, 12_000))
+    assert trial("choice", few) == trial("choice", many) == ""
+    assert trial.size("choice", few) < 2**20 < trial.size("choice", many) < 64 * 2**20
+    assert trial.size("choice", "never tried") == 0
+
+
+def test_structures_together_are_limited(
+    trial: Trial, tokenizer: tuple[Path, int, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a request holds counts as long as it is there."""
+    structures = Structures(Compiler(*tokenizer), trial)
+    words = [f"w{n * 7919}" for n in range(12_000)]
+    first = structures.matcher("choice", words)
+    size = trial.size("choice", grammar_of("choice", words))
+    monkeypatch.setattr(structure, "MAX_TOGETHER", 2 * size)
+    second = structures.matcher("choice", words)
+    with pytest.raises(Busy, match="other requests take the memory for structures; try again later"):
+        structures.matcher("choice", words)
+    del first
+    third = structures.matcher("choice", words)
+    assert second.allowed().any() and third.allowed().any()

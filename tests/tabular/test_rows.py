@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer
 
 from serving.models.rows import BadRow, Check, Reader
+from serving.models.terms import TooManyTerms
 from tests.tabular.test_texts import terms_of
 
 CITY = Check("city", "city", missing=False, known=("Lima", "Rome"))
@@ -96,6 +97,42 @@ def test_texts_become_terms_of_equal_width() -> None:
     assert set(columns[1]) == {4}
     longer = Reader((), (terms_of(TfidfVectorizer(analyzer="char").fit(["abcdefghijklmnopqrst"])),))
     assert longer.read({"text": texts("abcdefghijklmnopqrst")})["terms:0"].shape == (1, 32)
+
+
+def test_long_texts_are_refused_before_they_are_counted() -> None:
+    terms = terms_of(CountVectorizer(analyzer="char").fit(["ab"]))
+    reader = Reader((), (terms,))
+    assert reader.read({"text": texts("é" * 50), "city": texts("x" * 100)}, max_text_bytes=100)
+    for name in ("text", "city"):
+        given = {"text": texts("a", "b"), "city": texts("a", "b")} | {name: texts("a", "é" * 51)}
+        with pytest.raises(BadRow, match=f"row 1, column '{name}' has 102 bytes, at most 100 are accepted"):
+            reader.read(given, max_text_bytes=100)
+
+
+def test_the_terms_of_a_request_are_limited() -> None:
+    """Of 1,000 characters there are 9,955 runs of 1 to 10, all of 'a' and so of 10 columns."""
+    fitted = CountVectorizer(analyzer="char", ngram_range=(1, 10)).fit(["a" * 10])
+    reader = Reader((), (terms_of(fitted),))
+    made = reader.read({"text": texts("a" * 1000)}, max_request_terms=9955)
+    np.testing.assert_array_equal(made["counts:0"][0, :10], fitted.transform(["a" * 1000]).toarray()[0])
+    with pytest.raises(TooManyTerms, match="column 'text': the texts have too many terms"):
+        reader.read({"text": texts("a" * 1000)}, max_request_terms=9954)
+    with pytest.raises(TooManyTerms, match="too many terms"):
+        reader.read({"text": texts("a" * 1000, "a")}, max_request_terms=9955)
+
+
+def test_what_fills_up_rows_is_counted() -> None:
+    reader = Reader((), (terms_of(HashingVectorizer()),))
+    long = " ".join(map(str, range(100, 1000)))
+    assert reader.read({"text": texts(long, *"ab")}, max_request_terms=3072)["terms:0"].shape == (3, 1024)
+    with pytest.raises(TooManyTerms, match="4 rows take 1024 terms each, .* at most 3072 in all"):
+        reader.read({"text": texts(long, *"abc")}, max_request_terms=3072)
+
+
+def test_a_long_text_is_not_repeated_in_an_error() -> None:
+    with pytest.raises(BadRow) as caught:
+        Reader((Check("c", "c", known=("a",)),), ()).read({"c": texts("x" * 100_000)})
+    assert len(str(caught.value)) < 300
 
 
 def test_a_reader_survives_json() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     decoder = pipeline.decoder_of(recipe, find_decoder(recipe.source), root)
     part = publish.part_of(graph, decoder)
     model = root / "model_repository" / "tiny"
-    version_folder(part.files, model / "1")
+    version = version_folder(part.files, root / "version")
+    shutil.copytree(version, model / "1")  # no links: the server reads nothing that it was not given
     (model / "config.pbtxt").write_text(str(part.config(1)))
     return model.parent
 

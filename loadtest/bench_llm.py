@@ -211,7 +211,7 @@ def comparison(results: dict[str, list[dict[str, Any]]], concurrency: Sequence[i
 
 def own_costs(path: Path, tokenizer: Tokenizer, out: Console) -> dict[str, Any]:
     """What our engine spends, in process."""
-    runner = Runner(path, rows=40, max_length=2048)
+    runner = Runner(path, rows=Limits(max_num_seqs=32).rows, max_length=2048)
     contexts, batches = (64, 256, 1024), (1, 4, 16, 32)
     steps = {
         context: {

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from serving import probe
+from serving import heartbeat, probe
 from serving.check import check
 from serving.distribution import Distribution, Embedded
 from shoal.errors import ServerError, UsageError
@@ -33,6 +33,11 @@ from shoal.paths import cache_dir, write_json
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 120.0
 STOP_SECONDS = 15.0
+# Before the end of that time models end their requests with an error. Triton goes on to unload them, which
+# takes it some three seconds, since it looks at each thing once a second. What holds it up longer is an HTTP
+# client that keeps its connection open, idle or not: for that Triton waits until its own time is over, and
+# exits then. So its time must be over before ours.
+ENDING_SECONDS, EXIT_SECONDS = 5.0, 2.0
 STATE = "state.json"
 
 # What may be added to the command line. A list of what is allowed, because Triton takes abbreviations and
@@ -78,6 +83,11 @@ class Server:
     def log(self) -> Path:
         """What tritonserver and the models wrote."""
         return self.folder / "server.log"
+
+    @property
+    def heartbeats(self) -> Path:
+        """Folder of its models' pages, see `serving.heartbeat`."""
+        return self.folder / "heartbeats"
 
     @property
     def grpc(self) -> str:
@@ -171,6 +181,7 @@ def launch(
     headers: Mapping[str, str] | None = None,
     output: int | None = None,
     view: Callable[[Path], Path] | None = None,
+    grace: float = STOP_SECONDS,
 ) -> Server:
     """`start`, of any Triton, at any address, with any arguments: for who knows what to open to whom.
 
@@ -178,9 +189,11 @@ def launch(
         view: makes in an empty folder what the server reads in the place of the repository.
         headers: that open the endpoints which the arguments close, to ask whether it is ready.
         output: file descriptor for what the server writes; None: its log.
+        grace: that `stop` will be called with: Triton exits by itself before that is over.
     """
     repository = repository.resolve()
     check(repository, distribution.backends)
+    arguments = [f"--exit-timeout-secs={max(1, int(grace - EXIT_SECONDS))}", *arguments]
     ports = _free_ports(ports)
     folder = _new_run_folder()
     server = None
@@ -214,7 +227,8 @@ def stop(server: Server, *, grace: float = STOP_SECONDS) -> bool:
     """Let running requests finish, end the server, its stubs and their shared memory.
 
     Args:
-        grace: seconds before it is killed.
+        grace: seconds before it is killed. What runs of text generation is ended with an error
+            `ENDING_SECONDS` before, or at half of it where that is later.
 
     Returns:
         True if it ended by itself within the grace period.
@@ -224,7 +238,11 @@ def stop(server: Server, *, grace: float = STOP_SECONDS) -> bool:
     if process is not None:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGTERM)
-        _, left = psutil.wait_procs([process], timeout=grace)
+        finishing = max(grace - ENDING_SECONDS, grace / 2)
+        _, left = psutil.wait_procs([process], timeout=finishing)
+        if left:
+            heartbeat.end_requests(server.heartbeats)
+            _, left = psutil.wait_procs(left, timeout=grace - finishing)
     clean = not left
     # Stubs outlive a server that was killed.
     left += stubs(server)
@@ -316,10 +334,11 @@ def _spawn(
     ]
     if not detach:
         command = [sys.executable, "-m", "serving.launch", str(os.getpid()), *command]
+    (folder / "heartbeats").mkdir()
     with (folder / "server.log").open("wb") as log:
         return subprocess.Popen(
             command,
-            env=distribution.environment(),
+            env={**distribution.environment(), heartbeat.FOLDER: str(folder / "heartbeats")},
             stdin=subprocess.DEVNULL,
             stdout=log if output is None else output,
             stderr=subprocess.STDOUT,

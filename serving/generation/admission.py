@@ -5,6 +5,7 @@ Where Triton hands requests over, a definition that takes long would keep all th
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -12,11 +13,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
+from serving.generation.deliveries import described
 from serving.generation.engine import QueueFull
 from serving.generation.sequence import Failure, Request
 
 STACK = 64 * 2**20  # bytes; several times what a definition may take in its trial
 JOIN_SECONDS = 10.0
+_log = logging.getLogger(__name__)
 
 Refuse = Callable[[Exception], None]
 
@@ -47,7 +50,7 @@ class Admission:
     ) -> None:
         self._structures, self._submit, self._clock = structures, submit, clock
         self._waiting: queue.Queue[tuple[Request, Refuse]] = queue.Queue(most)
-        self._closing = threading.Event()
+        self._ending, self._closing = threading.Event(), threading.Event()
         before = threading.stack_size(STACK)
         self._thread = threading.Thread(target=self._work, name="structures", daemon=True)
         self._thread.start()
@@ -69,10 +72,16 @@ class Admission:
                 f"the queue is full: {self._waiting.maxsize} structures wait to be compiled; try again later"
             ) from None
 
+    def end(self) -> None:
+        """Submit no more: whoever waits, and whoever comes, is told that the server is stopping."""
+        if not self._ending.is_set():
+            self._ending.set()
+            self._structures.close()
+
     def close(self) -> None:
-        """Submit no more; whoever waits is told that the server is stopping."""
+        """`end`, and wait until everyone has been told."""
+        self.end()
         self._closing.set()
-        self._structures.close()
         self._thread.join(JOIN_SECONDS)
 
     def _work(self) -> None:
@@ -82,27 +91,37 @@ class Admission:
             except queue.Empty:
                 continue
             try:
-                self._admit(request)
+                self._admit(request, refuse)
+            except Exception as error:  # noqa: BLE001 - without this thread all others would wait for ever
+                _log.warning("a caller could not be told how a request ended: %s", described(error))
+
+    def _admit(self, request: Request, refuse: Refuse) -> None:
+        """Submit a request, or end it: once, whatever happens."""
+        refused: Exception | None = None
+        failed = self._failure(request)
+        if failed is None:
+            try:
+                assert request.params.structured_outputs is not None  # noqa: S101
+                matcher = self._structures.matcher(*request.params.structured_outputs)
+                failed = self._failure(request)
+                if failed is None:
+                    self._submit(replace(request, matcher=matcher))
+                    return
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller must hear of it
-                if not self._ended(request):
-                    refuse(error)
-
-    def _admit(self, request: Request) -> None:
-        if not self._ended(request):
-            assert request.params.structured_outputs is not None  # noqa: S101
-            matcher = self._structures.matcher(*request.params.structured_outputs)
-            if not self._ended(request):
-                self._submit(replace(request, matcher=matcher))
-
-    def _ended(self, request: Request) -> bool:
-        """Whether a request cannot be answered any more, and its caller has been told."""
-        failed: tuple[Failure, str] | None = None
-        if self._closing.is_set():
-            failed = Failure.STOPPING, "the server is stopping"
-        elif request.deadline is not None and self._clock() >= request.deadline:
-            failed = Failure.DEADLINE, "its structure was not compiled in time"
-        elif request.gone():
-            failed = Failure.CANCELLED, "the caller has left"
+                refused, failed = error, self._failure(request)
         if failed is not None:
             request.deliver(failed)
-        return failed is not None
+        elif refused is not None:
+            refuse(refused)
+
+    def _failure(self, request: Request) -> tuple[Failure, str] | None:
+        """Why a request cannot be answered any more, whatever becomes of its structure."""
+        if self._ending.is_set():
+            return Failure.STOPPING, "the server is stopping"
+        if request.deadline is not None and self._clock() >= request.deadline:
+            return Failure.DEADLINE, "its structure was not compiled in time"
+        try:
+            left = request.gone()
+        except Exception as error:  # noqa: BLE001 - the others go on
+            return Failure.INTERNAL, described(error)
+        return (Failure.CANCELLED, "the caller has left") if left else None

@@ -1,32 +1,38 @@
 """Continuous batching: sequences join and leave at every step. `step` is plan -> run -> choose -> deliver.
 
-Knows the model as five operations on rows of a cache (`Model`), so that it is tested with a toy; knows
+Knows the model as six operations on rows of a cache (`Model`), so that it is tested with a toy; knows
 nothing of Triton or ONNX Runtime. One thread calls `step`; `submit` may be called from any.
+
+Whatever fails, every request gets one last part. Only those requests end with an error whose own keys and
+values, tokens or caller the failure is about. What a failing operation may have spoilt is not read again.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.generation.deliveries import Deliveries, Stats, described
 from serving.generation.params import Unmet
 from serving.generation.prefix import BLOCK, PrefixCache
 from serving.generation.sampling import surprise, top_logprobs
 from serving.generation.scheduler import Limits, Prefill, Scheduler
-from serving.generation.sequence import Failure, Request, Sequence
+from serving.generation.sequence import Chunk, Failure, Request, Sequence
 from serving.generation.speculation import StepCost
 from serving.generation.text import Decode
 
 Logits = NDArray[np.float32]
+PROBE_TOKENS = 16  # of a probe's prompt, at most: it is written beside what a step may write
+_log = logging.getLogger(__name__)
 
 
 class QueueFull(RuntimeError):
@@ -42,31 +48,6 @@ class Model(Protocol):
     def copy(self, source: int, target: int, length: int) -> None: ...
     def save(self, row: int, start: int, stop: int) -> Any: ...
     def restore(self, row: int, start: int, saved: Any) -> None: ...
-
-
-@dataclass
-class Stats:
-    """Counted since the start; read by whoever publishes metrics.
-
-    Attributes:
-        finished: requests by how they ended: `stop`, `length`, a failure's value, `refused` by a full queue.
-        prompt_tokens, cached_tokens, generated_tokens: of all requests that were begun.
-        guessed_tokens, accepted_tokens: of speculation.
-        steps: of the engine.
-        model_seconds, busy_seconds: inside the model, and in steps altogether.
-        first_token_seconds: times to first token not yet fetched by the publisher.
-    """
-
-    finished: Counter[str] = field(default_factory=Counter)
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    guessed_tokens: int = 0
-    accepted_tokens: int = 0
-    steps: int = 0
-    model_seconds: float = 0.0
-    busy_seconds: float = 0.0
-    first_token_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
 
 
 class Engine:
@@ -105,10 +86,10 @@ class Engine:
         self._prefixes: PrefixCache[Any] = PrefixCache(prefix_cache_tokens // BLOCK)
         self._speculate = speculate
         self._cost = StepCost()
-        self._deliveries = deliveries_per_step
         self._clock = clock
-        self._finished: list[Sequence] = []
+        self._deliveries = Deliveries(self.stats, deliveries_per_step, clock)
         self._inbox: deque[Sequence] = deque()
+        self._probe: Sequence | None = None
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
 
@@ -123,24 +104,40 @@ class Engine:
         return len(self._scheduler.waiting) + len(self._inbox)
 
     @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return self._scheduler.idle and not self._inbox and self._probe is None
+
+    @property
     def cached_prefix_tokens(self) -> int:
         """Tokens in the prefix cache."""
         return len(self._prefixes) * BLOCK
 
     def submit(self, request: Request) -> None:
-        """Queue a request.
+        """Queue a request. A probe is not queued: the next step answers it before all others.
 
         Raises:
-            QueueFull: it was not queued, and nothing will be delivered.
-            ValueError: its prompt does not fit the context.
+            QueueFull: it was not queued, and nothing will be delivered; a probe: there is one already.
+            ValueError: its prompt does not fit the context; a probe: it asks for too much.
         """
         if not 0 < len(request.prompt) < self._limits.max_model_len:
             raise ValueError(
                 f"the prompt has {len(request.prompt)} tokens, it must have from 1 to"
                 f" {self._limits.max_model_len - 1}: prompt and answer share {self._limits.max_model_len}"
             )
+        if request.probe and (len(request.prompt) > PROBE_TOKENS or request.params.max_tokens != 1):
+            raise ValueError(
+                f"a probe has 1 to {PROBE_TOKENS} tokens and max_tokens 1, not {len(request.prompt)} and"
+                f" {request.params.max_tokens}"
+            )
         sequence = Sequence(request, self._ends, self._decode_text, self._clock())
         with self._work:
+            if request.probe:
+                if self._probe is not None:
+                    raise QueueFull("the queue is full: another probe is not answered yet; try again later")
+                self._probe = sequence
+                self._work.notify()
+                return
             if self.waiting >= self._limits.max_queue_size:
                 self.stats.finished["refused"] += 1
                 raise QueueFull(f"the queue is full: {self.waiting} requests wait; try again later")
@@ -150,18 +147,22 @@ class Engine:
     def wait_for_work(self, timeout: float) -> None:
         """Block until there is something to do, or for `timeout` seconds."""
         with self._work:
-            if self._scheduler.idle and not self._inbox:
+            if self.idle:
                 self._work.wait(timeout)
 
     def fail_all(self, failure: Failure, message: str) -> None:
-        """End every request, as the server stops."""
+        """End every request, as the server stops; answers that are complete are still delivered."""
         self._read_inbox()
-        for sequence in self._scheduler.everyone():
-            self._fail(sequence, failure, message)
+        with self._lock:
+            probe, self._probe = self._probe, None
+        self._deliveries.give_finished()
+        for sequence in [*([probe] if probe else []), *self._scheduler.clear()]:
+            self._deliveries.end(sequence, failure, message)
 
     def step(self) -> None:
         """Write some prompt tokens, give each running sequence its next token, deliver what is new."""
         began = self._clock()
+        self._answer_probe()
         self._read_inbox()
         self._drop_the_gone(began)
         budget = self._scheduler.budget
@@ -170,9 +171,28 @@ class Engine:
             self._guarded(self._prefill, work, work.sequences)
         if running := list(self._scheduler.running):
             self._guarded(self._decode, running, running)
-        self._deliver()
+        for sequence, error in self._deliveries.give(self._scheduler.running):
+            self._fail(sequence, Failure.INTERNAL, error)
         self.stats.steps += 1
         self.stats.busy_seconds += self._clock() - began
+
+    def _answer_probe(self) -> None:
+        """In a row of its own, which no other request uses."""
+        if (probe := self._probe) is None:
+            return
+        prompt = probe.request.prompt
+        part: Chunk | tuple[Failure, str]
+        try:
+            logits = self._model.prefill(self._limits.probe_row, prompt, 0, [len(prompt) - 1])
+            self._append(probe, logits[0], int(logits[0].argmax()))
+            part = probe.take_chunk()
+        except Unmet as error:
+            part = Failure.UNMET, str(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller must hear of it
+            part = Failure.INTERNAL, described(error)
+        with self._lock:
+            self._probe = None
+        self._deliveries.hand_out(probe, part)
 
     def _read_inbox(self) -> None:
         with self._lock:
@@ -182,13 +202,21 @@ class Engine:
     def _drop_the_gone(self, now: float) -> None:
         """Half of the sequences are asked in each step: whoever has left keeps a row for two at most."""
         for sequence in self._scheduler.everyone():
+            if sequence.finish_reason is not None:  # it was to move to a row that became free
+                continue
             deadline = sequence.request.deadline
             if deadline is not None and now >= deadline:
                 self._fail(
                     sequence, Failure.DEADLINE, f"no complete answer after {now - sequence.arrived:.1f} s"
                 )
-            elif (sequence.number + self.stats.steps) % 2 == 0 and sequence.request.gone():
-                self._fail(sequence, Failure.CANCELLED, "the caller has left")
+            elif (sequence.number + self.stats.steps) % 2 == 0:
+                try:
+                    left = sequence.request.gone()
+                except Exception as error:  # noqa: BLE001 - the others go on
+                    self._fail(sequence, Failure.INTERNAL, described(error))
+                    continue
+                if left:
+                    self._fail(sequence, Failure.CANCELLED, "the caller has left")
 
     def _guarded(self, run: Callable[[Any], None], work: Any, sequences: Tokens[Sequence]) -> None:
         """A failure of the model ends the sequences it was run for, and no others."""
@@ -196,8 +224,7 @@ class Engine:
             run(work)
         except Exception as error:  # noqa: BLE001 - whatever it is, each caller must hear of it
             for sequence in sequences:
-                if sequence.finish_reason is None:
-                    self._fail(sequence, Failure.INTERNAL, f"{type(error).__name__}: {error}")
+                self._fail(sequence, Failure.INTERNAL, described(error))
 
     def _count_cached(self, sequence: Sequence) -> int:
         return len(self._prefixes.match(sequence.request.prompt)) * BLOCK
@@ -209,8 +236,7 @@ class Engine:
         else:
             (only,) = work.sequences
             if only.cached and not only.computed:
-                for index, saved in enumerate(self._prefixes.match(only.request.prompt)):
-                    self._model.restore(work.row, index * BLOCK, saved)
+                self._restore(only.request.prompt, work.row)
             part = only.request.prompt[work.start : work.stop]
             scored = range(min(len(part), max(0, only.scored_positions - work.start)))
             wanted = [*scored, len(part) - 1]
@@ -222,20 +248,48 @@ class Engine:
             only.computed = work.stop
             if work.stop < len(only.request.prompt):
                 return
-        for sequence in work.sequences:
-            self._start_running(sequence)
-            if sequence.request.scored and sequence.scored_positions:
-                sequence.request.scored(math.exp(sequence.surprise / sequence.scored_positions))
-        self._choose(work.sequences, logits)
+        started = []
+        for place, sequence in enumerate(work.sequences):
+            try:
+                self._start_running(sequence)
+            except Exception as error:  # noqa: BLE001 - those that were written beside it go on
+                self._fail(sequence, Failure.INTERNAL, described(error))
+            else:
+                started.append(place)
+                self._tell_score(sequence)
+        self._choose([work.sequences[place] for place in started], logits[started])
+
+    def _restore(self, prompt: Tokens[int], row: int) -> None:
+        try:
+            for index, saved in enumerate(self._prefixes.match(prompt)):
+                self._model.restore(row, index * BLOCK, saved)
+        except Exception:
+            self._prefixes.clear()  # or every prompt that begins so would fail
+            raise
 
     def _start_running(self, sequence: Sequence) -> None:
         prompt, staged = sequence.request.prompt, sequence.row
         assert staged is not None  # noqa: S101
+        self._keep(prompt, staged)
+        self._model.copy(staged, self._scheduler.next_row, len(prompt))
+        self._scheduler.promote(sequence)
         sequence.computed = len(prompt)
         self.stats.prompt_tokens += len(prompt)
         self.stats.cached_tokens += sequence.cached
-        self._prefixes.insert(prompt, lambda start, stop: self._model.save(staged, start, stop))
-        self._model.copy(staged, self._scheduler.promote(sequence), len(prompt))
+
+    def _keep(self, tokens: Tokens[int], row: int) -> None:
+        """Put what a row holds into the prefix cache; without that the next prompt only costs more."""
+        try:
+            self._prefixes.insert(tokens, lambda start, stop: self._model.save(row, start, stop))
+        except Exception as error:  # noqa: BLE001 - the answer is right without it
+            _log.warning("keys and values were not kept for the next prompt: %s", described(error))
+
+    def _tell_score(self, sequence: Sequence) -> None:
+        if sequence.request.scored and sequence.scored_positions:
+            try:
+                sequence.request.scored(math.exp(sequence.surprise / sequence.scored_positions))
+            except Exception as error:  # noqa: BLE001 - the answer does not depend on it
+                _log.warning("the perplexity of a prompt was not taken: %s", described(error))
 
     def _decode(self, running: Tokens[Sequence]) -> None:
         if len(running) == 1 and self._speculate and self._check_guesses(running[0]):
@@ -277,55 +331,59 @@ class Engine:
         """One token for each, from its row of the logits."""
         likeliest = logits.argmax(axis=1).tolist()
         for sequence, row, best in zip(sequences, logits, likeliest, strict=True):
+            if sequence.finish_reason is not None:  # it was to move to a row that became free
+                continue
             try:
-                token = sequence.chooser.choose(row, sequence.output, best)
-                count = sequence.request.params.logprobs
-                logprobs = None if count is None else top_logprobs(row, token, count)
-                sequence.append(token, self._limits.max_model_len, logprobs)
+                self._append(sequence, row, best)
             except Unmet as error:
                 self._fail(sequence, Failure.UNMET, str(error))
                 continue
             except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
-                self._fail(sequence, Failure.INTERNAL, f"{type(error).__name__}: {error}")
+                self._fail(sequence, Failure.INTERNAL, described(error))
                 continue
             self.stats.generated_tokens += 1
             if sequence.finish_reason is not None:
+                self._deliveries.finish(sequence)
                 self._release(sequence)
-                self._finished.append(sequence)
 
-    def _deliver(self) -> None:
-        """Give out what is new; see `deliveries_per_step`."""
-        now = self._clock()
-        every = -(-len(self._scheduler.running) // self._deliveries)
-        for sequence in [*self._finished, *self._scheduler.running]:
-            first = sequence.first_token is None
-            if first:
-                sequence.first_token = now
-                self.stats.first_token_seconds.append(now - sequence.arrived)
-            if sequence.finish_reason is not None:
-                self.stats.finished[sequence.finish_reason] += 1
-                sequence.request.deliver(sequence.take_chunk())
-                continue
-            due = first or (sequence.number + self.stats.steps) % every == 0
-            if due and sequence.request.stream and sequence.unsent:
-                sequence.request.deliver(sequence.take_chunk())
-        self._finished = []
+    def _append(self, sequence: Sequence, row: NDArray[np.float32], best: int) -> None:
+        token = sequence.chooser.choose(row, sequence.output, best)
+        count = sequence.request.params.logprobs
+        logprobs = None if count is None else top_logprobs(row, token, count)
+        sequence.append(token, self._limits.max_model_len, logprobs)
 
-    def _release(self, sequence: Sequence) -> None:
-        """Free a sequence's row, wherever it is, and keep what it computed for the next turn."""
-        row = sequence.row
-        if row is not None and sequence in self._scheduler.running:
-            computed = sequence.tokens[: sequence.computed]
-            self._prefixes.insert(computed, lambda start, stop: self._model.save(row, start, stop))
+    def _release(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """Free a sequence's row, wherever it is.
+
+        Args:
+            keep: what it computed, for the next turn.
+        """
+        if keep and sequence.row is not None and sequence in self._scheduler.running:
+            self._keep(sequence.tokens[: sequence.computed], sequence.row)
+        lost = []
+        while (unmoved := self._vacate(sequence)) is not None:
+            lost.append(unmoved)
+            sequence, _ = unmoved
+        for other, error in lost:
+            self._deliveries.end(other, Failure.INTERNAL, error)
+
+    def _vacate(self, sequence: Sequence) -> tuple[Sequence, str] | None:
+        """Free a row. Returns who was to move there and has lost its keys and values, and why; or None."""
         last = self._scheduler.running[-1] if self._scheduler.running else None
-        if (move := self._scheduler.remove(sequence)) and last is not None:
+        move = self._scheduler.remove(sequence)
+        if move is None or last is None:
+            return None
+        try:
             self._model.copy(*move, last.computed)
+        except Exception as error:  # noqa: BLE001 - its caller must hear of it
+            return last, described(error)
+        return None
 
     def _fail(self, sequence: Sequence, failure: Failure, message: str) -> None:
-        self._release(sequence)
-        self.stats.finished[failure.value] += 1
-        sequence.finish_reason = failure.value
-        sequence.request.deliver((failure, message))
+        """End a sequence that is in the scheduler, unless it has ended already."""
+        if sequence.finish_reason is None:
+            self._release(sequence, keep=failure is not Failure.INTERNAL)
+            self._deliveries.end(sequence, failure, message)
 
     def _timed(self, run: Callable[[], Logits]) -> Logits:
         began = self._clock()

@@ -5,6 +5,13 @@ tokens a step, so that streams that run are never held up for long; several shor
 a matrix product of thirty rows costs little less than one of a hundred. Then it moves to the end of the
 *running* rows 0, 1, ..., n - 1, all of which get one token a step. When one of them leaves, the last
 takes its row: the rows in use are always the first n, as the attention over them needs it.
+
+A request waits for a bounded number of steps. In each step either all rows run, and every request that
+runs gets a token; or a prompt before it in the queue is written, to its end or by `max_num_batched_tokens`.
+So the first token of a request comes at the latest in step
+
+    sum over it and those before it of (prompt tokens not yet written // max_num_batched_tokens + 1)
+    + sum over those before it of their tokens to come // max_num_seqs
 """
 
 from __future__ import annotations
@@ -36,9 +43,14 @@ class Limits:
     staging_rows: int = 8
 
     @property
+    def probe_row(self) -> int:
+        """The last row, which only probes are written into."""
+        return self.max_num_seqs + self.staging_rows
+
+    @property
     def rows(self) -> int:
         """Rows that the cache needs."""
-        return self.max_num_seqs + self.staging_rows
+        return self.probe_row + 1
 
 
 @dataclass(frozen=True)
@@ -137,12 +149,16 @@ class Scheduler:
             if alone:
                 break
 
-    def promote(self, sequence: Sequence) -> int:
-        """A staged sequence is written: it runs from now on. Returns its new row."""
+    @property
+    def next_row(self) -> int:
+        """Where the next sequence will run."""
+        return len(self.running)
+
+    def promote(self, sequence: Sequence) -> None:
+        """A staged sequence is written, and copied to `next_row`: it runs from now on."""
         self.staged.remove(sequence)
-        sequence.row = len(self.running)
+        sequence.row = self.next_row
         self.running.append(sequence)
-        return sequence.row
 
     def remove(self, sequence: Sequence) -> tuple[int, int] | None:
         """Take a sequence out, wherever it is. Returns (source, target) if a row is to be moved."""
@@ -161,3 +177,11 @@ class Scheduler:
         self.running[hole] = last
         source, last.row = len(self.running), hole
         return source, hole
+
+    def clear(self) -> list[Sequence]:
+        """Take all sequences out. Returns them, those in rows first."""
+        everyone = self.everyone()
+        self.waiting.clear()
+        self.staged.clear()
+        self.running.clear()
+        return everyone

@@ -57,7 +57,8 @@ class Request:
         params: how to choose and when to stop.
         stream: whether parts are wanted as they come, or all in one.
         deliver: called with each part; exactly one call is the last: a Chunk with a finish reason, or a
-            Failure and its message.
+            Failure and its message. Where it raises, that part was not sent: it is called once more, with a
+            Failure, unless it was a Failure that it was called with.
         gone: whether the caller has left.
         deadline: on the engine's clock, in seconds; None: none.
         matcher: what keeps the answer to a structure, or None.
@@ -65,6 +66,8 @@ class Request:
         scored: to be called with the perplexity of the prompt's first tokens, at most `SCORED_TOKENS`, if it
             has two or more; the prompt is then written whole, and nothing of it is taken from the prefix
             cache. None: nobody wants to know.
+        probe: whether this asks if the engine answers at all: for one token, after a prompt of at most
+            `engine.PROBE_TOKENS`. It does not wait for other requests, and is not counted as one.
     """
 
     prompt: Tokens[int]
@@ -76,6 +79,7 @@ class Request:
     matcher: Any = None
     bad: Tokens[Tokens[int]] = ()
     scored: Callable[[float], None] | None = None
+    probe: bool = False
 
 
 @dataclass(eq=False)

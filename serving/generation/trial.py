@@ -39,21 +39,25 @@ class Trial:
         self._command = [sys.executable, "-m", __name__, *arguments]
         self._lock = threading.Lock()
         self._passed: dict[bytes, int] = {}
+        self._closed = False
         self._helper = self._start()
 
     def __call__(self, kind: str, grammar: str) -> str:
         """What is wrong with a grammar, or "".
 
         Raises:
-            OSError: the helper died, and cannot tell.
+            OSError: the helper died or was closed, and cannot tell.
         """
         question = _question(kind, grammar)
         known = hashlib.sha256(question.encode()).digest()
         with self._lock:
             if known in self._passed:
                 return ""
-            if self._helper.poll() is not None:
+            if self._helper.poll() is not None and not self._closed:
                 self._helper = self._start()
+            if self._closed:
+                self._helper.kill()  # it may have been started meanwhile
+                raise OSError("the server is stopping")
             assert self._helper.stdin and self._helper.stdout  # noqa: S101 - pipes
             self._helper.stdin.write(question)
             self._helper.stdin.flush()
@@ -72,7 +76,8 @@ class Trial:
         return self._passed.get(hashlib.sha256(_question(kind, grammar).encode()).digest(), 0)
 
     def close(self) -> None:
-        """End the helper, and with it whatever is tried."""
+        """End the helper, and with it whatever is tried; nothing can be tried from now on."""
+        self._closed = True
         self._helper.kill()
         self._helper.wait()
 

@@ -1,8 +1,8 @@
 """Text in, text out in as many responses as it takes: Triton's side of `serving.generation`.
 
 Inputs and outputs are those of Triton's vLLM backend, so that a client of one is a client of the other;
-what is ours is `num_cached_tokens`. A decoupled model: every accepted request gets exactly one final
-response, be it the end of the answer or an error.
+what is ours is `num_cached_tokens`, and the request parameter `shoal_probe`. A decoupled model: every
+accepted request gets exactly one final response, be it the end of the answer or an error.
 
 Parameters in config.pbtxt, in vLLM's names: `max_num_seqs`, `max_model_len`, `max_queue_size`,
 `prefix_cache_tokens`, `end_token_ids`, `begin_token`; for clients to read `chat_template` and
@@ -15,6 +15,7 @@ quantized graphs; so without `speculate` only versions whose precision is fp32 g
 from __future__ import annotations
 
 import gc
+import hmac
 import json
 import os
 import threading
@@ -29,9 +30,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from serving import heartbeat
 from serving.backends.onnxruntime.sessions import check_runtime
 from serving.drift.tap import Tap
 from serving.generation.admission import Admission
+from serving.generation.deliveries import described
 from serving.generation.engine import Engine, QueueFull
 from serving.generation.params import MAX_BYTES, BadRequest, Busy, SamplingParams
 from serving.generation.runner import Runner
@@ -49,6 +52,8 @@ TEXT_INPUT, TEXT_OUTPUT = "text_input", "text_output"
 # No token is longer than this, so that a longer text need not be tokenized to be refused.
 BYTES_PER_TOKEN = 128
 STOP_SECONDS = 10.0
+STOPPING = "the server is stopping"
+PROBE_KEY = "SHOAL_PROBE_KEY"  # environment variable: who sends it as `shoal_probe` waits in no queue
 BAD_REQUEST = "invalid request: "  # errors in a gRPC stream have no status: clients tell them by this
 
 
@@ -135,6 +140,8 @@ class TritonPythonModel:
         )
         self._tap = Tap(args["model_name"], args["model_version"])
         self._metrics = Metrics(self._engine, {"model": args["model_name"], "version": args["model_version"]})
+        self._page = heartbeat.start()
+        self._probe_key = os.environ.get(PROBE_KEY, "")
         self._stopping = threading.Event()
         self._admission = Admission(structures, self._engine.submit, limits.max_queue_size)
         self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
@@ -146,7 +153,7 @@ class TritonPythonModel:
             answer = _Answer(request)
             try:
                 read = self._read(request, answer)
-                if read.params.structured_outputs is None:
+                if read.probe or read.params.structured_outputs is None:
                     self._engine.submit(read)
                 else:
                     self._admission.add(read, answer.refuse)
@@ -167,14 +174,31 @@ class TritonPythonModel:
         while not self._stopping.is_set():
             self._engine.wait_for_work(0.1)
             try:
-                if self._engine.running or self._engine.waiting:
-                    self._engine.step()
-                self._metrics.publish()
+                self._turn()
             except Exception as error:  # noqa: BLE001 - without this thread every request would hang
                 pb_utils.Logger.log_error(f"generation: {traceback.format_exc()}")
-                self._engine.fail_all(Failure.INTERNAL, f"{type(error).__name__}: {error}")
+                self._engine.fail_all(Failure.INTERNAL, described(error))
                 time.sleep(1.0)
-        self._engine.fail_all(Failure.STOPPING, "the server is stopping")
+            try:
+                self._metrics.publish()
+            except Exception as error:  # noqa: BLE001 - answers do not depend on it
+                pb_utils.Logger.log_error(f"generation: metrics are not published: {described(error)}")
+        self._engine.fail_all(Failure.STOPPING, STOPPING)
+
+    def _turn(self) -> None:
+        """A step where there is work, seen by who watches; or the end of all work, where they ask for it."""
+        if self._page is None:
+            if not self._engine.idle:
+                self._engine.step()
+            return
+        if self._page.ending:
+            self._admission.end()
+            self._engine.fail_all(Failure.STOPPING, STOPPING)
+        self._page.working = not self._engine.idle
+        if self._page.working:
+            self._engine.step()
+            self._page.steps = self._engine.stats.steps
+            self._page.working = not self._engine.idle
 
     def _read(self, request: Any, answer: _Answer) -> Request:
         most = self._settings.limits.max_model_len
@@ -186,6 +210,7 @@ class TritonPythonModel:
         params.check_tokens(self._vocabulary)
         prompt = encode_prompt(self._tokenizer, text, self._settings.begin)
         answer.prepare(text, prompt, params, self._tokenizer)
+        probe = self._is_probe(request)
         timeout = request.timeout() / 1e6
         return Request(
             prompt=prompt,
@@ -195,8 +220,16 @@ class TritonPythonModel:
             gone=answer.gone,
             deadline=time.monotonic() + timeout if timeout else None,
             bad=bad_word_tokens(self._tokenizer, params.bad_words),
-            scored=partial(self._tap.send, prompt, None) if self._tap.wants else None,
+            scored=partial(self._tap.send, prompt, None) if self._tap.wants and not probe else None,
+            probe=probe,
         )
+
+    def _is_probe(self, request: Any) -> bool:
+        """Whether the request's parameter `shoal_probe` is the key that whoever started the server knows."""
+        if not self._probe_key:
+            return False
+        given = str(json.loads(request.parameters()).get("shoal_probe", ""))
+        return hmac.compare_digest(given.encode(), self._probe_key.encode())
 
 
 class _Answer:
@@ -255,7 +288,7 @@ class _Answer:
         elif isinstance(error, ValueError):
             self.fail(pb_utils.TritonError.INVALID_ARG, f"{BAD_REQUEST}{error}")
         else:
-            self.fail(pb_utils.TritonError.INTERNAL, f"{type(error).__name__}: {error}")
+            self.fail(pb_utils.TritonError.INTERNAL, described(error))
 
     def fail(self, code: Any, message: str) -> None:
         """End with an error."""

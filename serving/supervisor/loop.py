@@ -123,6 +123,7 @@ class Supervisor:
             headers=self._headers,
             output=self._pipe.descriptor,
             view=view,
+            grace=self._settings.grace,
         )
 
     def _watch(self, server: embedded.Server) -> tuple[str, str]:

@@ -81,7 +81,6 @@ class Settings:
             f"--grpc-restricted-protocol=model-repository:{CONTROL_HEADER}={control}",
             "--disable-auto-complete-config",
             "--log-format=ISO8601",
-            f"--exit-timeout-secs={int(self.grace)}",
             "--metrics-config=summary_latencies=true",
         ]
         if key:

@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from clients import GrpcClient, HttpClient
-from export.generation import pipeline, verify
+from export.exported import Exported
+from export.generation import pipeline, publish, verify
+from export.generation.checkpoint import find_decoder
 from export.generation.recipe import GenerationRecipe
+from export.generation.to_onnx import to_onnx
 from export.outcome import Outcome
+from export.raw.served import version_folder
 from serving.embedded import Server, running
+from tests import tiny
+
+TINY_CONTEXT = 16384  # tokens: an answer that fills it takes longer than any stop may
+
+
+@pytest.fixture(scope="session")
+def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random decoder `tiny` that is as small as one can be, ready to be served; nothing of it is proven."""
+    root = tmp_path_factory.mktemp("tiny")
+    folder = tiny.make_decoder(
+        root / "checkpoint", "LlamaForCausalLM", max_position_embeddings=TINY_CONTEXT, num_hidden_layers=1
+    )
+    recipe = GenerationRecipe(
+        source=str(folder),
+        name="tiny",
+        precisions=("fp32",),
+        max_length=TINY_CONTEXT,
+        max_num_seqs=16,
+        max_queue_size=24,
+    )
+    graph: Exported = to_onnx(folder, root / "model.onnx")
+    decoder = pipeline.decoder_of(recipe, find_decoder(recipe.source), root)
+    part = publish.part_of(graph, decoder)
+    model = root / "model_repository" / "tiny"
+    version = version_folder(part.files, root / "version")
+    shutil.copytree(version, model / "1")  # no links: the server reads nothing that it was not given
+    (model / "config.pbtxt").write_text(str(part.config(1)))
+    return model.parent
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,10 +25,10 @@ class Structures:
         self.closed = False
 
     def matcher(self, kind: str, definition: Any) -> str:
-        if definition == "wait":
+        if definition.startswith("wait"):
             self.begun.set()
             assert self.go_on.wait(SECONDS)
-        if definition == "bad":
+        if definition.endswith("bad"):
             raise BadRequest("structured_outputs: regex: it is bad")
         if definition == "wait" and self.closed:
             raise OSError("the process that tries grammars has died")
@@ -129,3 +130,45 @@ def test_who_waits_as_the_server_stops_is_told_so() -> None:
         (Failure.STOPPING, "the server is stopping")
     ] * 3
     assert submitted.empty() and all(caller.heard.empty() for caller in callers)
+
+
+def test_once_the_end_has_come_whoever_comes_is_told_so_too() -> None:
+    structures = Structures()
+    admission, submitted = _admission(structures)
+    callers = [Caller("wait"), Caller("a"), Caller("b")]
+    for caller in callers[:2]:
+        admission.add(caller.request, caller.heard.put)
+    assert structures.begun.wait(SECONDS)
+    admission.end()
+    admission.end()
+    admission.add(callers[2].request, callers[2].heard.put)
+    assert [caller.heard.get(timeout=SECONDS) for caller in callers] == [
+        (Failure.STOPPING, "the server is stopping")
+    ] * 3
+    admission.close()
+    assert submitted.empty() and all(caller.heard.empty() for caller in callers)
+
+
+def test_who_leaves_or_is_late_while_the_structure_is_compiled_hears_that_once() -> None:
+    """Whether it is compiled in the end or not; and one who can neither be asked nor told stops nobody."""
+    for definition, failure in (("wait", Failure.CANCELLED), ("wait bad", Failure.DEADLINE)):
+        now = [0.0]
+        structures = Structures()
+        admission, submitted = _admission(structures, clock=lambda now=now: now[0])
+        caller, dead, last = Caller(definition, deadline=5.0), Caller("a"), Caller("c")
+        broken = replace(dead.request, gone=_broken, deliver=_broken)
+        admission.add(caller.request, caller.heard.put)
+        admission.add(broken, dead.heard.put)
+        admission.add(last.request, last.heard.put)
+        assert structures.begun.wait(SECONDS)
+        caller.left = failure is Failure.CANCELLED
+        now[0] = 6.0 if failure is Failure.DEADLINE else 0.0
+        structures.go_on.set()
+        assert submitted.get(timeout=SECONDS).matcher == "regex c"
+        assert caller.heard.get(timeout=SECONDS)[0] is failure
+        admission.close()
+        assert submitted.empty() and caller.heard.empty() and dead.heard.empty() and last.heard.empty()
+
+
+def _broken(*args: Any) -> Any:
+    raise OSError("the line is dead")

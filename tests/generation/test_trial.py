@@ -73,7 +73,8 @@ def test_a_helper_that_dies_while_it_is_asked_is_no_reason_to_refuse(
     tokenizer: tuple[Path, int, list[int]],
 ) -> None:
     trial = Trial(*tokenizer)
-    trial.close()
+    os.kill(trial._helper.pid, signal.SIGKILL)
+    trial._helper.wait()
     whole, trial._command = trial._command, [sys.executable, "-c", "input()"]
     with pytest.raises(OSError, match="the process that tries grammars has died"):
         _try(trial, "regex", "a")
@@ -81,6 +82,15 @@ def test_a_helper_that_dies_while_it_is_asked_is_no_reason_to_refuse(
     trial._command = whole
     assert _try(trial, "regex", "a") == ""
     trial.close()
+
+
+def test_once_closed_nothing_is_tried_and_no_process_is_left(tokenizer: tuple[Path, int, list[int]]) -> None:
+    trial = Trial(*tokenizer)
+    helper = trial._helper
+    trial.close()
+    with pytest.raises(OSError, match="the server is stopping"):
+        _try(trial, "regex", "a")
+    assert trial._helper is helper and helper.poll() is not None
 
 
 def test_a_structure_is_compiled_only_after_its_trial(tokenizer: tuple[Path, int, list[int]]) -> None:

@@ -1,0 +1,120 @@
+"""A Python model's sign of life, outside of Triton's queue: a page that its process and its supervisor share.
+
+A thread of the model's process counts beats. A process that is stopped or hung counts no more, however many
+requests wait; a process that is only busy goes on counting. The engine counts its steps beside them, and says
+whether it has work. In the other direction the supervisor asks a model to end its requests with an error, as
+the server is about to stop.
+
+The folder of the pages is named by the environment variable `SHOAL_HEARTBEATS`; without it there are none. A page
+is named by its process: `PID`. It holds four unsigned integers of 64 bits, each written by one side alone.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+FOLDER = "SHOAL_HEARTBEATS"
+BEAT_SECONDS = 0.25
+_FIELDS = ("beats", "steps", "working", "ending")
+_SIZE = 8 * len(_FIELDS)
+
+
+class Page:
+    """The shared page of one process.
+
+    Args:
+        path: of the file; it is made where it does not exist.
+
+    Attributes:
+        beats: counted by the model's process while it lives.
+        steps: of the engine, counted by its thread.
+        working: 1 while the engine has work.
+        ending: 1 once the supervisor wants every request to be ended.
+
+    Raises:
+        OSError, ValueError: the file cannot be read or made, or is too short.
+    """
+
+    def __init__(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            if os.fstat(descriptor).st_size < _SIZE:
+                os.ftruncate(descriptor, _SIZE)
+            self._map = mmap.mmap(descriptor, _SIZE)
+        finally:
+            os.close(descriptor)
+        self._values = memoryview(self._map).cast("Q")
+
+    def _get(self, name: str) -> int:
+        return int(self._values[_FIELDS.index(name)])
+
+    def _set(self, name: str, value: int) -> None:
+        self._values[_FIELDS.index(name)] = value
+
+    @property
+    def beats(self) -> int:
+        return self._get("beats")
+
+    @beats.setter
+    def beats(self, value: int) -> None:
+        self._set("beats", value)
+
+    @property
+    def steps(self) -> int:
+        return self._get("steps")
+
+    @steps.setter
+    def steps(self, value: int) -> None:
+        self._set("steps", value)
+
+    @property
+    def working(self) -> bool:
+        return bool(self._get("working"))
+
+    @working.setter
+    def working(self, value: bool) -> None:
+        self._set("working", int(value))
+
+    @property
+    def ending(self) -> bool:
+        return bool(self._get("ending"))
+
+    @ending.setter
+    def ending(self, value: bool) -> None:
+        self._set("ending", int(value))
+
+
+_started: Page | None = None
+
+
+def start() -> Page | None:
+    """Begin to beat, once in a process, if whoever started the server wants that.
+
+    Returns:
+        The page of this process; None: nobody looks.
+    """
+    global _started  # noqa: PLW0603 - one for the process
+    folder = os.environ.get(FOLDER)
+    if _started is None and folder:
+        with suppress(OSError, ValueError):  # a model serves without it, too
+            _started = Page(Path(folder) / str(os.getpid()))
+            threading.Thread(target=_beat, args=[_started], name="heartbeat", daemon=True).start()
+    return _started
+
+
+def _beat(page: Page) -> None:
+    wait = threading.Event().wait
+    while True:
+        page.beats += 1
+        wait(BEAT_SECONDS)
+
+
+def end_requests(folder: Path) -> None:
+    """Ask every model whose page lies in a folder to end its requests with an error."""
+    for path in folder.glob("[0-9]*"):
+        with suppress(OSError, ValueError):
+            Page(path).ending = True

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from serving import probe
+from serving import heartbeat, probe
 from serving.check import check
 from serving.distribution import Distribution, Embedded
 from shoal.errors import ServerError, UsageError
@@ -78,6 +78,11 @@ class Server:
     def log(self) -> Path:
         """What tritonserver and the models wrote."""
         return self.folder / "server.log"
+
+    @property
+    def heartbeats(self) -> Path:
+        """Folder of its models' pages, see `serving.heartbeat`."""
+        return self.folder / "heartbeats"
 
     @property
     def grpc(self) -> str:
@@ -316,10 +321,11 @@ def _spawn(
     ]
     if not detach:
         command = [sys.executable, "-m", "serving.launch", str(os.getpid()), *command]
+    (folder / "heartbeats").mkdir()
     with (folder / "server.log").open("wb") as log:
         return subprocess.Popen(
             command,
-            env=distribution.environment(),
+            env={**distribution.environment(), heartbeat.FOLDER: str(folder / "heartbeats")},
             stdin=subprocess.DEVNULL,
             stdout=log if output is None else output,
             stderr=subprocess.STDOUT,

@@ -1,0 +1,92 @@
+"""Where the state of a rollout lies on disk, and whether somebody goes on with it.
+
+One file a supervisor and repository; several supervisors of one repository, as replicas are, have one each. A lock
+beside it is held as long as its supervisor lives, so that `shoal promote --wait` knows whom to wait for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from shoal.errors import ServerError
+from shoal.paths import cache_dir
+
+VARIABLE = "SHOAL_STATE"
+_MOST = 64  # supervisors of one repository on one machine
+
+
+def folder_of(given: Path | None = None) -> Path:
+    """The folder of the states: the given one, that of the environment, or one of the user's own."""
+    return given or Path(os.environ.get(VARIABLE) or cache_dir() / "rollouts")
+
+
+def _name(repository: Path, number: int) -> str:
+    return f"{hashlib.sha256(bytes(repository.resolve())).hexdigest()[:12]}-{number}.json"
+
+
+class State:
+    """The file of one supervisor.
+
+    Args:
+        folder: see `folder_of`.
+        repository: the model repository.
+
+    Raises:
+        ServerError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path | None, repository: Path) -> None:
+        place = folder_of(folder)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            for number in range(_MOST):
+                self.path = place / _name(repository, number)
+                self._lock = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+                try:
+                    fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                except BlockingIOError:
+                    os.close(self._lock)
+        except OSError as error:
+            raise ServerError(
+                f"{place} cannot be written: {error.strerror}", hint=f"--state or {VARIABLE}"
+            ) from error
+        raise ServerError(f"{_MOST} supervisors serve {repository} already")
+
+    def close(self) -> None:
+        """Let the next supervisor have it."""
+        os.close(self._lock)
+
+
+def states(repository: Path, folder: Path | None = None) -> list[dict[str, Any]]:
+    """What the supervisors that live now say of a repository; see
+    `serving.supervisor.rollout.Rollout.to_dict`."""
+    found = []
+    place = folder_of(folder)
+    for number in range(_MOST):
+        path = place / _name(repository, number)
+        if _lives(path):
+            try:
+                found.append(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError):
+                continue
+    return found
+
+
+def _lives(path: Path) -> bool:
+    try:
+        lock = os.open(path.with_suffix(".lock"), os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False

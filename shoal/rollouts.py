@@ -1,7 +1,7 @@
 """Where the state of a rollout lies on disk, and whether somebody goes on with it.
 
-One file a supervisor and repository; several supervisors of one repository, as replicas are, have one each. A lock
-beside it is held as long as its supervisor lives, so that `shoal promote --wait` knows whom to wait for.
+There is one file for each supervisor of a repository; replicas have one each. A lock beside it is held as
+long as its supervisor lives, so that `shoal promote --wait` knows whom to wait for.
 """
 
 from __future__ import annotations

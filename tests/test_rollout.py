@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from serving.supervisor import follow
 from serving.supervisor.follow import Follower, Job
 from serving.supervisor.rollout import RETRY_SECONDS, Attempt, Rollout, groups
 from serving.supervisor.view import Shown
-from shoal.errors import RepositoryError
+from shoal.errors import RepositoryError, ServerError
 
 VERSIONS = st.integers(1, 4)
 SERVICES = st.sampled_from(["text", "table"])
@@ -52,8 +52,8 @@ class Later(Job):
 class World(RuleBasedStateMachine):
     """A repository, a server and a supervisor, of which each may fail at any time.
 
-    What is modelled apart from the code under test: which versions are damaged, what the server has loaded, and which
-    version of each service was loaded last.
+    What is modelled apart from the code under test: which versions are damaged, what the server has loaded,
+    and which version of each service was loaded last.
     """
 
     def __init__(self) -> None:
@@ -76,9 +76,6 @@ class World(RuleBasedStateMachine):
 
     # What the follower is given.
 
-    def trial(self, target: Mapping[str, Shown]) -> None:
-        self.check(target)
-
     def letting_go(self, attempt: Attempt) -> None:
         for name in attempt.changed & attempt.before.keys():
             self.drains.setdefault(name, set()).update(attempt.before[name].versions)
@@ -90,11 +87,8 @@ class World(RuleBasedStateMachine):
         self.loaded = dict(shown)
         self.remember(attempt.target)
 
-    def settled(self) -> None:
-        pass
-
-    def draining(self) -> Mapping[str, int]:
-        return {name: len(versions) for name, versions in self.drains.items() if versions}
+    def settled(self, shown: Mapping[str, Shown]) -> None:
+        assert self.loaded is None or shown == self.loaded
 
     # The world.
 
@@ -135,7 +129,7 @@ class World(RuleBasedStateMachine):
             if kept:  # whatever was refused since
                 assert chosen[f"{name}_network"].versions == (version,)
         self.last = {name: self.last[name] for name in self.last if name in self.wanted or name in chosen}
-        self.follower = Follower(self.rollout, self.folder, self, lambda _: None, Later)
+        self.follower = Follower(self.rollout, self.folder, self.check, self, lambda _: None, Later)
 
     @initialize()
     def first(self) -> None:
@@ -165,7 +159,7 @@ class World(RuleBasedStateMachine):
         if self.loaded is None:
             self.begin()
         else:
-            self.follower.look()
+            self.follower.look({name for name, versions in self.drains.items() if versions})
 
     @precondition(lambda self: any(not job.done for job in Later.made))
     @rule()
@@ -235,7 +229,7 @@ class World(RuleBasedStateMachine):
 
 TestWorld = World.TestCase
 TestWorld.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -251,3 +245,111 @@ def test_models_that_share_a_step_change_together() -> None:
     before = {name: shown[name] for name in ("two", "tokenizer")}
     attempt = Attempt({**before, "tokenizer": Shown("", (2,))}, before)
     assert attempt.changed == {"two", "tokenizer"}
+
+
+class Triton:
+    """A server that remembers what it was told, and fails to load what it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, ...]] = []
+        self.fails: set[int] = set()
+
+    def letting_go(self, attempt: Attempt) -> None:
+        self.asked.append(("let go", *sorted(attempt.changed)))
+
+    def take(self, shown: Mapping[str, Shown], attempt: Attempt) -> None:
+        network = attempt.target["text_network"]
+        self.asked.append(("take", *map(str, network.versions)))
+        if network.versions[0] in self.fails:
+            raise ServerError("there is no memory for it")
+
+    def settled(self, shown: Mapping[str, Shown]) -> None:
+        self.asked.append(("settled", *map(str, shown["text_network"].versions)))
+
+
+class Now(Job):
+    """Work that is done at once."""
+
+    def start(self) -> None:
+        self.run()
+
+    def is_alive(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def following(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Following]:
+    made = Following(tmp_path)
+    monkeypatch.setattr(follow, "shown_in", lambda _: _service("text", made.wanted))
+    yield made
+
+
+class Following:
+    """A follower of one service, on a clock of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now, self.wanted = 1000.0, 1
+        self.told: list[bool] = []
+        self.tried: list[float] = []
+        self.refuses = False
+        self.triton = Triton()
+        self.rollout = Rollout(folder / "state.json", lambda: self.now)
+        self.rollout.see(_service("text", 1))
+        self.rollout.started(_service("text", 1))
+        self.follower = Follower(self.rollout, folder, self.trial, self.triton, self.told.append, Now)
+
+    def trial(self, target: Mapping[str, Shown]) -> None:
+        self.tried.append(self.now)
+        if self.refuses:
+            raise ServerError("it does not start")
+
+    def look(self, seconds: float = 1.0) -> None:
+        self.now += seconds
+        self.follower.look(())
+
+
+def test_what_was_refused_is_tried_again_and_told_once(
+    following: Following, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A file may have been repaired, and a server may have met Triton's crash at its start."""
+    following.refuses = True
+    for second in range(100):
+        following.wanted = 2 if 2 <= second < 90 else 1
+        following.look()
+    assert [round(at - 1000) for at in following.tried] == [3, 34, 65]
+    assert set(following.told[:-1]) == {True} and following.told[-1] is False
+    assert capfd.readouterr().out.count("not taken up: it does not start") == 1
+    assert following.triton.asked == []
+
+
+def test_what_cannot_be_loaded_after_its_trial_is_taken_back(following: Following) -> None:
+    """For want of memory, say: what was served is loaded again, and the change is tried later."""
+    following.wanted = 2
+    following.triton.fails = {2}
+    for _ in range(5):
+        following.look()
+    back = [("let go", "text", "text_network"), ("take", "2"), ("take", "1"), ("settled", "1")]
+    assert following.triton.asked == back and following.told == [True]
+    assert following.rollout.phase("text_network") == "refused"
+    assert following.rollout.reason("text_network") == "there is no memory for it"
+    following.triton.fails = set()
+    following.look(RETRY_SECONDS)
+    for _ in range(3):
+        following.look()
+    assert following.triton.asked[len(back) :] == [back[0], ("take", "2"), ("settled", "2")]
+    assert following.told == [True, False] and following.rollout.phase("text_network") == "served"
+
+
+def test_a_drain_takes_as_long_as_it_takes_and_others_go_on(following: Following) -> None:
+    """The versions that drain are kept, over several promotions."""
+    for version in (2, 3, 4):
+        following.wanted = version
+        for _ in range(4):
+            following.now += 1
+            following.follower.look({"text_network"})
+    assert following.rollout.served["text_network"].versions == (4,)
+    assert following.rollout.draining["text_network"] == (1, 2, 3)
+    assert {("text_network", version) for version in (1, 2, 3, 4)} <= following.rollout.held
+    following.look(10_000)
+    assert following.rollout.draining == {}
+    assert following.rollout.held == {("text_network", 4)}

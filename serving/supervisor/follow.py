@@ -1,15 +1,15 @@
 """Takes up what changes in a repository that is served, as `serving.supervisor.rollout` decides.
 
-What has changed is started in a server of its own first, where its files are compared with their manifests and
-each model must answer. Only then the one that serves is told to load it: Triton takes down an ensemble whose steps do
-not fit. While that goes on the repository is looked at, and the server too; what an earlier version still has to
-answer may take as long as it takes.
+What has changed is started in a server of its own first, where its files are compared with their manifests
+and each model must answer. Only then the one that serves is told to load it: Triton takes down an ensemble
+whose steps do not fit. While that goes on the repository is looked at, and the server too; what an earlier
+version still has to answer may take as long as it takes.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -21,39 +21,12 @@ from shoal.errors import RepositoryError, ShoalError
 FOLLOW_SECONDS = 1.0  # between two looks at the repository
 
 
-class Operations(Protocol):
-    """What is done to servers; the loop has the real ones."""
+class Server(Protocol):
+    """What is done to the server that users call; `serving.supervisor.served.Served` is the real one."""
 
-    def trial(self, target: Mapping[str, Shown]) -> None:
-        """Start these models in a server of their own, and end it.
-
-        Raises:
-            ShoalError: they are not what was measured, or do not answer.
-        """
-        ...
-
-    def letting_go(self, attempt: Attempt) -> None:
-        """The processes of what changes may end from now on."""
-        ...
-
-    def take(self, shown: Mapping[str, Shown], attempt: Attempt) -> None:
-        """Have the server that serves load what changes, and answer.
-
-        Args:
-            shown: all that it serves then.
-
-        Raises:
-            ShoalError: it did not.
-        """
-        ...
-
-    def settled(self) -> None:
-        """What is served has changed, or has changed back."""
-        ...
-
-    def draining(self) -> Mapping[str, int]:
-        """Model -> processes of earlier versions that have not ended."""
-        ...
+    def letting_go(self, attempt: Attempt) -> None: ...
+    def take(self, shown: Mapping[str, Shown], attempt: Attempt) -> None: ...
+    def settled(self, shown: Mapping[str, Shown]) -> None: ...
 
 
 class Follower:
@@ -62,7 +35,9 @@ class Follower:
     Args:
         rollout: what is desired, served and so on.
         repository: the model repository.
-        do: the operations.
+        trial: starts models in a server of their own, and ends it; raises ShoalError where they are not what
+            was measured, or do not answer.
+        server: the one that users call.
         told: called after each change: whether anything is refused now.
         job: what runs work that takes its time.
     """
@@ -71,23 +46,29 @@ class Follower:
         self,
         rollout: Rollout,
         repository: Path,
-        do: Operations,
+        trial: Callable[[Mapping[str, Shown]], None],
+        server: Server,
         told: Callable[[bool], None],
         job: type[Job] | None = None,
     ) -> None:
-        self._rollout, self._repository, self._do, self._told = rollout, repository, do, told
+        self._rollout, self._repository, self._told = rollout, repository, told
+        self._trial, self._server = trial, server
         self._make_job = job or Job
         self._job: Job | None = None
         self._next = 0.0
         self._begun = 0.0
 
-    def look(self) -> None:
-        """Go on with what is to be done, without waiting for anything."""
+    def look(self, draining: Collection[str]) -> None:
+        """Go on with what is to be done, without waiting for anything.
+
+        Args:
+            draining: models of which earlier versions still end their requests.
+        """
         now = self._rollout.clock()
         if now >= self._next:
             self._next = now + FOLLOW_SECONDS
             self._see()
-            self._rollout.drains(self._do.draining().keys())
+            self._rollout.drains(draining)
         if self._job is not None:
             if self._job.is_alive():
                 return
@@ -119,7 +100,7 @@ class Follower:
             self._take(attempt)
             return
         say("trying new versions", models=sorted(needed))
-        self._run(lambda: self._do.trial(needed), lambda error: self._tried(attempt, error))
+        self._run(lambda: self._trial(needed), lambda error: self._tried(attempt, error))
 
     @staticmethod
     def _needed(attempt: Attempt) -> dict[str, Shown]:
@@ -137,22 +118,22 @@ class Follower:
     def _take(self, attempt: Attempt) -> None:
         shown = {name: model for name, model in self._rollout.served.items() if name not in attempt.names}
         shown |= attempt.target
-        self._do.letting_go(attempt)
-        self._run(lambda: self._do.take(shown, attempt), lambda error: self._taken(attempt, error))
+        self._server.letting_go(attempt)
+        self._run(lambda: self._server.take(shown, attempt), lambda error: self._taken(attempt, error))
 
     def _taken(self, attempt: Attempt, error: ShoalError | None) -> None:
         if error is not None:  # what was served is loaded again
             back, shown = Attempt(attempt.before, attempt.target), dict(self._rollout.served)
-            self._run(lambda: self._do.take(shown, back), lambda _: self._back(attempt, error))
+            self._run(lambda: self._server.take(shown, back), lambda _: self._back(attempt, error))
             return
         self._rollout.taken(attempt)
-        self._do.settled()
+        self._server.settled(self._rollout.served)
         self._told(bool(self._rollout.refused))
         seconds = round(self._rollout.clock() - self._begun, 2)
         say("serving new versions", seconds=seconds, models=sorted(attempt.changed))
 
     def _back(self, attempt: Attempt, error: ShoalError) -> None:
-        self._do.settled()
+        self._server.settled(self._rollout.served)
         self._refuse(attempt, error)
 
     def _refuse(self, attempt: Attempt, error: ShoalError) -> None:
@@ -180,4 +161,3 @@ class Job(threading.Thread):
             self.error = error
         except Exception as error:  # noqa: BLE001 - it is told as the reason of a refusal
             self.error = RepositoryError(f"{type(error).__name__}: {error}")
-

@@ -1,8 +1,9 @@
 """Whether a server makes progress: its processes are looked at, and never asked for an answer of a model.
 
-Lost liveness is what a restart mends, and it is one of these: a process has ended; a process is stopped or hung (it
-neither beats nor uses the CPU, with no thread that could run); or the engine of a decoder has work and has made no step
-for `STUCK_SECONDS`. A server that is slow, or refuses because it has too much to do, is alive.
+Lost liveness is what a restart mends, and it is one of these: a process has ended; a process is stopped or
+hung (it neither beats nor uses the CPU, with no thread that could run); or the engine of a decoder has work
+and has made no step for `STUCK_SECONDS`. A server that is slow, or refuses because it has too much to do, is
+alive.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ class Liveness:
     def problem(self) -> tuple[str, str] | None:
         """What is wrong now: a reason for the metrics, and a sentence; None: nothing."""
         now = time.monotonic()
-        if now - self._looked > 4 * LOOK_SECONDS:  # this process itself has been held up, and perhaps all have
+        if (
+            now - self._looked > 4 * LOOK_SECONDS
+        ):  # this process itself has been held up, and perhaps all have
             self._silences.clear()
         self._looked = now
         if not self._server.alive:

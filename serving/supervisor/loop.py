@@ -7,7 +7,6 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from http.client import HTTPException
 from pathlib import Path
 from types import FrameType
 
@@ -17,15 +16,15 @@ from serving.distribution import Distribution
 from serving.embedded import Ports
 from serving.supervisor.drift import watch_drift
 from serving.supervisor.follow import Follower
-from serving.supervisor.liveness import LOOK_SECONDS, Liveness
+from serving.supervisor.liveness import LOOK_SECONDS
 from serving.supervisor.logs import Pipe, say
 from serving.supervisor.metrics import Metrics
-from serving.supervisor.readiness import Readiness
-from serving.supervisor.rollout import Attempt, Rollout, groups
+from serving.supervisor.rollout import Rollout
+from serving.supervisor.served import Served
 from serving.supervisor.settings import CONTROL_HEADER, Settings, read_key
 from serving.supervisor.view import Shown, View, shown_in
 from shoal.admin import HEADER
-from shoal.errors import RepositoryError, ServerError, ShoalError
+from shoal.errors import RepositoryError, ShoalError
 from shoal.rollouts import State
 
 # More starts than this in so many seconds: what is wrong is not mended by starting again.
@@ -73,7 +72,7 @@ class Supervisor:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        served: _Served | None = None
+        served: Served | None = None
         try:
             while True:
                 served = self._start()
@@ -102,7 +101,7 @@ class Supervisor:
             self.metrics.close()
             self._state.close()
 
-    def _start(self) -> _Served:
+    def _start(self) -> Served:
         begun = time.monotonic()
         self._starts.append(begun)
         self._rollout.see(shown_in(self._repository))
@@ -116,12 +115,14 @@ class Supervisor:
             "--exit-on-error=false",
         )
         try:
-            served = _Served(self, server, view)
-            loaded = served.settle(chosen)
-        except BaseException as error:
+            served = Served(server, view, self._headers, self._settings.timeout, self.metrics.told)
+            loaded, news = served.begin(chosen, self._rollout, self._check)
+        except BaseException:
             embedded.stop(server, grace=LOST_GRACE)
-            raise ServerError(probe.reason_of(error)) from error if isinstance(error, OSError) else error
+            raise
         self._rollout.started(loaded)
+        for error in news:
+            self._tell(error)
         seconds = time.monotonic() - begun
         self.metrics.started(server, seconds)
         self.metrics.upgraded(bool(self._rollout.refused))
@@ -134,32 +135,30 @@ class Supervisor:
         Raises:
             RepositoryError: there is nothing that is what was measured.
         """
-        chosen, news = self._rollout.choose(self.check)
+        chosen, news = self._rollout.choose(self._check)
         if not chosen:
-            raise news[0] if news else RepositoryError(
-                f"{self._repository} holds no models that can be served", hint="shoal export"
+            raise (
+                news[0]
+                if news
+                else RepositoryError(
+                    f"{self._repository} holds no models that can be served", hint="shoal export"
+                )
             )
         for error in news:
             self._tell(error)
         return chosen
 
-    def check(self, models: Mapping[str, Shown]) -> None:
+    def _check(self, models: Mapping[str, Shown]) -> None:
         """Compare the files of these models with their manifests; see `serving.check`."""
         versions = {name: model.versions for name, model in models.items()}
         check(self._repository, self._distribution.backends, versions)
-
-    def refuse(self, models: Mapping[str, Shown], error: ShoalError) -> None:
-        """Tell once why models are not served."""
-        if models and self._rollout.refuse(models, models, error.message):
-            self._tell(error)
 
     @staticmethod
     def _tell(error: ShoalError) -> None:
         say(f"not taken up: {error.message}", level="error", hint=error.hint or "shoal rollback")
 
-    def trial(self, target: Mapping[str, Shown]) -> None:
-        """See `serving.supervisor.follow.Operations`."""
-        self.check(target)
+    def _trial(self, target: Mapping[str, Shown]) -> None:
+        self._check(target)
         trial = View(self._repository)
         server = self._launch(
             Ports(0, 0, 0), embedded.LOOPBACK, lambda folder: trial.open(folder, target), probe.problem
@@ -187,11 +186,11 @@ class Supervisor:
             problem=problem,
         )
 
-    def _look_after(self, served: _Served) -> tuple[str, str]:
-        follower = Follower(self._rollout, self._repository, served, self._upgraded)
+    def _look_after(self, served: Served) -> tuple[str, str]:
+        follower = Follower(self._rollout, self._repository, self._trial, served, self._upgraded)
         while (problem := served.liveness.problem()) is None:
             self.metrics.ready(served.readiness.problem)
-            follower.look()
+            follower.look(served.liveness.draining)
             time.sleep(LOOK_SECONDS)
         return problem
 
@@ -203,137 +202,8 @@ class Supervisor:
     def _hopeless(self) -> bool:
         return len(self._starts) == MOST_STARTS and time.monotonic() - self._starts[0] < WINDOW_SECONDS
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """That open every endpoint of the server."""
-        return self._headers
-
-    @property
-    def timeout(self) -> float:
-        """Seconds in which models must be loaded and answer."""
-        return self._settings.timeout
-
-    @property
-    def rollout(self) -> Rollout:
-        """What is desired, served and so on."""
-        return self._rollout
-
     @staticmethod
     def _stop(number: int, frame: FrameType | None) -> None:
         for one in (signal.SIGTERM, signal.SIGINT):  # the second would break off what the first began
             signal.signal(one, signal.SIG_IGN)
         raise _Stop
-
-
-class _Served:
-    """One server that runs, with what looks after it: the operations of `serving.supervisor.follow`."""
-
-    def __init__(self, supervisor: Supervisor, server: embedded.Server, view: View) -> None:
-        self._supervisor, self.server, self._view = supervisor, server, view
-        self.liveness = Liveness(server)
-        self.readiness = Readiness({}, supervisor.metrics.told)
-
-    def settle(self, chosen: Mapping[str, Shown]) -> dict[str, Shown]:
-        """What a server that has just started serves, where some of it may not have been loaded.
-
-        Raises:
-            ServerError: nothing of it is served.
-            OSError, ValueError, http.client.HTTPException: the server does not answer.
-        """
-        supervisor = self._supervisor
-        reasons = probe.not_loaded(self.server.http, timeout=supervisor.timeout, headers=supervisor.headers)
-        loaded: dict[str, Shown] = {}
-        failed: ShoalError = ServerError("no model is served")
-        for names in groups(chosen):
-            group = {name: chosen[name] for name in names}
-            why = [f"{name} is not loaded: {reasons[name]}" for name in sorted(names) if name in reasons]
-            try:
-                if why:
-                    raise ServerError(why[0])
-                self._ask(group, names)
-                loaded |= group
-                continue
-            except ShoalError as error:
-                failed = error
-                supervisor.refuse(group, error)
-            other = supervisor.rollout.instead(group)
-            try:
-                if other:
-                    supervisor.check(other)
-                self.take({**loaded, **other}, Attempt(other, group))
-                loaded |= other
-            except ShoalError as error:
-                supervisor.refuse(other, error)
-        if not loaded:
-            raise failed
-        self._view.show(loaded)
-        self.settled(loaded)
-        return loaded
-
-    def trial(self, target: Mapping[str, Shown]) -> None:
-        self._supervisor.trial(target)
-
-    def letting_go(self, attempt: Attempt) -> None:
-        self.liveness.let_go(attempt.changed)
-
-    def take(self, shown: Mapping[str, Shown], attempt: Attempt) -> None:
-        """Steps are loaded before the ensembles of them, and what goes goes last."""
-        supervisor = self._supervisor
-        self._view.show(shown)
-        gone = attempt.changed - attempt.target.keys()
-        names = sorted(
-            attempt.changed, key=lambda name: (name in gone, bool(name in shown and shown[name].steps), name)
-        )
-        for name in names:
-            action = "unload" if name in gone else "load"
-            try:
-                probe.control(
-                    self.server.http, name, action, timeout=supervisor.timeout, headers=supervisor.headers
-                )
-            except (OSError, HTTPException) as error:
-                raise ServerError(f"{name}: {probe.reason_of(error)}") from error
-        self._ask(attempt.target, attempt.changed)
-
-    def settled(self, shown: Mapping[str, Shown] | None = None) -> None:
-        """Look after what is served now."""
-        supervisor = self._supervisor
-        self.liveness.adopt()
-        self.readiness.close()
-        served = supervisor.rollout.served if shown is None else shown
-        self.readiness = Readiness(self._questions(served), supervisor.metrics.told)
-
-    def draining(self) -> Mapping[str, int]:
-        return self.liveness.draining
-
-    def close(self) -> None:
-        """Look after it no more."""
-        self.liveness.close()
-        self.readiness.close()
-
-    def _ask(self, models: Mapping[str, Shown], names: frozenset[str] | set[str]) -> None:
-        """Have each of these models that users call answer.
-
-        Raises:
-            ServerError: one does not.
-        """
-        asked = {name: model for name, model in models.items() if name in names}
-        for name, question in self._questions(asked, models).items():
-            try:
-                probe.send(question.request(), timeout=self._supervisor.timeout)
-            except (OSError, HTTPException) as error:
-                raise ServerError(f"{name} does not answer: {probe.reason_of(error)}") from error
-
-    def _questions(
-        self, asked: Mapping[str, Shown], among: Mapping[str, Shown] | None = None
-    ) -> dict[str, probe.Question]:
-        """One for each of the models that is no step of another."""
-        steps = {step for model in (among or asked).values() for step in model.steps}
-        supervisor = self._supervisor
-        try:
-            return {
-                name: probe.smallest(self.server.http, name, supervisor.timeout, supervisor.headers)
-                for name in asked
-                if name not in steps
-            }
-        except (OSError, HTTPException, ValueError, KeyError) as error:
-            raise ServerError(f"its models cannot be asked: {probe.reason_of(error)}") from error

@@ -1,8 +1,8 @@
 """Whether a server answers: each model that users call is asked for a real answer, once a second.
 
-The question goes ahead of users' requests: in Triton's queues by its priority, in a decoder's by a row of its own. A
-server that does not answer it in time is not ready, which balancers read at `/health`; it is not started again for
-that, see `serving.supervisor.liveness`.
+The question goes ahead of users' requests: in Triton's queues by its priority, in a decoder's by a row of its
+own. A server that does not answer it in time is not ready, which balancers read at `/health`; it is not
+started again for that, see `serving.supervisor.liveness`.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ class Readiness:
         told: called with a model's name and health after each of its answers.
     """
 
-    def __init__(
-        self, questions: Mapping[str, probe.Question], told: Callable[[str, Health], None]
-    ) -> None:
+    def __init__(self, questions: Mapping[str, probe.Question], told: Callable[[str, Health], None]) -> None:
         self._told = told
         self.health = {name: Health() for name in questions}
         self._ended = threading.Event()

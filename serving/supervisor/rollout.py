@@ -1,12 +1,12 @@
 """Which versions are wanted, tried, served, and last good: a state machine, kept on disk.
 
-It knows neither Triton nor processes: the loop tells it what happened, and asks it what to do. Models change in
-groups: an ensemble with its steps, and whatever shares a step with it. The states of a group:
+It knows neither Triton nor processes: the loop tells it what happened, and asks it what to do. Models change
+in groups: an ensemble with its steps, and whatever shares a step with it. The states of a group:
 
     served as desired --(the repository shows something else)--> desired
     desired  --attempt--> trying --tried--> taking --taken--> served, and last good
-    trying, taking --refused--> refused: the last good goes on, until the repository changes or RETRY_SECONDS pass
-    refused  --(the time has come)--> desired
+    trying, taking --refused--> refused: the last good goes on
+    refused  --(the repository changes, or RETRY_SECONDS have passed)--> desired
 
 After a start the last good versions are served, whatever was refused before; what else is desired is tried
 after that, as any change is. Each transition is on disk before the next begins, so that a kill loses none.
@@ -15,6 +15,7 @@ after that, as any change is. Each transition is on disk before the next begins,
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,7 +130,7 @@ class Rollout:
         self.save()
 
     def first(self) -> Models:
-        """What to load into a server that starts: the last good; of groups that have none, what is desired."""
+        """What to load into a server that starts: the last good, and what is desired of groups without."""
         start = dict(self.good)
         for names in groups(self.desired):
             if not names & start.keys():
@@ -137,7 +138,7 @@ class Rollout:
         return start
 
     def choose(self, check: Callable[[Models], None]) -> tuple[Models, list[ShoalError]]:
-        """What to load into a server that starts: of `first` what passes a check, or what else of its group does.
+        """What to load into a server that starts: of `first` what passes a check, or what else does.
 
         Args:
             check: raises ShoalError where models are not what was measured.
@@ -162,7 +163,7 @@ class Rollout:
         return chosen, news
 
     def instead(self, wrong: Mapping[str, Shown]) -> Models:
-        """What else may be loaded where these models of a group cannot: what is desired of it; {}: that was it."""
+        """What may be loaded where these models of a group cannot: what is desired of it; {}: nothing."""
         chosen = {name for group in groups(self.desired) if group & wrong.keys() for name in group}
         other = {name: self.desired[name] for name in chosen}
         return {} if other == dict(wrong) else other
@@ -175,6 +176,12 @@ class Rollout:
         self.good = {name: self.good[name] for names in kept for name in names} | loaded
         self.draining = {}
         self.trying = None
+        self.refused = [
+            refusal
+            for refusal in self.refused
+            if self._is_desired(refusal)
+            and any(loaded.get(name) != self.desired.get(name) for name in refusal.names)
+        ]
         self.save()
 
     def ended(self) -> None:
@@ -183,16 +190,26 @@ class Rollout:
         self.save()
 
     def attempt(self) -> Attempt | None:
-        """The next group to change, which is being tried from now on; None: all is as desired, or refused."""
+        """The next group to change, which is being tried from now on; None: all is as desired, or refused.
+
+        What was refused is tried again after what was not, and the longest ago first: a group that is refused
+        for ever holds up no other.
+        """
+        found: list[tuple[float, Attempt]] = []
         for names in groups(self.desired, self.served):
             target = {name: self.desired[name] for name in names if name in self.desired}
             before = {name: self.served[name] for name in names if name in self.served}
-            if target == before or self._waits(names, target):
+            if target == before:
                 continue
-            self.trying = Attempt(target, before)
-            self.save()
-            return self.trying
-        return None
+            retry = max((entry.retry for entry in self.refused if entry.names & names), default=-math.inf)
+            known = any(entry.names == names and entry.target == target for entry in self.refused)
+            if not known or self.clock() >= retry:
+                found.append((retry if known else -math.inf, Attempt(target, before)))
+        if not found:
+            return None
+        self.trying = min(found, key=lambda entry: entry[0])[1]
+        self.save()
+        return self.trying
 
     def taken(self, attempt: Attempt) -> None:
         """The server has loaded a group, and its models answer."""
@@ -284,12 +301,6 @@ class Rollout:
 
     def _is_desired(self, refusal: Refusal) -> bool:
         return all(self.desired.get(name) == refusal.target.get(name) for name in refusal.names)
-
-    def _waits(self, names: frozenset[str], target: Models) -> bool:
-        return any(
-            entry.names == names and entry.target == target and self.clock() < entry.retry
-            for entry in self.refused
-        )
 
 
 def groups(*shown: Mapping[str, Shown]) -> list[frozenset[str]]:

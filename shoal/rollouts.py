@@ -10,13 +10,16 @@ import fcntl
 import hashlib
 import json
 import os
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shoal.errors import ServerError
+from shoal.errors import RepositoryError, ServerError
 from shoal.paths import cache_dir
 
 VARIABLE = "SHOAL_STATE"
+_POLL_SECONDS = 0.2
 _MOST = 64  # supervisors of one repository on one machine
 
 
@@ -90,3 +93,49 @@ def _lives(path: Path) -> bool:
     finally:
         os.close(lock)
     return False
+
+
+def wait_until_served(repository: Path, configs: Mapping[str, str], timeout: float) -> None:
+    """Return when every server that follows a repository serves models with these configs.
+
+    Args:
+        configs: model -> the text of its `config.pbtxt`, as it was written to the repository.
+        timeout: seconds.
+
+    Raises:
+        RepositoryError: it was refused, with the reason.
+        ServerError: no server follows the repository, or it was not served in time.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        found = states(repository)
+        if not found:
+            raise ServerError(
+                f"no running server follows {repository}; the next one that starts takes it up",
+                hint="shoal serve, or leave --wait out",
+            )
+        if all(_serves(state, configs) for state in found):
+            return
+        for reason in filter(None, (_refused(state, configs) for state in found)):
+            raise RepositoryError(f"not taken up: {reason}", hint="what was served before still is")
+        if time.monotonic() > deadline:
+            raise ServerError(
+                f"it is not served after {timeout:.0f} s", hint="a larger --timeout; shoal logs"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _serves(state: Mapping[str, Any], configs: Mapping[str, str]) -> bool:
+    desired, served = state["desired"], state["served"]
+    return all(
+        desired.get(name, {}).get("config") == config and served.get(name) == desired[name]
+        for name, config in configs.items()
+    )
+
+
+def _refused(state: Mapping[str, Any], configs: Mapping[str, str]) -> str:
+    for entry in state["refused"]:
+        target = entry["target"]
+        if all(target.get(name, {}).get("config") == config for name, config in configs.items()):
+            return str(entry["reason"])
+    return ""

@@ -52,6 +52,10 @@ _HARMLESS = re.compile(
 )
 
 
+# Why a server at host:port does not serve, or None; takes `timeout` in seconds and `headers`.
+Problem = Callable[..., str | None]
+
+
 @dataclass(frozen=True)
 class Ports:
     """TCP ports on loopback; 0 asks for any free one."""
@@ -182,17 +186,21 @@ def launch(
     output: int | None = None,
     view: Callable[[Path], Path] | None = None,
     grace: float = STOP_SECONDS,
+    problem: Problem = probe.problem,
 ) -> Server:
     """`start`, of any Triton, at any address, with any arguments: for who knows what to open to whom.
 
     Args:
-        view: makes in an empty folder what the server reads in the place of the repository.
+        view: makes in an empty folder what the server reads in the place of the repository; its caller has
+            checked that.
+        problem: what keeps the server from having started, or None.
         headers: that open the endpoints which the arguments close, to ask whether it is ready.
         output: file descriptor for what the server writes; None: its log.
         grace: that `stop` will be called with: Triton exits by itself before that is over.
     """
     repository = repository.resolve()
-    check(repository, distribution.backends)
+    if view is None:
+        check(repository, distribution.backends)
     arguments = [f"--exit-timeout-secs={max(1, int(grace - EXIT_SECONDS))}", *arguments]
     ports = _free_ports(ports)
     folder = _new_run_folder()
@@ -204,7 +212,7 @@ def launch(
         )
         server = Server(process.pid, time.time(), ports, repository, folder)
         write_json(folder / STATE, server.to_dict())
-        _wait_until_ready(server, process, timeout, headers)
+        _wait_until_ready(server, process, timeout, headers, problem)
     except BaseException:
         if server is not None:
             stop(server, grace=2.0)
@@ -348,7 +356,11 @@ def _spawn(
 
 
 def _wait_until_ready(
-    server: Server, process: subprocess.Popen[bytes], timeout: float, headers: Mapping[str, str] | None
+    server: Server,
+    process: subprocess.Popen[bytes],
+    timeout: float,
+    headers: Mapping[str, str] | None,
+    problem: Problem,
 ) -> None:
     deadline = time.monotonic() + timeout
     reason = "it did not answer"
@@ -356,10 +368,10 @@ def _wait_until_ready(
         if process.poll() is not None:
             words = important_lines(server.log)
             raise ServerError(f"Triton stopped while starting (exit code {process.returncode}):\n{words}")
-        problem = probe.problem(server.http, timeout=min(5.0, timeout), headers=headers)
-        if problem is None:
+        said = problem(server.http, timeout=min(5.0, timeout), headers=headers)
+        if said is None:
             return
-        reason = problem
+        reason = said
         time.sleep(0.05)
     raise ServerError(
         f"Triton was not ready after {timeout:.0f} s: {reason}\n{important_lines(server.log)}",

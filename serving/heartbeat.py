@@ -5,9 +5,8 @@ requests wait; a process that is only busy goes on counting. The engine counts i
 whether it has work. In the other direction the supervisor asks a model to end its requests with an error, as
 the server is about to stop.
 
-The folder of the pages is named by the environment variable `SHOAL_HEARTBEATS`; without it there are none.
-A page is named by its process: `PID`. It holds four unsigned integers of 64 bits, each written by one side
-alone.
+The folder of the pages is named by the environment variable `SHOAL_HEARTBEATS`; without it there are none. A
+page is named by its process: `PID`. It holds four unsigned integers of 64 bits, each written by one side.
 """
 
 from __future__ import annotations

@@ -38,6 +38,15 @@ def problem(address: str, *, timeout: float = 5.0, headers: Headers | None = Non
     return None
 
 
+def starting(address: str, *, timeout: float = 5.0, headers: Headers | None = None) -> str | None:
+    """What keeps the server at `host:port` from having started, whether or not it could load its models."""
+    try:
+        send(request(f"{address}/v2/health/live", headers=headers), timeout=timeout)
+    except (OSError, http.client.HTTPException) as error:
+        return reason_of(error)
+    return None
+
+
 @dataclass(frozen=True)
 class Question:
     """The smallest inference of one model.
@@ -61,7 +70,7 @@ class Question:
             for tensor in body["inputs"]:
                 if tensor["datatype"] == "BYTES":
                     tensor["data"][0] = f"{tensor['data'][0]} {time.time_ns()}"
-        return _request(self.url, body, self.headers)
+        return request(self.url, body, self.headers)
 
 
 def questions(address: str, *, timeout: float = 5.0, headers: Headers | None = None) -> list[Question]:
@@ -72,8 +81,21 @@ def questions(address: str, *, timeout: float = 5.0, headers: Headers | None = N
         ValueError, http.client.HTTPException: it is not Triton.
     """
     headers = headers or {}
-    send(_request(f"{address}/v2/health/ready", headers=headers), timeout=timeout)
-    return [_smallest(address, name, timeout, headers) for name in _entry_models(address, timeout, headers)]
+    send(request(f"{address}/v2/health/ready", headers=headers), timeout=timeout)
+    return [smallest(address, name, timeout, headers) for name in _entry_models(address, timeout, headers)]
+
+
+def not_loaded(address: str, *, timeout: float, headers: Headers) -> dict[str, str]:
+    """Models of which no version is ready -> why.
+
+    Raises:
+        OSError: the server does not answer.
+        ValueError, http.client.HTTPException: it is not Triton.
+    """
+    index = _json(f"{address}/v2/repository/index", timeout, headers, {})
+    ready = {entry["name"] for entry in index if entry.get("state") == "READY"}
+    reasons = {entry["name"]: str(entry.get("reason") or "not loaded") for entry in index}
+    return {name: reason for name, reason in reasons.items() if name not in ready}
 
 
 def control(address: str, model: str, action: str, *, timeout: float, headers: Headers) -> None:
@@ -82,7 +104,7 @@ def control(address: str, model: str, action: str, *, timeout: float, headers: H
     Raises:
         OSError: it was not; `urllib.error.HTTPError`: the server says why.
     """
-    send(_request(f"{address}/v2/repository/models/{model}/{action}", {}, headers), timeout=timeout)
+    send(request(f"{address}/v2/repository/models/{model}/{action}", {}, headers), timeout=timeout)
 
 
 def infer(
@@ -126,7 +148,7 @@ def _entry_models(address: str, timeout: float, headers: Headers) -> list[str]:
     return [name for name in dict.fromkeys(ready) if name not in steps]
 
 
-def _smallest(address: str, model: str, timeout: float, headers: Headers) -> Question:
+def smallest(address: str, model: str, timeout: float, headers: Headers) -> Question:
     """On the smallest input that the model's metadata allows; of a decoder, one token."""
     url = f"{address}/v2/models/{model}"
     config = _json(f"{url}/config", timeout, headers)
@@ -178,13 +200,14 @@ def main() -> None:
     sys.exit(reason and f"not serving: {reason}")
 
 
-def _request(url: str, body: Any = None, headers: Headers | None = None) -> urllib.request.Request:
+def request(url: str, body: Any = None, headers: Headers | None = None) -> urllib.request.Request:
+    """To send; a body that is not bytes is sent as JSON."""
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     return urllib.request.Request(f"http://{url}", data=data, headers=dict(headers or {}))
 
 
 def _json(url: str, timeout: float, headers: Headers, body: Any = None) -> Any:
-    return json.loads(send(_request(url, body, headers), timeout=timeout))
+    return json.loads(send(request(url, body, headers), timeout=timeout))
 
 
 def _body(error: urllib.error.HTTPError) -> str:

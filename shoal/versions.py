@@ -8,13 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from shoal import repository as store
-from shoal import show
+from shoal import rollouts, show
 from shoal.evidence import raw_share
 from shoal.options import DEFAULT_REPOSITORY, Json, Repository
+from shoal.progress import Bars
 from shoal.steps import err, out, print_json
 
 Model = Annotated[str, typer.Argument(help="The model, as users call it.")]
 Version = Annotated[int, typer.Argument(min=1, help="A version of it.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Return when it is served, or say why it was refused.")]
+WaitTimeout = Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds that --wait waits.")]
 
 
 def versions(
@@ -61,32 +64,51 @@ def versions(
 
 
 def promote(
-    name: Model, version: Version, repository: Repository = DEFAULT_REPOSITORY, as_json: Json = False
+    name: Model,
+    version: Version,
+    repository: Repository = DEFAULT_REPOSITORY,
+    wait: Wait = False,
+    timeout: WaitTimeout = 300.0,
+    as_json: Json = False,
 ) -> None:
-    """Serve another version: from the next start on, under `docker compose up` within seconds.
+    """Ask for another version to be served: a server that runs takes it up within seconds.
 
-    Example: shoal promote minilm 1
+    It is tried in a server of its own first; one that fails is refused, and what was served goes on.
+
+    Example: shoal promote minilm 1 --wait
     """
-    _tell(store.promote(repository, name, version), repository, as_json)
+    _tell(store.promote(repository, name, version), repository, wait, timeout, as_json)
 
 
-def rollback(name: Model, repository: Repository = DEFAULT_REPOSITORY, as_json: Json = False) -> None:
-    """Serve the version that was served before: when, see `shoal promote`.
+def rollback(
+    name: Model,
+    repository: Repository = DEFAULT_REPOSITORY,
+    wait: Wait = False,
+    timeout: WaitTimeout = 300.0,
+    as_json: Json = False,
+) -> None:
+    """Ask for the version that was asked for before: see `shoal promote`.
 
-    Example: shoal rollback minilm
+    Example: shoal rollback minilm --wait
     """
-    _tell(store.rollback(repository, name), repository, as_json)
+    _tell(store.rollback(repository, name), repository, wait, timeout, as_json)
 
 
-def _tell(manifest: Any, repository: Path, as_json: bool) -> None:
+def _tell(manifest: Any, repository: Path, wait: bool, timeout: float, as_json: bool) -> None:
+    about = {"model": manifest.model, "version": manifest.version, "precision": manifest.precision}
+    what = f"{manifest.model} version {manifest.version} ({manifest.precision})"
+    if wait:
+        with Bars(err).step(f"Wait until {what} is served"):
+            rollouts.wait_until_served(repository, manifest.configs, timeout)
     if as_json:
-        print_json({"model": manifest.model, "version": manifest.version, "precision": manifest.precision})
-        return
-    out.print(
-        f"{repository}: {manifest.model} serves version {manifest.version} ({manifest.precision}) from the"
-        " next start on, under docker compose within seconds",
-        highlight=False,
-    )
+        print_json({**about, "served": wait})
+    elif wait:
+        out.print(f"{repository}: {what} is served", highlight=False)
+    else:
+        out.print(
+            f"{repository}: {what} is asked for; a server that runs takes it up within seconds",
+            highlight=False,
+        )
 
 
 def diff(

@@ -32,7 +32,10 @@ from clients import BadInput, ClientError, Denied, GrpcClient, HttpClient, Tls, 
 from serving.supervisor.logs import entry
 from serving.supervisor.settings import CLOSED, CONTROL_HEADER, Settings, read_key
 from shoal.admin import GRPC_HEADER, HEADER
-from shoal.errors import UsageError
+from shoal.errors import RepositoryError, ServerError, UsageError
+from shoal.paths import write_atomic
+from shoal.repository import served_version
+from shoal.rollouts import wait_until_served
 
 
 @dataclass
@@ -232,16 +235,71 @@ def test_a_dead_model_is_brought_back_and_no_request_is_lost(supervised: Supervi
     assert re.search(r"the process of minilm_\w+ ended.*model process died", supervised.log.read_text())
 
 
-def test_a_killed_server_is_brought_back(supervised: Supervised) -> None:
-    (server,) = [
-        p for p in psutil.Process(supervised.process.pid).children() if p.name().startswith("tritonserver")
-    ]
-    server.kill()
-    supervised.wait(503, 10)
+FAULTS = [
+    ("tritonserver", signal.SIGKILL, "server died"),
+    ("tritonserver", signal.SIGSTOP, "server hung"),
+    ("triton_python_backend_stub", signal.SIGKILL, "model process died"),
+    ("triton_python_backend_stub", signal.SIGSTOP, "model process hung"),
+]
+
+
+def test_what_is_dead_or_hangs_is_brought_back(repository: Path, tmp_path: Path) -> None:
+    with supervising(repository, tmp_path) as made:
+        for count, (process, sent, reason) in enumerate(FAULTS, 1):
+            every = psutil.Process(made.process.pid).children(recursive=True)
+            next(p for p in every if p.name().startswith(process[:15])).send_signal(sent)
+            made.wait(503, 10)
+            made.wait(200)
+            with GrpcClient(made.grpc) as client:
+                assert client.embed(["Fish swim in shoals."]).shape == (1, 384)
+            assert f'"reason": "{reason}"' in made.log.read_text()
+            assert made.metric("shoal_restarts_total") == count
+
+
+def test_a_busy_server_is_not_dead(supervised: Supervised) -> None:
+    """Models that answer late make it unready at most."""
+    before = supervised.metric("shoal_restarts_total")
+    for stub in supervised.stubs():  # as slow as a machine with a hundred other processes makes them
+        stub.nice(19)
+    stop = threading.Event()
+
+    def call() -> int:
+        answered = 0
+        with GrpcClient(supervised.grpc, timeout=60.0) as client:
+            while not stop.is_set():
+                answered += len(client.embed(["many words " * 60] * 16, batch_size=16))
+        return answered
+
+    with ThreadPoolExecutor(16) as pool:
+        calls = [pool.submit(call) for _ in range(16)]
+        time.sleep(12)
+        stop.set()
+        assert min(one.result() for one in calls) >= 16
+    assert supervised.metric("shoal_restarts_total") == before
     supervised.wait(200)
-    with GrpcClient(supervised.grpc) as client:
+
+
+def test_what_was_refused_does_not_take_a_restarted_server_down(own_repository: Path, tmp_path: Path) -> None:
+    """The last good version is served after any restart, and other models with it."""
+    first = served_version(own_repository, "minilm_encoder")
+    assert first is not None
+    other = 3 - first
+    with supervising(own_repository, tmp_path) as made:
+        (own_repository / "minilm_encoder" / str(other) / "model.onnx").write_bytes(b"damaged")
+        config = own_repository / "minilm_encoder" / "config.pbtxt"
+        write_atomic(config, config.read_text().replace(f"versions: {first}", f"versions: {other}"))
+        with pytest.raises(RepositoryError, match="is not the file that was measured"):
+            wait_until_served(own_repository, {"minilm_encoder": config.read_text()}, 60.0)
+        made.stubs()[0].kill()
+        made.wait(503, 10)
+        made.wait(200)
+    with supervising(own_repository, tmp_path) as made, GrpcClient(made.grpc) as client:
         assert client.embed(["Fish swim in shoals."]).shape == (1, 384)
-    assert '"reason": "server died"' in supervised.log.read_text()
+        write_atomic(config, config.read_text().replace(f"versions: {other}", f"versions: {first}"))
+        wait_until_served(own_repository, {"minilm_encoder": config.read_text()}, 60.0)
+        assert made.metric("shoal_upgrade_refused") == 0
+    with pytest.raises(ServerError, match="no running server follows"):
+        wait_until_served(own_repository, {}, 1.0)
 
 
 def test_running_requests_are_finished_first(repository: Path, tmp_path: Path) -> None:

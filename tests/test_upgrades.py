@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -20,9 +18,7 @@ from sklearn.datasets import load_breast_cancer
 
 from clients import ClientError, GrpcClient, Unavailable, UnknownModel
 from export import router
-from serving.supervisor.upgrade import Upgrades
 from serving.supervisor.view import View, shown_in
-from shoal.errors import ServerError
 from shoal.paths import write_atomic
 from shoal.repository import promote, rollback, served_version
 from tests.test_supervisor import Supervised, supervising
@@ -225,65 +221,3 @@ def test_a_view_shows_what_is_served(tmp_path: Path) -> None:
 def _folder(path: Path) -> Path:
     path.mkdir()
     return path
-
-
-def test_what_was_refused_is_tried_again_and_told_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """A file may have been repaired, and a server may have met Triton's crash at its start."""
-    repository, now, tried, told = tmp_path / "models", [1000.0], [], []
-    _model(repository, "network", "version_policy { specific { versions: 1 } }", 1, 2)
-
-    def launch(view: object) -> NoReturn:
-        tried.append(now[0])
-        raise ServerError("it does not start")
-
-    upgrades = Upgrades(repository, launch, {}, 1.0, watch=lambda *_: None, told=told.append)  # type: ignore[arg-type, return-value]
-    upgrades.view.open(_folder(tmp_path / "run"))
-    monkeypatch.setattr("serving.supervisor.upgrade.time.monotonic", lambda: now[0])
-    watch = SimpleNamespace(problem=lambda: None)
-    for second in range(100):
-        if second == 2:
-            _model(repository, "network", "version_policy { specific { versions: 2 } }", 1, 2)
-        if second == 90:
-            _model(repository, "network", "version_policy { specific { versions: 1 } }", 1, 2)
-        now[0] += 1
-        assert upgrades.look(None, watch) is watch  # type: ignore[arg-type, comparison-overlap]
-    assert [round(at) - 1000 for at in tried] == [3, 33, 63]
-    assert told == [True, True, True, False]
-    assert capfd.readouterr().out.count("not taken up: it does not start") == 1
-
-
-def test_what_cannot_be_loaded_after_its_trial_is_taken_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For want of memory, say: what was served is loaded again, and the change is tried later."""
-    repository, asked, told = tmp_path / "models", [], []
-    one, two = (f"version_policy {{ specific {{ versions: {number} }} }}" for number in (1, 2))
-    _model(repository, "network", one, 1, 2)
-    _model(repository, "all", 'platform: "ensemble"\nmodel_name: "network"\n', 1)
-    upgrades = Upgrades(repository, lambda _: None, {}, 1.0, watch=lambda *_: watch, told=told.append)  # type: ignore[arg-type, return-value]
-    models = upgrades.view.open(_folder(tmp_path / "run"))
-    watch = SimpleNamespace(problem=lambda: None, let_go=lambda _: {}, close=lambda: None)
-    monkeypatch.setattr("serving.supervisor.upgrade.embedded.stop", lambda server: True)
-
-    def control(address: str, model: str, action: str, **_: object) -> None:
-        shown = sorted(path.name for path in (models / model).iterdir() if path.name.isdigit())
-        asked.append((model, action, *shown))
-        if model == "all" and len(asked) == 2:
-            raise OSError("no memory")
-
-    monkeypatch.setattr("serving.supervisor.upgrade.probe.control", control)
-    server = SimpleNamespace(http="host:1")
-    before = shown_in(repository)
-    _model(repository, "network", two, 1, 2)
-    upgrades.look(server, watch)  # type: ignore[arg-type]
-    new, old = (
-        [("network", "load", "2"), ("all", "load", "2")],
-        [("network", "load", "1"), ("all", "load", "3")],
-    )
-    assert asked == new + old and told == [True]
-    assert upgrades.view.shown == before
-    upgrades._retry = upgrades._next = 0.0
-    upgrades.look(server, watch)  # type: ignore[arg-type]
-    assert asked[4:] == [("network", "load", "2"), ("all", "load", "4")] and told == [True, False]

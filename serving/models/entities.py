@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving import heartbeat
 from serving.models.responses import answers, inputs
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
@@ -122,6 +123,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the parameters."""
+        heartbeat.start()
         parameters = json.loads(args["model_config"])["parameters"]
         self._labels = json.loads(parameters["labels"]["string_value"])
         self._strategy = parameters["aggregation_strategy"]["string_value"]

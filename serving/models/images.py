@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import MARKER
 
+from serving import heartbeat
 from serving.models.responses import answers, inputs
 
 FORMATS = ("PNG", "JPEG")
@@ -199,6 +200,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the parameters."""
+        heartbeat.start()
         parameters = {
             key: value["string_value"]
             for key, value in json.loads(args["model_config"])["parameters"].items()

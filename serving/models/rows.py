@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving import heartbeat
 from serving.models.responses import answers, inputs
 from serving.models.terms import Terms, inputs_of
 
@@ -251,6 +252,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read `rows.json` from the version's folder."""
+        heartbeat.start()
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"]) / args["model_version"] / FILENAME
         self._reader = Reader.from_json(path.read_text(encoding="utf-8"))

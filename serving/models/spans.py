@@ -18,6 +18,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from serving import heartbeat
 from serving.models.responses import answers, inputs
 
 CANDIDATES = 12  # spans of a window that are looked at, as in transformers for one answer
@@ -98,6 +99,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the parameters."""
+        heartbeat.start()
         parameters = json.loads(args["model_config"])["parameters"]
         self._max_answer_length = int(parameters["max_answer_length"]["string_value"])
         self._null_token = parameters["null_token"]["string_value"] == "true"

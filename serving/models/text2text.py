@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving import heartbeat
 from serving.backends.onnxruntime.sessions import check_runtime
 from serving.models.backend_utils import pb_utils
 from serving.models.layouts import BadText, check_growth, load_tokenizer
@@ -146,6 +147,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the version's graphs and its tokenizer."""
+        heartbeat.start()
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._settings = Settings.from_config(json.loads(args["model_config"]))
         folder = Path(args["model_repository"]) / args["model_version"]

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from serving import heartbeat
 from serving.drift.tap import Tap
 from serving.models.layouts import LAYOUTS, BadText, Batch, check_growth
 from serving.models.responses import answers, inputs, optional
@@ -135,6 +136,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load `tokenizer.json` from the version's folder."""
+        heartbeat.start()
         # While a request is tokenized the network waits for it, so the CPUs are free: 32 texts of 16
         # tokens take 1.2 ms on two threads and 2.5 ms on one.
         os.environ["TOKENIZERS_PARALLELISM"] = "true"

@@ -56,6 +56,9 @@ def main() -> int:
         "--timeout", type=float, default=known.timeout, help="seconds until all models must answer"
     )
     parser.add_argument(
+        "--state", type=_path, help="folder for what is served and was refused; default: the user's cache"
+    )
+    parser.add_argument(
         "--installed", action="store_true", help="the tritonserver on PATH, not the one of pip"
     )
     given = parser.parse_args()
@@ -75,6 +78,7 @@ def main() -> int:
             drift_share=given.drift_share,
             grace=given.grace,
             timeout=given.timeout,
+            state=given.state,
         )
         return Supervisor(settings, Installed.find() if given.installed else Embedded.find()).run()
     except ShoalError as error:

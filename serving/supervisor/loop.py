@@ -1,4 +1,4 @@
-"""Start a server, watch it, start it again when it does not serve, and stop it in order when asked to."""
+"""Start a server, look after it, start it again when it is dead, and stop it in order when asked to."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ import secrets
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Collection
-from http.client import HTTPException
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
-import psutil
-
 from serving import embedded, probe
+from serving.check import check
 from serving.distribution import Distribution
 from serving.embedded import Ports
 from serving.supervisor.drift import watch_drift
+from serving.supervisor.follow import Follower
+from serving.supervisor.liveness import LOOK_SECONDS
 from serving.supervisor.logs import Pipe, say
 from serving.supervisor.metrics import Metrics
+from serving.supervisor.rollout import Rollout
+from serving.supervisor.served import Served
 from serving.supervisor.settings import CONTROL_HEADER, Settings, read_key
-from serving.supervisor.upgrade import Upgrades
-from serving.supervisor.watch import LOOK_SECONDS, Watch
+from serving.supervisor.view import Shown, View, shown_in
 from shoal.admin import HEADER
-from shoal.errors import ShoalError
+from shoal.errors import RepositoryError, ShoalError
+from shoal.rollouts import State
 
 # More starts than this in so many seconds: what is wrong is not mended by starting again.
 MOST_STARTS = 5
 WINDOW_SECONDS = 120.0
-# A server that lost a model still has requests of the others; those that wait for the lost one never end.
+# In which a dead server's models end their requests with an error, where they still can.
 LOST_GRACE = 2.0
 
 
@@ -50,6 +52,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings, distribution: Distribution) -> None:
         self._settings = settings
+        self._repository = settings.repository.resolve()
         self._distribution = distribution
         self._key = read_key(settings.admin_key)
         self._control = secrets.token_hex(32)
@@ -57,14 +60,8 @@ class Supervisor:
         self._pipe = Pipe()
         self._starts: deque[float] = deque(maxlen=MOST_STARTS)
         self.metrics = Metrics(settings.address, settings.watch_port)
-        self._upgrades = Upgrades(
-            settings.repository,
-            self._launch_trial,
-            self._headers,
-            settings.timeout,
-            watch=self._look_at,
-            told=self._upgraded,
-        )
+        self._state = State(settings.state, self._repository)
+        self._rollout = Rollout.load(self._state.path, time.monotonic)
         self._renew_drift = watch_drift(settings, self.metrics.registry) if settings.drift_share else None
 
     def run(self) -> int:
@@ -75,15 +72,17 @@ class Supervisor:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        server = None
+        served: Served | None = None
         try:
             while True:
-                server = self._start()
-                reason, sentence = self._watch(server)
+                served = self._start()
+                reason, sentence = self._look_after(served)
                 self.metrics.ended(sentence)
                 say(f"not serving: {sentence}", level="error", reason=reason)
-                embedded.stop(server, grace=LOST_GRACE)
-                server = None
+                served.close()
+                embedded.stop(served.server, grace=LOST_GRACE)
+                served = None
+                self._rollout.ended()
                 if self._hopeless():
                     say(f"{MOST_STARTS} starts within {WINDOW_SECONDS:.0f} s did not help", level="error")
                     return 1
@@ -91,57 +90,110 @@ class Supervisor:
         except _Stop:
             self.metrics.ended("stopping")
             say("stopping: running requests are finished first")
-            if server is not None and not embedded.stop(server, grace=self._settings.grace):
+            if served is not None and not embedded.stop(served.server, grace=self._settings.grace):
                 say(f"some did not finish within {self._settings.grace:.0f} s", level="warning")
+            self._rollout.ended()
             return 0
         except ShoalError as error:
             say(error.message, level="error", hint=error.hint)
             return 1
         finally:
             self.metrics.close()
+            self._state.close()
 
-    def _start(self) -> embedded.Server:
+    def _start(self) -> Served:
         begun = time.monotonic()
         self._starts.append(begun)
-        server = self._launch(self._settings.ports, self._settings.address, self._upgrades.view.open)
+        self._rollout.see(shown_in(self._repository))
+        chosen = self._checked()
+        view = View(self._repository)
+        server = self._launch(
+            self._settings.ports,
+            self._settings.address,
+            lambda folder: view.open(folder, chosen),
+            probe.starting,
+            "--exit-on-error=false",
+        )
+        try:
+            served = Served(server, view, self._headers, self._settings.timeout, self.metrics.told)
+            loaded, news = served.begin(chosen, self._rollout, self._check)
+        except BaseException:
+            embedded.stop(server, grace=LOST_GRACE)
+            raise
+        self._rollout.started(loaded)
+        for error in news:
+            self._tell(error)
         seconds = time.monotonic() - begun
         self.metrics.started(server, seconds)
+        self.metrics.upgraded(bool(self._rollout.refused))
         say("serving", seconds=round(seconds, 2))
-        return server
+        return served
 
-    def _launch_trial(self, view: Callable[[Path], Path]) -> embedded.Server:
-        return self._launch(Ports(0, 0, 0), embedded.LOOPBACK, view)
+    def _checked(self) -> dict[str, Shown]:
+        """What is loaded first.
 
-    def _launch(self, ports: Ports, address: str, view: Callable[[Path], Path]) -> embedded.Server:
+        Raises:
+            RepositoryError: there is nothing that is what was measured.
+        """
+        chosen, news = self._rollout.choose(self._check)
+        if not chosen:
+            raise (
+                news[0]
+                if news
+                else RepositoryError(
+                    f"{self._repository} holds no models that can be served", hint="shoal export"
+                )
+            )
+        for error in news:
+            self._tell(error)
+        return chosen
+
+    def _check(self, models: Mapping[str, Shown]) -> None:
+        """Compare the files of these models with their manifests; see `serving.check`."""
+        versions = {name: model.versions for name, model in models.items()}
+        check(self._repository, self._distribution.backends, versions)
+
+    @staticmethod
+    def _tell(error: ShoalError) -> None:
+        say(f"not taken up: {error.message}", level="error", hint=error.hint or "shoal rollback")
+
+    def _trial(self, target: Mapping[str, Shown]) -> None:
+        self._check(target)
+        trial = View(self._repository)
+        server = self._launch(
+            Ports(0, 0, 0), embedded.LOOPBACK, lambda folder: trial.open(folder, target), probe.problem
+        )
+        embedded.stop(server)
+
+    def _launch(
+        self,
+        ports: Ports,
+        address: str,
+        view: Callable[[Path], Path],
+        problem: embedded.Problem,
+        *arguments: str,
+    ) -> embedded.Server:
         return embedded.launch(
             self._distribution,
-            self._settings.repository,
+            self._repository,
             ports,
             address=address,
             timeout=self._settings.timeout,
-            arguments=self._settings.arguments(self._key, self._control),
+            arguments=[*self._settings.arguments(self._key, self._control), *arguments],
             headers=self._headers,
             output=self._pipe.descriptor,
             view=view,
             grace=self._settings.grace,
+            problem=problem,
         )
 
-    def _watch(self, server: embedded.Server) -> tuple[str, str]:
-        watch = None
-        try:
-            watch = self._look_at(server)
-            while (problem := watch.problem()) is None:
-                time.sleep(LOOK_SECONDS)
-                watch = self._upgrades.look(server, watch)
-            return problem
-        except (OSError, ValueError, HTTPException) as error:
-            return "server died", f"it stopped answering: {probe.reason_of(error)}"
-        finally:
-            if watch is not None:
-                watch.close()
-
-    def _look_at(self, server: embedded.Server, leaving: Collection[psutil.Process] = ()) -> Watch:
-        return Watch(server, self._headers, self.metrics.told, leaving)
+    def _look_after(self, served: Served) -> tuple[str, str]:
+        follower = Follower(self._rollout, self._repository, self._trial, served, self._upgraded)
+        while (problem := served.liveness.problem()) is None:
+            self.metrics.ready(served.readiness.problem)
+            follower.look(served.liveness.draining)
+            time.sleep(LOOK_SECONDS)
+        return problem
 
     def _upgraded(self, refused: bool) -> None:
         self.metrics.upgraded(refused)

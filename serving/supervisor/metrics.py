@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from serving.embedded import Server, stubs
-from serving.supervisor.watch import Health
+from serving.supervisor.readiness import Health
 from shoal.errors import ServerError
 from shoal.machine import available_cpus
 
@@ -63,6 +63,10 @@ class Metrics:
         self._refused.set(0)
         self._up.set(1)
         self._start.set(seconds)
+
+    def ready(self, problem: str | None) -> None:
+        """What keeps a server that runs from answering; None: nothing."""
+        self.problem = problem
 
     def ended(self, reason: str) -> None:
         """The server does not serve any more."""

@@ -37,6 +37,8 @@ class Settings:
         drift_share: share of requests of which a row is compared with those of the export; 0: none.
         grace: seconds in which running requests may finish at the end.
         timeout: seconds until every model must answer after a start.
+        state: folder for what is served and what was refused, which survives a restart; None: see
+            `shoal.rollouts.folder_of`.
     """
 
     repository: Path
@@ -53,6 +55,7 @@ class Settings:
     drift_share: float = 0.0
     grace: float = 25.0
     timeout: float = 300.0
+    state: Path | None = None
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.private_key is None):

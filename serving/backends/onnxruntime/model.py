@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
+from serving import heartbeat
 from serving.backends.onnxruntime.sessions import Arrays, check_runtime, open_session, run_together
 from serving.backends.onnxruntime.settings import BadConfig, Settings
 
@@ -58,6 +59,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the session of this instance."""
+        heartbeat.start()
         config = json.loads(args["model_config"])
         filename = config.get("default_model_filename") or DEFAULT_FILE
         path = Path(args["model_repository"]) / args["model_version"] / filename

@@ -1,0 +1,184 @@
+"""Whether a server makes progress: its processes are looked at, and never asked for an answer of a model.
+
+Lost liveness is what a restart mends, and it is one of these: a process has ended; a process is stopped or
+hung (it neither beats nor uses the CPU, with no thread that could run); or the engine of a decoder has work
+and has made no step for `STUCK_SECONDS`. A server that is slow, or refuses because it has too much to do, is
+alive.
+"""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from serving import probe
+from serving.embedded import Server, stubs
+from serving.heartbeat import Page
+
+LOOK_SECONDS = 0.25  # between two looks
+SILENT_SECONDS = 2.0  # without a beat, without CPU time, and without a thread that could run: hung
+DEAF_SECONDS = 60.0  # without a beat, whatever the process does
+STUCK_SECONDS = 60.0  # of an engine with work, without a step
+_RUNNABLE = "RD"  # states of a thread in /proc: it runs or could, or waits for a disk
+
+
+@dataclass
+class _Silence:
+    """Since when a process has shown no progress.
+
+    Attributes:
+        beats, steps, spent: last seen: beats, steps of the engine, CPU seconds.
+        beat, step, active: when each was seen to change last.
+    """
+
+    beats: int = -1
+    steps: int = -1
+    spent: float = -1.0
+    beat: float = field(default_factory=time.monotonic)
+    step: float = field(default_factory=time.monotonic)
+    active: float = field(default_factory=time.monotonic)
+
+    def hung(self, now: float) -> bool:
+        """Whether that has lasted too long."""
+        silent, idle = now - self.beat, now - self.active
+        return silent > DEAF_SECONDS or (silent > SILENT_SECONDS and idle > SILENT_SECONDS)
+
+
+class Liveness:
+    """Looks at one server until it is dead.
+
+    Args:
+        server: that has just become ready.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._process = psutil.Process(server.pid)
+        self._stubs: dict[psutil.Process, str] = {}
+        self._leaving: dict[psutil.Process, str] = {}
+        self._open: dict[int, Page] = {}
+        self._silences: dict[int, _Silence] = {}
+        self._answered = 0
+        self._looked = time.monotonic()
+        self._closed = threading.Event()
+        self.adopt()
+        threading.Thread(target=self._ask, name="liveness", daemon=True).start()
+
+    def problem(self) -> tuple[str, str] | None:
+        """What is wrong now: a reason for the metrics, and a sentence; None: nothing."""
+        now = time.monotonic()
+        if (
+            now - self._looked > 4 * LOOK_SECONDS
+        ):  # this process itself has been held up, and perhaps all have
+            self._silences.clear()
+        self._looked = now
+        if not self._server.alive:
+            return "server died", "tritonserver ended by itself"
+        if self._hung(self._process, self._answered, now):
+            return "server hung", f"tritonserver has given no sign of life for {SILENT_SECONDS:.0f} s"
+        for process, model in self._stubs.items():
+            if _ended(process):
+                return "model process died", f"the process of {model} ended"
+            page = self._page(process.pid)
+            if page is None:  # another's Python model
+                continue
+            if self._hung(process, page.beats, now):
+                return "model process hung", f"the process of {model} has given no sign of life"
+            silence = self._silences[process.pid]
+            if page.steps != silence.steps or not page.working:
+                silence.steps, silence.step = page.steps, now
+            if now - silence.step > STUCK_SECONDS:
+                return "no progress", f"{model} has work, and has made no step for {STUCK_SECONDS:.0f} s"
+        return None
+
+    def let_go(self, models: Collection[str]) -> None:
+        """Expect the processes of these models to end from now on, whenever their last requests end."""
+        for process in [process for process, model in self._stubs.items() if model in models]:
+            self._leaving[process] = self._stubs.pop(process)
+
+    def adopt(self) -> None:
+        """Look after the processes that are there now; those that were let go go on leaving."""
+        for process in stubs(self._server):
+            if process not in self._leaving:
+                self._stubs.setdefault(process, _model(process))
+
+    @property
+    def draining(self) -> Mapping[str, int]:
+        """Model -> processes that have been let go and have not ended."""
+        self._leaving = {process: model for process, model in self._leaving.items() if not _ended(process)}
+        counts: dict[str, int] = {}
+        for model in self._leaving.values():
+            counts[model] = counts.get(model, 0) + 1
+        return counts
+
+    def close(self) -> None:
+        """Look no more."""
+        self._closed.set()
+
+    def _ask(self) -> None:
+        """Whether Triton's own threads live: an answer of `/v2/health/live` is its beat."""
+        request = probe.request(f"{self._server.http}/v2/health/live")
+        while not self._closed.wait(LOOK_SECONDS):
+            try:
+                probe.send(request, timeout=DEAF_SECONDS)
+            except (OSError, http.client.HTTPException):
+                continue
+            self._answered += 1
+
+    def _page(self, pid: int) -> Page | None:
+        if pid not in self._open:
+            path = self._server.heartbeats / str(pid)
+            if not path.exists():
+                return None
+            try:
+                self._open[pid] = Page(path)
+            except (OSError, ValueError):
+                return None
+        return self._open[pid]
+
+    def _hung(self, process: psutil.Process, beats: int, now: float) -> bool:
+        silence = self._silences.setdefault(process.pid, _Silence())
+        if beats != silence.beats:
+            silence.beats, silence.beat, silence.active = beats, now, now
+            return False
+        try:
+            times = process.cpu_times()
+        except psutil.Error:  # it ended just now, which the next look tells
+            return False
+        spent = times.user + times.system
+        if spent != silence.spent or _could_run(process.pid):
+            silence.spent, silence.active = spent, now
+        return silence.hung(now)
+
+
+def _could_run(pid: int) -> bool:
+    """Whether a thread of the process runs, waits for a CPU or for a disk."""
+    for status in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            state = status.read_text().rpartition(")")[2].split()[0]
+        except (OSError, IndexError):
+            continue
+        if state in _RUNNABLE:
+            return True
+    return False
+
+
+def _ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # between the two questions
+        return True
+
+
+def _model(process: psutil.Process) -> str:
+    """The model that a stub runs: the first of its arguments is a file of it, `.../NAME/VERSION/model.py`."""
+    try:
+        return Path(process.cmdline()[1]).parts[-3]
+    except (psutil.Error, IndexError):
+        return f"process {process.pid}"

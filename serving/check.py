@@ -9,50 +9,72 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from serving.inspection import inspect
 from shoal.engine import check_fits, triton_runner
 from shoal.errors import RepositoryError, ShoalError
-from shoal.manifest import Manifest, manifests
+from shoal.manifest import FILENAME, Manifest, manifests, served_versions
 
 EMBEDDED = ("onnxruntime", "python")  # backends of the embedded server
 
 
-def check(repository: Path, backends: Collection[str] | None = None) -> None:
-    """Compare files and partners with the manifests, inspect what has none, and ask engines for their GPU.
+def check(
+    repository: Path,
+    backends: Collection[str] | None = None,
+    served: Mapping[str, Collection[int]] | None = None,
+) -> None:
+    """Compare files and partners of what is served with the manifests, inspect what has none, and ask engines
+    for their GPU.
 
     Args:
         backends: those that the server has; None: that is left to the server to say.
+        served: model -> versions to look at; None: what the configs in the repository serve.
 
     Raises:
         RepositoryError: there is no model, or the first thing that is wrong.
         MissingDependency: a file without a manifest cannot be inspected.
     """
-    if not any(repository.glob("*/config.pbtxt")):
+    if served is None:
+        served = {path.parent.name: _selected(path.parent) for path in repository.glob("*/config.pbtxt")}
+    if not served:
         raise RepositoryError(f"{repository} holds no models", hint="shoal export")
-    found = list(manifests(repository))
-    for config in sorted(repository.glob("*/config.pbtxt")):
-        _check_backend(config, backends, found)
+    found = [
+        Manifest.load(path)
+        for name, versions in sorted(served.items())
+        for version in sorted(versions)
+        if (path := repository / name / str(version) / FILENAME).exists()
+    ]
+    for name in sorted(served):
+        _check_backend(repository / name / "config.pbtxt", backends, repository)
     known: set[Path] = set()
     for manifest in found:
         manifest.check_files(repository)
-        manifest.check_partners(repository)
+        manifest.check_partners(served)
         known.update(repository / name for name in manifest.files)
-        if manifest.engine and manifest.served_in(repository):
+        if manifest.engine:
             check_fits(manifest.engine, triton_runner(), manifest.rebuild)
-    for path in sorted(repository.glob("*/*/*.onnx")):
-        if path not in known:  # no evidence of ours: at least it must read nothing but its own
-            inspect(path)
+    for name, versions in sorted(served.items()):
+        for version in sorted(versions):
+            for path in sorted((repository / name / str(version)).glob("*.onnx")):
+                if path not in known:  # no evidence of ours: at least it must read nothing but its own
+                    inspect(path)
 
 
-def _check_backend(config: Path, backends: Collection[str] | None, found: list[Manifest]) -> None:
+def _selected(model: Path) -> set[int]:
+    """The versions of a model that its config serves: those that it selects, or all."""
+    every = {int(folder.name) for folder in model.iterdir() if folder.name.isdigit() and folder.is_dir()}
+    return served_versions(model) or every
+
+
+def _check_backend(config: Path, backends: Collection[str] | None, repository: Path) -> None:
     text = config.read_text()
     stated = re.search(r'^(?:backend: "(\w+)"|platform: "(tensorrt)_plan")', text, re.MULTILINE)
     backend = (stated[1] or stated[2]) if stated else None
     if backend is not None and backends is not None and backend not in backends:
-        others = [m for m in found if m.network == config.parent.name and not m.engine]
+        every = manifests(repository)
+        others = [m for m in every if m.network == config.parent.name and not m.engine]
         other = f"shoal promote {others[-1].model} {others[-1].version}" if others else ""
         raise RepositoryError(
             f"{config.parent} needs the backend {backend}, which the embedded Triton lacks",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,20 +119,21 @@ class Manifest:
         """Whether the config of its network serves this version; one that names none serves any."""
         return _serves(repository / self.network, self.version)
 
-    def check_partners(self, repository: Path) -> None:
-        """If this version is served, the models it was measured with must be served beside it.
+    def check_partners(self, served: Mapping[str, Collection[int]]) -> None:
+        """The models that this version was measured with must be served beside it.
 
         An export that was killed between two renames could have left a new tokenizer before an old
         network: that answers, and answers nonsense.
 
+        Args:
+            served: model -> versions that are served.
+
         Raises:
             RepositoryError: another version of a partner is served.
         """
-        if not self.served_in(repository):
-            return
         for name in self.files:
             model, version, *_ = Path(name).parts
-            if model != self.network and not _serves(repository / model, int(version)):
+            if model != self.network and int(version) not in served.get(model, ()):
                 raise RepositoryError(
                     f"{self.network}/{self.version} was measured with {model}/{version}, which is not served",
                     hint=f"run: shoal promote {self.model} {self.version}",

@@ -1,0 +1,87 @@
+"""Whether a server answers: each model that users call is asked for a real answer, once a second.
+
+The question goes ahead of users' requests: in Triton's queues by its priority, in a decoder's by a row of its own. A
+server that does not answer it in time is not ready, which balancers read at `/health`; it is not started again for
+that, see `serving.supervisor.liveness`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+import urllib.error
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from serving import probe
+
+ASK_SECONDS = 1.0  # between two questions to a model
+ANSWER_SECONDS = 10.0  # which a model may take
+_BUSY = (429, 503)  # it refuses, because it has too much to do: an answer
+
+
+@dataclass
+class Health:
+    """What is known of a model.
+
+    Attributes:
+        seconds: its last answer took so long.
+        failures: questions without an answer since then.
+        reason: of the last failure.
+        failed: kind of failure -> how many.
+    """
+
+    seconds: float = 0.0
+    failures: int = 0
+    reason: str = ""
+    failed: dict[str, int] = field(default_factory=dict)
+
+
+class Readiness:
+    """Asks the models of one server, each in a thread of its own.
+
+    Args:
+        questions: one for each model.
+        told: called with a model's name and health after each of its answers.
+    """
+
+    def __init__(
+        self, questions: Mapping[str, probe.Question], told: Callable[[str, Health], None]
+    ) -> None:
+        self._told = told
+        self.health = {name: Health() for name in questions}
+        self._ended = threading.Event()
+        for question in questions.values():
+            threading.Thread(target=self._ask, args=[question], daemon=True).start()
+
+    @property
+    def problem(self) -> str | None:
+        """Which model did not answer its last question, and why; None: all did."""
+        for name, health in self.health.items():
+            if health.failures:
+                return f"{name} did not answer: {health.reason}"
+        return None
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._ended.set()
+
+    def _ask(self, question: probe.Question) -> None:
+        health = self.health[question.model]
+        while not self._ended.wait(ASK_SECONDS):
+            start = time.monotonic()
+            kind = ""
+            try:
+                probe.send(question.request(), timeout=ANSWER_SECONDS)
+            except urllib.error.HTTPError as error:
+                kind, health.reason = ("busy" if error.code in _BUSY else "error"), probe.reason_of(error)
+            except (OSError, http.client.HTTPException) as error:
+                kind, health.reason = "no answer", probe.reason_of(error)
+            if self._ended.is_set():
+                return
+            health.seconds = time.monotonic() - start
+            health.failures = 0 if kind in ("", "busy") else health.failures + 1
+            if kind:
+                health.failed[kind] = health.failed.get(kind, 0) + 1
+            self._told(question.model, health)

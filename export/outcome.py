@@ -1,17 +1,11 @@
-"""What every export has in common: what it returns, and how a full disk is told."""
+"""What every export has in common: what it returns."""
 
 from __future__ import annotations
 
-import errno
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.repository import Published
-from shoal.errors import RepositoryError
 
 if TYPE_CHECKING:
     from export.evidence import Evidence
@@ -42,23 +36,3 @@ class Outcome:
             "published": [vars(version) for version in self.published],
             "task": self.task,
         }
-
-
-@contextmanager
-def disk_errors_named(repository: Path) -> Iterator[None]:
-    """A full disk, or a folder that may not be written, as one clear error, wherever it strikes."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise RepositoryError(
-                f"{error.filename or repository} cannot be written: {error.strerror}",
-                hint="choose another --repository or its permissions",
-            ) from error
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = shutil.disk_usage(repository).free // 2**20
-        raise RepositoryError(
-            f"the disk of {repository} is full ({free} MiB free); nothing was published",
-            hint="make room, or choose another --repository",
-        ) from error

@@ -28,12 +28,12 @@ from export.generation.reference import prompts_of, take_reference
 from export.generation.to_onnx import to_onnx
 from export.loading import load
 from export.opened import open_tokenizer
-from export.outcome import Outcome, disk_errors_named
+from export.outcome import Outcome
 from export.raw import decoder as raw
 from export.raw.evidence import RawEvidence
 from export.raw.measure import Reference, compare
 from export.raw.served import Wire, version_folder
-from export.repository import Provenance, Published, staging, write
+from export.repository import Provenance, Published, check_kind, staging, write
 from export.source import Checkpoint, check_source
 from export.tokenization import write_tokenizer
 from serving.generation.runner import Runner
@@ -61,7 +61,8 @@ def export(
     """
     progress = progress or Silent()
     require_gpu(_on_gpu(recipe))
-    with staging(repository) as work, disk_errors_named(repository):
+    with staging(repository) as work:
+        check_kind(repository, recipe.name, recipe.to_dict())
         with progress.step(f"Find {recipe.source}"):
             checkpoint = find_decoder(recipe.source)
             decoder = decoder_of(recipe, checkpoint, work)

@@ -18,10 +18,10 @@ import numpy as np
 
 from export.evidence import Verified, verified
 from export.exported import Exported
-from export.outcome import Outcome, disk_errors_named
+from export.outcome import Outcome
 from export.raw.evidence import RawEvidence
 from export.raw.served import Wire
-from export.repository import Part, Provenance, Published, Release, check_network, staging, write
+from export.repository import Part, Provenance, Published, Release, check_kind, staging, write
 from export.tabular import config
 from export.tabular.agreement import Served
 from export.tabular.columns import NUMBER
@@ -34,7 +34,8 @@ from export.tabular.to_onnx import DOUBLE, FLOAT, to_onnx
 from export.tabular.verify import measure, measure_wire
 from serving.models.rows import FILENAME, Reader
 from shoal.errors import NotProven, RepositoryError
-from shoal.manifest import Manifest, sha256
+from shoal.hashes import sha256
+from shoal.manifest import Manifest
 from shoal.progress import Silent
 
 _TOOLS = (
@@ -71,8 +72,8 @@ def export(
 ) -> Outcome:
     """Convert, measure, and publish what is proven; see `export.pipeline.export`."""
     progress = progress or Silent()
-    check_network(repository, recipe.name, config.network_name(recipe.name))
-    with staging(repository) as work, disk_errors_named(repository):
+    with staging(repository) as work:
+        check_kind(repository, recipe.name, recipe.to_dict())
         with progress.step(f"Load {recipe.source}"):
             estimator = find_estimator(recipe.source, trust_pickle=recipe.trust_pickle)
             own = None if recipe.eval_data is None else read_rows(recipe.eval_data, estimator)

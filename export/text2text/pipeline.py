@@ -16,12 +16,12 @@ from tritonclient.grpc import model_config_pb2 as triton
 from export.backbone import LONGEST, positions_of
 from export.evidence import verified
 from export.opened import open_tokenizer
-from export.outcome import Outcome, disk_errors_named
+from export.outcome import Outcome
 from export.raw import encoder_decoder as raw
 from export.raw.evidence import RawEvidence
 from export.raw.measure import Reference, compare
 from export.raw.served import Wire, version_folder
-from export.repository import Provenance, Published, staging, write
+from export.repository import Provenance, Published, check_kind, staging, write
 from export.source import Checkpoint, check_source
 from export.text2text import verify
 from export.text2text.checkpoint import find_encoder_decoder, load_original, search_of
@@ -51,7 +51,8 @@ def export(
     require_optimum()
     checkpoint = find_encoder_decoder(recipe.source)
     labelled = read_pairs(recipe.eval_data) if recipe.eval_data else []
-    with staging(repository) as work, disk_errors_named(repository):
+    with staging(repository) as work:
+        check_kind(repository, recipe.name, recipe.to_dict())
         with progress.step(f"Load {checkpoint.id}"):
             original = load_original(checkpoint)
             settings = settings_of(original, recipe, checkpoint)

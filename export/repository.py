@@ -6,8 +6,8 @@ the same bytes again keeps the version's number and renews its evidence; other b
 
 Everything is written to a staging folder on the repository's file system and renamed into place: first the
 version folders, which nobody serves yet, each after those that it needs, then the configs together
-(`shoal.change`). So whenever an export is killed, what was served still is, or what it publishes is served. What
-fails is taken back.
+(`shoal.change`). So whenever an export is killed, what was served still is, or what it publishes.
+What fails is taken back.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _kind_of(recipe: Mapping[str, Any]) -> str:
 
 
 def _kinds_without_manifest(model: Path) -> set[str]:
-    """Of a clone, where neither manifests nor weights are, of what is damaged, and of what is none of ours."""
+    """Of a clone without manifests and weights, of what is damaged, and of what is none of ours."""
     if not (model / "config.pbtxt").exists():
         return set()
     texts = [path.read_text() for path in (model / "config.pbtxt", *model.glob("*/model.py"))]
@@ -225,6 +225,7 @@ def put_in_place(repository: Path, staged: Path, order: Sequence[str], texts: di
     Raises:
         OSError: see `write`.
     """
+    staged.mkdir(parents=True, exist_ok=True)
     for model in order:
         if not (repository / model).exists():
             (staged / model).mkdir(parents=True, exist_ok=True)

@@ -48,10 +48,9 @@ def write_together(repository: Path, texts: Mapping[Path, str]) -> None:
         for name in replaced:
             _restore(repository / name, before[name])
         journal.unlink(missing_ok=True)
-        raise
-    finally:
         for temporary in prepared.values():
             temporary.unlink(missing_ok=True)
+        raise
 
 
 def finish_change(repository: Path) -> None:

@@ -22,9 +22,10 @@ def write_atomic(path: Path, text: str) -> None:
     temporary = write_beside(path, text)
     try:
         temporary.replace(path)
-        sync_folder(path.parent)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
 
 
 def write_beside(path: Path, text: str) -> Path:

@@ -98,9 +98,7 @@ def test_prune_keeps_the_newest_and_what_is_served(own_repository: Path) -> None
         manifest.check_files(own_repository)
 
 
-def test_a_tokenizer_that_only_pruned_versions_used_goes_too(
-    own_repository: Path, repository: Path
-) -> None:
+def test_a_tokenizer_that_only_pruned_versions_used_goes_too(own_repository: Path, repository: Path) -> None:
     add_version(own_repository, 3)
     tokenizers = own_repository / "minilm_tokenizer"
     shutil.copytree(tokenizers / "1", tokenizers / "2")

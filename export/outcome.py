@@ -1,11 +1,16 @@
-"""What every export has in common: what it returns."""
+"""What every export has in common: what it returns, and with what it was made."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
+from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 from export.repository import Published
+from shoal.machine import FOR_GPUS
 
 if TYPE_CHECKING:
     from export.evidence import Evidence
@@ -36,3 +41,13 @@ class Outcome:
             "published": [vars(version) for version in self.published],
             "task": self.task,
         }
+
+
+def tools_of(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of Python and of those packages that are installed, or of their builds for GPUs, by name."""
+    found = {"python": python_version()}
+    for name in packages:
+        for package in (name, *FOR_GPUS.get(name, ())):
+            with suppress(metadata.PackageNotFoundError):
+                found[package] = metadata.version(package)
+    return found

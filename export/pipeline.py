@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
-from platform import python_version
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -26,7 +23,7 @@ from export.engines.shapes import Profile, from_buckets, from_traffic, read_traf
 from export.evidence import Evidence, Verified, verified
 from export.exported import Exported
 from export.opened import Opened, open_checkpoint
-from export.outcome import Outcome
+from export.outcome import Outcome, tools_of
 from export.raw import encoder as raw
 from export.raw.evidence import RawEvidence
 from export.raw.measure import Reference, compare
@@ -203,7 +200,7 @@ def export(
         on_evidence(list(evidence.values()))
         proven = verified(candidates, evidence)
         references = _references(proven, source, labelled, progress)
-        tools = {"python": python_version()} | _installed(_TOOLS)
+        tools = tools_of(_TOOLS)
         provenance = Provenance(recipe.name, recipe.to_dict(), checkpoint.describe(), tools)
         with progress.step(f"Write versions to {repository}"):
             releases = [
@@ -403,15 +400,6 @@ def parts_of(exported: Exported, precision: str, source: Source) -> tuple[Part, 
         config.facts_of(source.opened, task),
     )
     return (*parts, Part(name, {}, make))
-
-
-def _installed(names: Sequence[str]) -> dict[str, str]:
-    """Versions of those that are installed: optimum is not, beside transformers 5."""
-    found = {}
-    for name in names:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def _model_py(module: str) -> str:

@@ -30,9 +30,13 @@ import sys
 from pathlib import Path
 from serving.check import check
 root, opened = sys.argv[1], []
-sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" and str(args[0]).startswith(root) else None)
+def seen(event, arguments):
+    if event == "open" and str(arguments[0]).startswith(root):
+        opened.append(Path(str(arguments[0])))
+sys.addaudithook(seen)
 check(Path(root))
-print(len([path for path in opened if not Path(path).is_dir()]), len([path for path in opened if path.endswith(".onnx")]))
+files = [path for path in opened if not path.is_dir()]
+print(len(files), len([path for path in files if path.suffix == ".onnx"]))
 """
 
 

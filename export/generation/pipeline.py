@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
-from platform import python_version
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -28,7 +26,7 @@ from export.generation.reference import prompts_of, take_reference
 from export.generation.to_onnx import to_onnx
 from export.loading import load
 from export.opened import open_tokenizer
-from export.outcome import Outcome
+from export.outcome import Outcome, tools_of
 from export.raw import decoder as raw
 from export.raw.evidence import RawEvidence
 from export.raw.measure import Reference, compare
@@ -66,7 +64,7 @@ def export(
         with progress.step(f"Find {recipe.source}"):
             checkpoint = find_decoder(recipe.source)
             decoder = decoder_of(recipe, checkpoint, work)
-        tools = {"python": python_version()} | {name: metadata.version(name) for name in _TOOLS}
+        tools = tools_of(_TOOLS)
         if recipe.engine == "vllm":
             return Outcome((), (publish.write_vllm(repository, work, decoder),))
         candidates = build(recipe, checkpoint, work, progress)

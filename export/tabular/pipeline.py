@@ -10,15 +10,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
-from platform import python_version
 
 import numpy as np
 
 from export.evidence import Verified, verified
 from export.exported import Exported
-from export.outcome import Outcome
+from export.outcome import Outcome, tools_of
 from export.raw.evidence import RawEvidence
 from export.raw.served import Wire
 from export.repository import Part, Provenance, Published, Release, check_kind, staging, write
@@ -90,10 +88,12 @@ def export(
             (proven,) = verified({evidence.precision: network.exported}, {evidence.precision: evidence})
         except NotProven as error:
             raise NotProven(error.message, hint="; ".join(network.doubts)) from error
-        tools = {"python": python_version()} | {name: metadata.version(name) for name in _TOOLS}
+        tools = tools_of(_TOOLS)
         provenance = Provenance(recipe.name, recipe.to_dict(), estimator.describe(), tools)
         with progress.step(f"Write versions to {repository}"):
-            needed = reader if reader.checks or reader.texts else None
+            # Without a reader, bytes that are no text would be taken for a category that nobody knows.
+            reads_text = any(column.kind != NUMBER for column in estimator.columns)
+            needed = reader if reader.checks or reader.texts or reads_text else None
             finished = Finished(served, needed, _row(served, found))
             published = write([_release(proven, recipe, finished)], repository, work, provenance)
     return Outcome((evidence,), tuple(published), _task(estimator))

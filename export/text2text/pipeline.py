@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
-from platform import python_version
 from tempfile import TemporaryDirectory
 
 from google.protobuf import text_format
@@ -16,7 +14,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 from export.backbone import LONGEST, positions_of
 from export.evidence import verified
 from export.opened import open_tokenizer
-from export.outcome import Outcome
+from export.outcome import Outcome, tools_of
 from export.raw import encoder_decoder as raw
 from export.raw.evidence import RawEvidence
 from export.raw.measure import Reference, compare
@@ -69,7 +67,7 @@ def export(
                 advance()
         on_evidence(list(measured.values()))
         proven = verified(candidates, measured)
-        tools = {"python": python_version()} | {name: metadata.version(name) for name in _TOOLS}
+        tools = tools_of(_TOOLS)
         provenance = Provenance(recipe.name, recipe.to_dict(), checkpoint.describe(), tools)
         with progress.step(f"Write versions to {repository}"):
             releases = [

@@ -8,7 +8,7 @@ whoever next locks the repository finishes what the journal says. Before, nothin
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,10 +31,13 @@ def write_together(repository: Path, texts: Mapping[Path, str]) -> None:
     texts = {name: text for name, text in texts.items() if before[name] != text}
     journal = repository / JOURNAL
     prepared: dict[Path, Path] = {}
+    kept: dict[Path, Path] = {}
     replaced: list[Path] = []
     try:
         for name, text in texts.items():  # all that takes room on the disk, before any of it counts
             prepared[name] = write_beside(repository / name, text)
+            if (old := before[name]) is not None:
+                kept[name] = write_beside(repository / name, old, ".old")
         if len(texts) > 1:
             write_atomic(journal, to_json({str(name): text for name, text in texts.items()}))
         for name, temporary in prepared.items():
@@ -43,13 +46,16 @@ def write_together(repository: Path, texts: Mapping[Path, str]) -> None:
         for folder in sorted({(repository / name).parent for name in texts}):
             sync_folder(folder)
         journal.unlink(missing_ok=True)
+        _remove(kept.values())
     except BaseException:
         # Killed in here, the journal still holds, and what was changed back is changed once more.
         for name in replaced:
-            _restore(repository / name, before[name])
+            if name in kept:
+                kept[name].replace(repository / name)
+            else:
+                (repository / name).unlink()
         journal.unlink(missing_ok=True)
-        for temporary in prepared.values():
-            temporary.unlink(missing_ok=True)
+        _remove([*prepared.values(), *kept.values()])
         raise
 
 
@@ -86,8 +92,8 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def _restore(path: Path, text: str | None) -> None:
-    if text is None:
-        path.unlink(missing_ok=True)
-    else:
-        write_atomic(path, text)
+def _remove(temporary: Iterable[Path]) -> None:
+    """What stays is removed by the next."""
+    for path in temporary:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)

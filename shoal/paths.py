@@ -28,9 +28,13 @@ def write_atomic(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
-def write_beside(path: Path, text: str) -> Path:
-    """Write `text` to a hidden file beside `path`, which takes its place by a rename; that file's path."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+def write_beside(path: Path, text: str, mark: str = "") -> Path:
+    """Write `text` to a hidden file beside `path`, which takes its place by a rename; that file's path.
+
+    Args:
+        mark: tells it from another that is to take the same place.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{mark}{TEMPORARY}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)

@@ -176,6 +176,11 @@ def _text(value: Any, place: str) -> bytes:
     if _absent(value) or (isinstance(value, float) and value != value):  # noqa: PLR0124 - NaN
         return b""
     if isinstance(value, bytes):
+        try:
+            value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            byte = f"byte {error.start} is 0x{value[error.start]:02x}"
+            raise BadInput(f"{place}: {value!r} is not UTF-8: {byte}") from None
         return value
     if not isinstance(value, str):
         raise BadInput(

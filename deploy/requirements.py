@@ -1,8 +1,11 @@
 """Print what an image installs: the project's dependencies and those of some extras, one a line.
 
     python3 deploy/requirements.py serve,monitor
+    python3 deploy/requirements.py export --gpu
 
 They are installed before the source is copied, so that a changed line of it does not fetch them all again.
+With `--gpu` the builds for GPUs take the place of those that would bring the wheel `onnxruntime`, whose files
+would lie over those of `onnxruntime-gpu`.
 """
 
 import re
@@ -26,5 +29,16 @@ def of_extra(name: str) -> Iterator[str]:
             yield requirement
 
 
+FOR_GPUS = {"onnxruntime": "onnxruntime-gpu", "onnxruntime-genai": "onnxruntime-genai-cuda"}
+
+
+def for_gpus(requirement: str) -> str:
+    """The build of a package for GPUs, in the same version; of others the package."""
+    name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+    return FOR_GPUS.get(name, name) + requirement[len(name) :]
+
+
 wanted = [*PROJECT["dependencies"], *(line for extra in sys.argv[1].split(",") for line in of_extra(extra))]
+if "--gpu" in sys.argv:
+    wanted = [for_gpus(requirement) for requirement in wanted]
 sys.stdout.write("\n".join(dict.fromkeys(wanted)) + "\n")

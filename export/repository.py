@@ -5,8 +5,9 @@ is a `Part` with the files of a version and the config that serves it. A version
 the same bytes again keeps the version's number and renews its evidence; other bytes get the next number.
 
 Everything is written to a staging folder on the repository's file system and renamed into place: first the
-version folders, which nobody serves yet, then the configs, one rename each. Killed between two of those, an
-export leaves a pair that `Manifest.check_partners` refuses to start.
+version folders, which nobody serves yet, each after those that it needs, then the configs together
+(`shoal.change`). So whenever an export is killed, what was served still is, or what it publishes.
+What fails is taken back.
 """
 
 from __future__ import annotations
@@ -27,10 +28,22 @@ from tritonclient.grpc import model_config_pb2 as triton
 from export import config
 from export.evidence import Verified
 from shoal import machine
+from shoal.change import write_together
 from shoal.errors import RepositoryError
-from shoal.manifest import FILENAME, Manifest, manifests, sha256
-from shoal.paths import write_json
-from shoal.repository import locked, not_writable, record_served, served_before
+from shoal.hashes import sha256
+from shoal.manifest import FILENAME, Manifest, manifests
+from shoal.names import ENCODER, ESTIMATOR, part_name
+from shoal.paths import sync_folder, to_json
+from shoal.repository import locked, served_before, served_texts
+
+# What stands behind a name, by the task that a recipe states; encoders state a task of `export.tasks`, or
+# none.
+_KINDS = {
+    "text-generation": "a decoder",
+    "text2text-generation": "an encoder-decoder",
+    "tabular": "an estimator",
+}
+ENCODERS = "an encoder"
 
 
 @dataclass(frozen=True)
@@ -94,16 +107,14 @@ def staging(repository: Path) -> Iterator[Path]:
     try:
         repository.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise not_writable(repository, error) from error
+        raise RepositoryError(
+            f"{repository} cannot be written: {error.strerror}",
+            hint="choose another --repository or its permissions",
+        ) from error
     with locked(repository) as prefix:
-        for abandoned in prefix.parent.glob(f"{prefix.name}-*"):  # of an export that was killed
-            shutil.rmtree(abandoned, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{prefix.name}-", dir=prefix.parent))
         try:
-            folder = Path(tempfile.mkdtemp(prefix=f"{prefix.name}-", dir=prefix.parent))
             _check_writable(repository)
-        except OSError as error:
-            raise not_writable(repository, error) from error
-        try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -115,18 +126,43 @@ def _check_writable(repository: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
 
 
-def check_network(repository: Path, name: str, network: str) -> None:
+def check_kind(repository: Path, name: str, recipe: Mapping[str, Any]) -> None:
     """Before minutes of work: what is published under a name must be of the kind that is to be published.
 
+    Two kinds would have versions of the same numbers, and clients that call one would get the other.
+
+    Args:
+        recipe: of what is to be published, as its `to_dict` has it.
+
     Raises:
-        RepositoryError: its versions are of a network of another name, and would be mixed up with these.
+        RepositoryError: the name is taken.
     """
-    other = next((m.network for m in manifests(repository, name) if m.network != network), None)
-    if other is not None:
+    kind = _kind_of(recipe)
+    known = {_kind_of(manifest.recipe) for manifest in manifests(repository, name)}
+    for other in sorted((known or _kinds_without_manifest(repository / name)) - {kind}):
         raise RepositoryError(
-            f"{repository} holds {name} with its weights in {other}, and this export has them in {network}",
-            hint=f"choose another --name, or remove {repository / other} and the folders that begin so",
+            f"{repository} holds {name} already, which is {other}, and this is {kind}",
+            hint=f"choose another --name, or remove {name} and what is called {name}_... from {repository}",
         )
+
+
+def _kind_of(recipe: Mapping[str, Any]) -> str:
+    return _KINDS.get(str(recipe.get("task")), ENCODERS)
+
+
+def _kinds_without_manifest(model: Path) -> set[str]:
+    """Of a clone without manifests and weights, of what is damaged, and of what is none of ours."""
+    if not (model / "config.pbtxt").exists():
+        return set()
+    texts = [path.read_text() for path in (model / "config.pbtxt", *model.glob("*/model.py"))]
+    marks = {
+        f'model_name: "{part_name(model.name, ENCODER)}"': ENCODERS,
+        f'model_name: "{part_name(model.name, ESTIMATOR)}"': _KINDS["tabular"],
+        'backend: "vllm"': _KINDS["text-generation"],
+        "serving.models.generation": _KINDS["text-generation"],
+        "serving.models.text2text": _KINDS["text2text-generation"],
+    }
+    return {kind for mark, kind in marks.items() if any(mark in text for text in texts)} or {"not Shoal's"}
 
 
 def write(
@@ -140,12 +176,15 @@ def write(
         work: a folder from `staging(repository)`.
 
     Raises:
-        OSError: the disk is full or the repository cannot be written; what was served still is.
+        RepositoryError: the name is taken by another kind of model.
+        OSError: the disk is full or the repository cannot be written; nothing was changed.
     """
+    check_kind(repository, provenance.model, provenance.recipe)
     staged = work / "publish"
-    history = served_before(repository, releases[-1].network)
+    network = releases[-1].network
+    before = served_before(repository, network)
     published: list[Published] = []
-    renewed: list[Manifest] = []
+    texts: dict[Path, str] = {}
     for release in releases:
         numbers: dict[str, int] = {}
         hashes: dict[str, str] = {}
@@ -155,29 +194,68 @@ def write(
             numbers[part.name], new = _number(part.name, content, repository, staged)
             if new:
                 _stage(part, staged / part.name / str(numbers[part.name]), work)
-            fresh |= new and part.name == release.network
+            fresh |= new and part.name == network
             hashes |= {f"{part.name}/{numbers[part.name]}/{name}": value for name, value in content.items()}
         configs = {part.name: config.to_text(part.config(numbers[part.name])) for part in release.parts}
-        number = numbers[release.network]
+        number = numbers[network]
         manifest = _manifest(release, provenance, number, hashes, configs)
-        if fresh:
-            write_json(staged / release.network / str(number) / FILENAME, manifest.to_dict())
+        place = Path(network) / str(number) / FILENAME
+        if (staged / place.parent).exists():
+            (staged / place).write_text(to_json(manifest.to_dict()), encoding="utf-8")
         else:
-            renewed.append(manifest)
-        published.append(Published(release.network, number, manifest.precision, new=fresh))
-    for model, text in configs.items():  # of the last release: the one that is served
-        (staged / model).mkdir(parents=True, exist_ok=True)
-        (staged / model / "config.pbtxt").write_text(text)
-        sync(staged / model)
-    for manifest in renewed:
-        write_json(repository / manifest.network / str(manifest.version) / FILENAME, manifest.to_dict())
-    for model in configs:
-        move_versions(staged / model, repository / model)
-    for model in configs:
-        if (staged / model).exists():
-            (staged / model / "config.pbtxt").replace(repository / model / "config.pbtxt")
-    record_served(repository, published[-1].network, published[-1].version, history)
+            texts[place] = to_json(manifest.to_dict())  # the same bytes with evidence of today
+        published.append(Published(network, number, manifest.precision, new=fresh))
+    # Nobody sees a version before what it needs, nor an ensemble before its steps.
+    ensembles = [part.name for part in releases[-1].parts if not part.files]
+    order = sorted(configs, key=lambda model: (model in ensembles, model == network))
+    texts |= served_texts(repository, network, published[-1].version, before, configs)
+    put_in_place(repository, staged, order, texts)
     return published
+
+
+def put_in_place(repository: Path, staged: Path, order: Sequence[str], texts: dict[Path, str]) -> None:
+    """Let staged versions appear, then serve them: all of it or, where something fails, nothing.
+
+    Args:
+        staged: holds a folder for each model that is new or has new versions. order: models, each after those
+        that it needs. texts: files that select what is served, as `shoal.change.write_together` takes them. A
+        new model's appear
+            with it.
+
+    Raises:
+        OSError: see `write`.
+    """
+    staged.mkdir(parents=True, exist_ok=True)
+    for model in order:
+        if not (repository / model).exists():
+            (staged / model).mkdir(parents=True, exist_ok=True)
+            for name in [name for name in texts if name.parts[0] == model]:
+                (staged / name).write_text(texts.pop(name), encoding="utf-8")
+    sync(staged)
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for model in order:
+            for source, place in _moves(staged / model, repository / model):
+                source.rename(place)
+                moved.append((source, place))
+        for parent in sorted({place.parent for _, place in moved}):
+            sync_folder(parent)
+        write_together(repository, texts)
+    except BaseException:
+        for source, place in reversed(moved):
+            place.rename(source)
+        raise
+
+
+def _moves(staged: Path, model: Path) -> list[tuple[Path, Path]]:
+    """A new model in one rename, config and all; new versions of a known one in one each.
+
+    A version's folder may be there, but without a file: a rename takes its place.
+    """
+    if not model.exists():
+        return [(staged, model)]
+    found = sorted(path for path in staged.glob("*") if path.is_dir())
+    return [(version, model / version.name) for version in found]
 
 
 def _number(model: str, content: Mapping[str, str], repository: Path, staged: Path) -> tuple[int, bool]:
@@ -211,16 +289,6 @@ def _hash(value: Path | str) -> str:
     return sha256(value) if isinstance(value, Path) else hashlib.sha256(value.encode()).hexdigest()
 
 
-def move_versions(staged: Path, model: Path) -> None:
-    """A new model in one rename, config and all; new versions of a known one in one each."""
-    if not model.exists():
-        staged.rename(model)
-        return
-    for version in sorted(path for path in staged.iterdir() if path.is_dir()):
-        shutil.rmtree(model / version.name, ignore_errors=True)  # a version folder without its weights
-        version.rename(model / version.name)
-
-
 def _manifest(
     release: Release, provenance: Provenance, version: int, files: dict[str, str], configs: dict[str, str]
 ) -> Manifest:
@@ -249,8 +317,10 @@ def versions(model: Path) -> list[int]:
 
 
 def sync(folder: Path) -> None:
-    """Force a folder's files to the disk, so that a rename never publishes what is not written."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    """Force a folder and all in it to the disk, so that a rename never publishes what is not written."""
+    for path in (folder, *folder.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -22,8 +22,9 @@ from export.text2text.checkpoint import rewrites
 from export.text2text.recipe import Text2TextRecipe
 from shoal import traces
 from shoal.errors import ExportError, RepositoryError, ShoalError, UsageError
-from shoal.manifest import Manifest, manifests
+from shoal.manifest import Damaged, Manifest, history, served_manifests
 from shoal.progress import Silent
+from shoal.repository import network_of, versions_of
 
 _FATAL = 4  # of ONNX Runtime's levels: it prints errors in colours
 AnyRecipe = Recipe | GenerationRecipe | Text2TextRecipe | TabularRecipe
@@ -114,7 +115,7 @@ def verify_wire(
     Raises:
         RepositoryError: there is no such model, or its source is not what it was made from.
     """
-    found = [manifest for manifest in manifests(repository, name) if manifest.served_in(repository)]
+    found = list(served_manifests(repository, name))
     if not found:
         raise RepositoryError(f"{repository} serves no version of {name}", hint=f"shoal export --name {name}")
     with _of_libraries(f"{name} cannot be measured"):
@@ -135,12 +136,15 @@ def verify_published(
     """Measure the published versions of a model again, against what they were made from.
 
     Raises:
-        RepositoryError: there is no such model, its files are not those that were measured, or its source
-            is not what it was made from.
+        RepositoryError: there is no such model, a manifest cannot be read, its files are not those that were
+            measured, or its source is not what it was made from.
     """
-    found = list(manifests(repository, name))
-    if not found:
-        raise RepositoryError(f"{repository} holds no version of {name}", hint=f"shoal export --name {name}")
+    for entry in history(repository, name):
+        if isinstance(entry, Damaged):
+            raise entry.error
+    every = versions_of(repository, name)
+    network = network_of(repository, name, every)
+    found = [manifest for (model, _), manifest in every.items() if model == network]
     for manifest in found:
         manifest.check_files(repository)
     with _of_libraries(f"{name} cannot be measured"):

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import ExportError, RepositoryError, UsageError
-from shoal.manifest import Manifest, sha256
+from shoal.hashes import sha256
+from shoal.manifest import Manifest
 
 # What is fetched from a hub, and what a checkpoint is known by: configuration, tokenizer, safetensors. Never
 # pickled weights, never code.

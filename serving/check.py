@@ -15,7 +15,8 @@ from pathlib import Path
 from serving.inspection import inspect
 from shoal.engine import check_fits, triton_runner
 from shoal.errors import RepositoryError, ShoalError
-from shoal.manifest import FILENAME, Manifest, manifests, served_versions
+from shoal.manifest import FILENAME, Manifest, manifests, selected_versions
+from shoal.repository import finish_broken_change
 
 EMBEDDED = ("onnxruntime", "python")  # backends of the embedded server
 
@@ -33,11 +34,13 @@ def check(
         served: model -> versions to look at; None: what the configs in the repository serve.
 
     Raises:
-        RepositoryError: there is no model, or the first thing that is wrong.
+        RepositoryError: there is no model, or the first thing that is wrong with what is served.
         MissingDependency: a file without a manifest cannot be inspected.
     """
+    finish_broken_change(repository)
     if served is None:
-        served = {path.parent.name: _selected(path.parent) for path in repository.glob("*/config.pbtxt")}
+        models = [path.parent for path in repository.glob("*/config.pbtxt")]
+        served = {model.name: selected_versions(model) for model in models}
     if not served:
         raise RepositoryError(f"{repository} holds no models", hint="shoal export")
     found = [
@@ -60,12 +63,6 @@ def check(
             for path in sorted((repository / name / str(version)).glob("*.onnx")):
                 if path not in known:  # no evidence of ours: at least it must read nothing but its own
                     inspect(path)
-
-
-def _selected(model: Path) -> set[int]:
-    """The versions of a model that its config serves: those that it selects, or all."""
-    every = {int(folder.name) for folder in model.iterdir() if folder.name.isdigit() and folder.is_dir()}
-    return served_versions(model) or every
 
 
 def _check_backend(config: Path, backends: Collection[str] | None, repository: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -55,7 +56,7 @@ def infer(
     """
     texts = texts or []
     if texts == ["-"]:
-        texts = [line for line in sys.stdin.read().splitlines() if line.strip()]
+        texts = [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines() if line.strip()]
     client, address = connect(protocol, url, repository, timeout)
     with client:
         metadata = client.metadata(model)

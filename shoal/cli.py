@@ -29,6 +29,7 @@ from shoal.options import (
     StartTimeout,
 )
 from shoal.steps import (
+    documents,
     err,
     find_server,
     out,
@@ -177,12 +178,13 @@ def stop(
     for server in embedded.servers(None if everything else repository):
         clean = embedded.stop(server)
         stopped.append({"pid": server.pid, "repository": str(server.repository), "killed": not clean})
-    if as_json:
-        print_json({"stopped": stopped})
-    for row in stopped if not as_json else []:
-        err.print(f"stopped {row['pid']}{' (it had to be killed)' if row['killed'] else ''}", highlight=False)
     if not stopped:
         raise ServerError(f"no server of {repository} runs", hint="shoal status shows what runs")
+    if as_json:
+        print_json({"stopped": stopped})
+        return
+    for row in stopped:
+        err.print(f"stopped {row['pid']}{' (it had to be killed)' if row['killed'] else ''}", highlight=False)
 
 
 for command in (*models.COMMANDS, infer, chat, loadtest, *versions.COMMANDS):
@@ -191,6 +193,7 @@ for command in (*models.COMMANDS, infer, chat, loadtest, *versions.COMMANDS):
 
 def main() -> NoReturn:
     """Run the command. Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted, 143 terminated."""
+    documents.clear()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half done is cleared away
     try:
         code = app(standalone_mode=False)
@@ -225,7 +228,7 @@ def _fail(message: str, hint: str, code: int, trace: Exception | None = None) ->
     """Print one line, and the way to the whole traceback where there is one, and exit."""
     if trace is not None and (log := traces.keep(trace)) is not None:
         hint = "; ".join(part for part in (hint, f"traceback: {log}") if part)
-    if "--json" in sys.argv:
+    if "--json" in sys.argv and not documents:  # what was printed before it failed is the one
         with contextlib.suppress(BrokenPipeError):
             print_json({"error": message, "hint": hint})
     way_out = f" [dim]({escape(hint)})[/]" if hint else ""

@@ -18,6 +18,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from shoal import corpus
 from shoal.manifest import Manifest
+from shoal.names import TOKENIZER, part_name
 
 ROWS = 16
 TOKENS = 24  # that a decoder writes
@@ -125,7 +126,7 @@ def _feed(repository: Path, manifest: Manifest) -> dict[str, NDArray]:
     from serving.models.tokenizer import Settings
 
     network = _config(manifest, manifest.network)
-    tokenizer = f"{manifest.model}_tokenizer"
+    tokenizer = part_name(manifest.model, TOKENIZER)
     if manifest.recipe.get("task") == "tabular":
         return _table_feed(repository, manifest)
     if tokenizer not in manifest.configs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import shutil
 import sys
@@ -72,7 +71,6 @@ def _packages() -> Iterator[Finding]:
         ("tokenizers", "serve", True),
         ("torch", "export", True),
         ("transformers", "export", True),
-        ("optimum-onnx", "export", True),
         ("onnxruntime-genai", "export", True),
         ("llguidance", "serve", True),
         ("locust", "loadtest", True),
@@ -82,18 +80,36 @@ def _packages() -> Iterator[Finding]:
         ("tensorrt-rtx", "tensorrt-rtx", False),
         ("tensorrt", "gpu", False),
     ):
-        try:
-            yield Finding(name, "ok", metadata.version(name))
-        except metadata.PackageNotFoundError:
+        if found := _installed(name):
+            yield Finding(name, "ok", found)
+        else:
             yield Finding(name, "missing" if needed else "optional", "not installed", install_hint(extra))
+    yield _optimum()
+
+
+def _optimum() -> Finding:
+    """Part of the extra `export`, and not of `export-transformers5`: it needs transformers 4."""
+    name = "optimum-onnx"
+    if found := _installed(name):
+        return Finding(name, "ok", found)
+    if _installed("transformers").startswith("5."):
+        remedy = "only for models that rewrite texts, which take the extra export with transformers 4"
+        return Finding(name, "optional", "not installed, beside transformers 5", remedy)
+    return Finding(name, "missing", "not installed", install_hint("export"))
+
+
+def _installed(name: str) -> str:
+    """The version of a package, or of its build for GPUs, which replaces it; "": neither is installed."""
+    for package in (name, *machine.FOR_GPUS.get(name, ())):
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+        return version if package == name else f"{version} ({package})"
+    return ""
 
 
 def _tools() -> Iterator[Finding]:
     docker = shutil.which("docker")
     remedy = "" if docker else "only for docker compose: install Docker Engine"
     yield Finding("docker", "ok" if docker else "optional", docker or "not found", remedy)
-    tensorrt = importlib.util.find_spec("tensorrt") is not None
-    remedy = "" if tensorrt else f"only for TensorRT engines on a GPU; {install_hint('gpu')}"
-    yield Finding(
-        "tensorrt", "ok" if tensorrt else "optional", "installed" if tensorrt else "not installed", remedy
-    )

@@ -7,6 +7,9 @@ import os
 import platform
 from pathlib import Path
 
+# Packages whose files a build of another name brings, for machines with a GPU.
+FOR_GPUS = {"onnxruntime": ("onnxruntime-gpu",), "onnxruntime-genai": ("onnxruntime-genai-cuda",)}
+
 # The instruction sets that decide which matrix kernels ONNX Runtime and OpenVINO pick.
 CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 

@@ -7,7 +7,6 @@ was measured is not served.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -16,9 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import RepositoryError
+from shoal.hashes import Hashes
+from shoal.names import PARTS, part_name
 
 FILENAME = "manifest.json"
 SCHEMA = 2
+# What is read of every version; the rest is only read of one that is looked at.
+_KINDS = {
+    **dict.fromkeys(("model", "network", "precision", "created"), str),
+    **dict.fromkeys(("source", "recipe", "files", "configs", "onnx", "evidence"), dict),
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class Manifest:
             raw = json.loads(path.read_text(encoding="utf-8"))
             schema = raw["schema"]
             manifest = cls(**raw) if schema == SCHEMA else None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise RepositoryError(f"{path} is not a readable manifest: {error}", hint=hint) from error
         if manifest is None:
             raise RepositoryError(f"{path} has schema {schema}, this is {SCHEMA}", hint=hint)
@@ -90,10 +96,17 @@ class Manifest:
             raise RepositoryError(
                 f"{path} is the manifest of {manifest.network}/{manifest.version}", hint=hint
             )
-        files = manifest.files if isinstance(manifest.files, dict) else {}
-        inside = all(not Path(name).is_absolute() and ".." not in Path(name).parts for name in files)
-        own = any(name.startswith(f"{place[0]}/{place[1]}/") for name in files)
-        if not own or not inside:
+        if wrong := [name for name, kind in _KINDS.items() if not isinstance(getattr(manifest, name), kind)]:
+            raise RepositoryError(f"{path} is damaged: {', '.join(wrong)} cannot be read", hint=hint)
+        files = [Path(name) for name in manifest.files]
+        inside = all(
+            not name.is_absolute()
+            and len(name.parts) > 2
+            and name.parts[1].isdigit()
+            and ".." not in name.parts
+            for name in files
+        )
+        if not inside or not any(name.parts[:2] == place for name in files):
             raise RepositoryError(f"{path} does not list the files of its version", hint=hint)
         return manifest
 
@@ -104,20 +117,23 @@ class Manifest:
             RepositoryError: a file is missing or is not the file that was measured.
         """
         hint = f"restore the file, or run: shoal export --name {self.model}"
-        for name, expected in self.files.items():
-            path = repository / name
-            if not path.is_file():
-                raise RepositoryError(f"{path} is missing; {self.network}/{self.version} needs it", hint=hint)
-            if path.is_symlink() or sha256(path) != expected:
-                raise RepositoryError(
-                    f"{path} is not the file that was measured for {self.network}/{self.version}"
-                    " (its SHA-256 differs from the manifest's)",
-                    hint=hint,
-                )
-
-    def served_in(self, repository: Path) -> bool:
-        """Whether the config of its network serves this version; one that names none serves any."""
-        return _serves(repository / self.network, self.version)
+        hashes = Hashes()
+        try:
+            for name, expected in self.files.items():
+                path = repository / name
+                if not path.is_file():
+                    said = f"{path} is missing; {self.network}/{self.version} needs it"
+                    raise RepositoryError(said, hint=hint)
+                if path.is_symlink() or hashes.sha256(path) != expected:
+                    raise RepositoryError(
+                        f"{path} is not the file that was measured for {self.network}/{self.version}"
+                        " (its SHA-256 differs from the manifest's)",
+                        hint=hint,
+                    )
+        except OSError as error:
+            raise RepositoryError(f"{error.filename} cannot be read: {error.strerror}", hint=hint) from error
+        finally:
+            hashes.save()
 
     def check_partners(self, served: Mapping[str, Collection[int]]) -> None:
         """The models that this version was measured with must be served beside it.
@@ -140,9 +156,18 @@ class Manifest:
                 )
 
 
-def _serves(model: Path, version: int) -> bool:
-    """Whether a model's config serves a version; one that names none serves any."""
-    return version in (served_versions(model) or {version})
+@dataclass(frozen=True)
+class Damaged:
+    """A version whose manifest cannot be read.
+
+    Attributes:
+        network: the model that holds its weights.
+        error: what is wrong with the manifest.
+    """
+
+    network: str
+    version: int
+    error: RepositoryError
 
 
 def served_versions(model: Path) -> set[int]:
@@ -154,19 +179,44 @@ def served_versions(model: Path) -> set[int]:
     return {int(version) for version in re.findall(r"\d+", policy[1])} if policy else set()
 
 
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def selected_versions(model: Path) -> set[int]:
+    """Versions that the config of a model's folder serves: those that it selects by number, or all."""
+    every = {int(folder.name) for folder in model.iterdir() if folder.name.isdigit() and folder.is_dir()}
+    return served_versions(model) or every
+
+
+def history(repository: Path, model: str | None = None) -> Iterator[Manifest | Damaged]:
+    """Every version in a repository, by network and number; only those of `model` where given.
+
+    A manifest that cannot be read does not say whose it is: its network's name tells.
+    """
+    paths = (path for path in repository.glob(f"*/*/{FILENAME}") if path.parent.name.isdigit())
+    for path in sorted(paths, key=lambda p: (p.parts[-3], int(p.parts[-2]))):
+        network = path.parts[-3]
+        try:
+            manifest = Manifest.load(path)
+        except RepositoryError as error:
+            if model is None or network in (model, *(part_name(model, part) for part in PARTS)):
+                yield Damaged(network, int(path.parts[-2]), error)
+            continue
+        if model in (None, manifest.model):
+            yield manifest
 
 
 def manifests(repository: Path, model: str | None = None) -> Iterator[Manifest]:
-    """Every manifest in a repository, by network and version; only those of `model` where given."""
-    paths = repository.glob(f"*/*/{FILENAME}")
-    for path in sorted(paths, key=lambda p: (p.parts[-3], p.parts[-2].rjust(12))):
-        manifest = Manifest.load(path)
-        if model in (None, manifest.model):
-            yield manifest
+    """`history` without what is damaged: an old version that cannot be read is in nobody's way."""
+    return (found for found in history(repository, model) if isinstance(found, Manifest))
+
+
+def served_manifests(repository: Path, model: str | None = None) -> Iterator[Manifest]:
+    """Manifests of the versions that the configs of a repository serve; no others are read.
+
+    Raises:
+        RepositoryError: one of them cannot be read.
+    """
+    for path in sorted(repository.glob("*/config.pbtxt")):
+        for version in sorted(selected_versions(path.parent)):
+            if (place := path.parent / str(version) / FILENAME).exists():
+                manifest = Manifest.load(place)
+                if model in (None, manifest.model):
+                    yield manifest

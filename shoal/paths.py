@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+TEMPORARY = ".tmp"  # how the name of what is being written ends
+
 
 def cache_dir() -> Path:
     """`$SHOAL_CACHE`, else `$XDG_CACHE_HOME/shoal`, else `~/.cache/shoal`."""
@@ -16,18 +18,48 @@ def cache_dir() -> Path:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the new one, never half of either."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write `text` so that a reader sees the old file or the new one, also after a power cut."""
+    temporary = write_beside(path, text)
+    try:
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_beside(path: Path, text: str, mark: str = "") -> Path:
+    """Write `text` to a hidden file beside `path`, which takes its place by a rename; that file's path.
+
+    Args:
+        mark: tells it from another that is to take the same place.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{mark}{TEMPORARY}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def sync_folder(folder: Path) -> None:
+    """Force what a folder lists to the disk: a rename is lost by a power cut until then."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
     """`write_atomic` of indented JSON."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON, as it is written to files."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

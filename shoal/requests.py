@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,7 +57,7 @@ def arrays_of(
     rows = max(1, len(texts))
     made = {name: np.array([values[name]] * rows, _dtype(kinds[name])) for name in values}
     if texts:
-        made["text"] = np.array([[text.encode()] for text in texts], object)
+        made["text"] = np.array([[os.fsencode(text)] for text in texts], object)
     return made
 
 
@@ -151,7 +152,7 @@ def _plain(value: Any) -> Any:
 def _values(name: str, text: str, kind: str) -> list[Any]:
     if kind == "BYTES":
         if not text.startswith("@"):
-            return [text.encode()]
+            return [os.fsencode(text)]  # the bytes that were typed: the server says what is wrong with them
         try:
             return [Path(text[1:]).expanduser().read_bytes()]
         except OSError as error:

@@ -21,6 +21,7 @@ from shoal.progress import Bars
 
 out = Console(soft_wrap=False)
 err = Console(stderr=True, soft_wrap=True)
+documents: list[Any] = []  # that this command has printed
 
 
 def recipe_from(file: Path | None, **flags: Any) -> Any:
@@ -207,5 +208,6 @@ def is_decoder(metadata: Mapping[str, Any]) -> bool:
 
 
 def print_json(value: Any) -> None:
-    """One document on stdout."""
+    """The one document on stdout."""
+    documents.append(value)
     typer.echo(json.dumps(value, indent=2, default=str))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from shoal import repository as store
 from shoal import rollouts, show
@@ -32,35 +33,52 @@ def versions(
     Example: shoal versions minilm
     """
     from shoal.errors import RepositoryError
-    from shoal.manifest import manifests
+    from shoal.manifest import Damaged, history
 
-    found = list(manifests(repository, name))
+    found = list(history(repository, name))
     if not found:
         raise RepositoryError(f"{repository} holds no version of {name or 'any model'}", hint="shoal export")
-    rows = [
-        {
-            "model": manifest.model,
-            "version": manifest.version,
-            "served": manifest.version == store.served_version(repository, manifest.network),
-            "precision": manifest.precision,
-            "raw_agreement": (manifest.evidence.get("raw") or {}).get("agreement"),
-            "source": manifest.source["id"],
-            "created": manifest.created,
-        }
-        for manifest in found
-    ]
+    rows = [_row(repository, entry) for entry in found]
+    damaged = [entry for entry in found if isinstance(entry, Damaged)]
+    for version in damaged:
+        err.print(f"warning: {version.error}", highlight=False, markup=False)
     if as_json:
         print_json({"versions": rows})
         return
     headings = ["model", "#version", "", "precision", "#raw", "source", "created"]
     made = show.table("", headings, wraps=["source"])
-    for row, manifest in zip(rows, found, strict=True):
-        mark = "[green]served[/]" if row["served"] else ""
-        made.add_row(
-            *(row["model"], str(row["version"]), mark, row["precision"], raw_share(manifest.evidence)),
-            *(row["source"], row["created"][:16]),
+    for row, entry in zip(rows, found, strict=True):
+        mark = " ".join(
+            f"[{colour}]{word}[/]" for word, colour in (("served", "green"), ("damaged", "red")) if row[word]
         )
+        raw = "" if isinstance(entry, Damaged) else raw_share(entry.evidence)
+        facts = (escape(str(row[name] or "")) for name in ("precision", "source", "created"))
+        precision, source, created = facts
+        made.add_row(escape(row["model"]), str(row["version"]), mark, precision, raw, source, created[:16])
     out.print(made)
+
+
+def _row(repository: Path, entry: Any) -> dict[str, Any]:
+    """A version of `shoal.manifest.history`; of one that is damaged only what its folder's name tells."""
+    from shoal.manifest import Manifest
+
+    row = {
+        "model": entry.network,
+        "version": entry.version,
+        "served": entry.version == store.served_version(repository, entry.network),
+        "damaged": True,
+        **dict.fromkeys(("precision", "raw_agreement", "source", "created")),
+    }
+    if not isinstance(entry, Manifest):
+        return row
+    return row | {
+        "model": entry.model,
+        "damaged": False,
+        "precision": entry.precision,
+        "raw_agreement": (entry.evidence.get("raw") or {}).get("agreement"),
+        "source": entry.source.get("id"),
+        "created": entry.created,
+    }
 
 
 def promote(
@@ -138,16 +156,19 @@ def prune(
     repository: Repository = DEFAULT_REPOSITORY,
     as_json: Json = False,
 ) -> None:
-    """Remove old versions; the one that is served stays, whatever its age.
+    """Remove old versions, but never what is served, was served last, or is in use by a running server.
 
     Example: shoal prune minilm --keep 3
     """
-    removed = [str(folder) for folder in store.prune(repository, name, keep)]
+    done = store.prune(repository, name, keep)
+    removed = [str(folder) for folder in done.removed]
     if as_json:
-        print_json({"removed": removed})
+        print_json({"removed": removed, "kept": done.kept})
         return
     for folder in removed:
         err.print(f"removed {folder}", highlight=False)
+    for version, reason in done.kept.items():
+        err.print(f"kept: version {version} {reason}", highlight=False)
     if not removed:
         err.print("nothing to remove")
 

@@ -188,3 +188,83 @@ def test_up_from_nothing_to_a_first_answer(tmp_path: Path) -> None:
     finally:
         shoal("stop", "-r", own)
     assert json.loads(shoal("status", "-r", own, "--json", code=1)[0]) == {"servers": []}
+
+
+FAILING: dict[str, list[Any]] = {
+    "export": ["no/such-model-here"],
+    "verify": ["nope"],
+    "serve": ["-r", "/nowhere"],
+    "status": ["-r", "/nowhere"],
+    "logs": ["-r", "/nowhere"],
+    "stop": ["-r", "/nowhere"],
+    "infer": ["minilm", "x", "-r", "/nowhere"],
+    "chat": ["-r", "/nowhere"],
+    "loadtest": ["-r", "/nowhere"],
+    "up": ["no/such-model-here"],
+    "versions": ["-r", "/nowhere"],
+    "promote": ["nope", "1", "-r", "/nowhere"],
+    "rollback": ["nope", "-r", "/nowhere"],
+    "diff": ["nope", "1", "2", "-r", "/nowhere"],
+    "prune": ["nope", "-r", "/nowhere"],
+    "doctor": ["--no-such-flag"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_that_fails_prints_one_document(command: str, here: Call) -> None:
+    code, out, error = here(command, "--json", *FAILING[command])
+    assert code in (1, 2)
+    document = json.loads(out)  # which refuses a second one behind it
+    assert document == {"servers": []} if command == "status" else document["error"] in error
+
+
+def test_what_fails_after_its_document_prints_no_other(here: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is told of, and then ends by itself."""
+    told = {"repository": "here"}
+
+    class Ended:
+        alive = False
+        folder = log = Path(__file__)
+
+        def to_dict(self) -> dict[str, str]:
+            return told
+
+    monkeypatch.setattr(cli, "start_server", lambda *_: Ended())
+    monkeypatch.setattr("serving.embedded.stop", lambda server: True)
+    code, out, error = here("serve", "--json")
+    assert code == 1 and "Triton ended by itself" in error
+    assert json.loads(out) == told
+
+
+@pytest.mark.parametrize(
+    ("installed", "missing"),
+    [
+        ({"transformers": "4.57.6", "optimum-onnx": "0.1.0"}, []),
+        ({"transformers": "4.57.6"}, ["optimum-onnx"]),
+        ({"transformers": "5.15.1"}, []),
+        ({"optimum-onnx": "0.1.0"}, ["transformers"]),
+        ({}, ["transformers", "optimum-onnx"]),
+    ],
+)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "onnxruntime-gpu", None])
+def test_doctor_under_each_extra(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], missing: list[str], runtime: str | None
+) -> None:
+    from shoal import doctor
+
+    about = ("transformers", "optimum-onnx", "onnxruntime", "onnxruntime-gpu")
+
+    def version(name: str) -> str:
+        if name in about and name not in {*installed, runtime}:
+            raise doctor.metadata.PackageNotFoundError(name)
+        return installed.get(name, "1.0")
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    findings = doctor.examine()
+    names = [finding.what for finding in findings]
+    assert len(set(names)) == len(names)
+    found = {finding.what: finding for finding in findings if finding.what in about}
+    assert [name for name in about if name in found and found[name].state == "missing"] == [
+        *missing,
+        *(["onnxruntime"] if runtime is None else []),
+    ]

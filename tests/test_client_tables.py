@@ -90,6 +90,7 @@ def test_texts(given: Any, expected: list[bytes]) -> None:
         (table(city=[7]), r"row 0, column city: 7 is int, and the model reads text there \(.*str\(value\)"),
         (table(city=[True]), "row 0, column city: True is bool"),
         (table(city=["\ud800"]), "row 0, column city: .* cannot be encoded as UTF-8"),
+        (table(city=[b"R\xf6me"]), "row 0, column city: .* is not UTF-8: byte 1 is 0xf6"),
         (table(age=[1, 2]), "different lengths"),
         (table(city=[], age=[], fare_paid=[]), "are empty"),
         (table(age=3), "column age is int, not a sequence"),

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,28 @@ def test_the_first_models_are_made_once_and_beside_nothing_else(
     assert first.main() == 0
     assert not (tmp_path / "ash").exists()
     assert "models of your own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "extras", ["export", "export-transformers5", "export,serve,tabular", "serve,monitor"]
+)
+def test_nothing_brings_the_wheel_for_cpus_into_the_image_for_gpus(extras: str) -> None:
+    """Both wheels have the files of `onnxruntime/`, and the one that pip unpacks last would count."""
+    command = [sys.executable, DEPLOY / "requirements.py", extras, "--gpu"]
+    said = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    names = {re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in said.splitlines()}
+    assert "onnxruntime-gpu" in names
+    assert "onnxruntime" not in names
+    for name in names:  # what is installed here says what it would bring; the builds for GPUs are not
+        try:
+            brought = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        plain = [
+            line for line in brought if re.match(r"onnxruntime(?![\w-])", line) and "extra ==" not in line
+        ]
+        assert not plain, name
+    brought = metadata.requires("onnxruntime-genai") or []
+    assert any(line.startswith("onnxruntime>") for line in brought)  # why it has to be another build
+    text = (DEPLOY / "Dockerfile.gpu").read_text()
+    assert all("--gpu" in line for line in text.splitlines() if "requirements.py " in line and "RUN" in line)

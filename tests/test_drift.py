@@ -492,3 +492,35 @@ def test_the_command(repository: Path, tmp_path: Path, tokenizer: Tokenizer) -> 
     second = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert second.returncode == 1
     assert "error: port 70000 cannot be had" in second.stderr
+
+
+def test_the_end_of_the_listener_is_counted_and_it_listens_again(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Beside a supervised server; here the monitor fails twice, and then is as it was."""
+    from prometheus_client import CollectorRegistry
+
+    from serving.supervisor import drift
+    from serving.supervisor.settings import Settings
+
+    listened = threading.Event()
+    failures = [RuntimeError("no such histogram"), OSError("the socket is gone")]
+
+    def listen(self: Monitor, receiver: socket.socket, stop: threading.Event) -> None:
+        if failures:
+            raise failures.pop(0)
+        listened.set()
+        threading.Event().wait()
+
+    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path))
+    monkeypatch.setenv("SHOAL_MONITOR", "")
+    monkeypatch.setenv("SHOAL_MONITOR_SHARE", "")
+    monkeypatch.setattr(Monitor, "listen", listen)
+    monkeypatch.setattr(drift, "PAUSE_SECONDS", 0.01)
+    registry = CollectorRegistry()
+    assert drift.watch_drift(Settings(repository, drift_share=1.0), registry) is not None
+    assert listened.wait(30)
+    assert registry.get_sample_value("shoal_drift_failures_total") == 2
+    said = capfd.readouterr().out
+    assert "no such histogram" in said and "the socket is gone" in said
+    assert said.count('"level": "error"') == 2

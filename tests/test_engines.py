@@ -44,7 +44,8 @@ from serving.backends.onnxruntime.settings import BadConfig, Settings
 from serving.check import EMBEDDED, check
 from shoal.engine import Runner, check_fits, compute_capability
 from shoal.errors import ExportError, MissingDependency, RepositoryError, UsageError
-from shoal.manifest import manifests, sha256
+from shoal.hashes import sha256
+from shoal.manifest import manifests
 from shoal.progress import Advance, Silent
 from shoal.repository import promote
 from tests.tiny import make

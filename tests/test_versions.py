@@ -13,7 +13,8 @@ from serving.embedded import running
 from shoal import repository as store
 from shoal.compare import compare
 from shoal.errors import RepositoryError
-from shoal.manifest import Manifest, manifests, sha256
+from shoal.hashes import sha256
+from shoal.manifest import Manifest, manifests
 from shoal.repository import HISTORY, STAGING, locked
 
 
@@ -86,24 +87,29 @@ def test_two_do_not_write_at_once(own_repository: Path) -> None:
 def test_prune_keeps_the_newest_and_what_is_served(own_repository: Path) -> None:
     for number in (3, 4, 5):
         add_version(own_repository, number)
-    removed = store.prune(own_repository, "minilm", 2)
-    assert [str(folder) for folder in removed] == ["minilm_encoder/1", "minilm_encoder/3"]
+    done = store.prune(own_repository, "minilm", 2)
+    assert [str(folder) for folder in done.removed] == ["minilm_encoder/1", "minilm_encoder/3"]
+    assert done.kept == {2: "is served"}
     assert [m.version for m in manifests(own_repository)] == [2, 4, 5]
     assert (own_repository / "minilm_tokenizer" / "1").is_dir()  # the others need it
-    assert store.prune(own_repository, "minilm", 2) == []
+    assert store.prune(own_repository, "minilm", 2).removed == ()
     assert not list(own_repository.parent.glob(f"{STAGING}*-minilm*"))
     for manifest in manifests(own_repository):
         manifest.check_files(own_repository)
 
 
-def test_a_tokenizer_that_only_pruned_versions_used_goes_too(own_repository: Path) -> None:
+def test_a_tokenizer_that_only_pruned_versions_used_goes_too(own_repository: Path, repository: Path) -> None:
     add_version(own_repository, 3)
     tokenizers = own_repository / "minilm_tokenizer"
     shutil.copytree(tokenizers / "1", tokenizers / "2")
     for number in (2, 3):
         path = own_repository / "minilm_encoder" / str(number) / "manifest.json"
         path.write_text(path.read_text().replace("minilm_tokenizer/1/", "minilm_tokenizer/2/"))
-    assert [str(folder) for folder in store.prune(own_repository, "minilm", 2)] == [
+    config = tokenizers / "config.pbtxt"
+    assert store.prune(own_repository, "minilm", 2).removed == (Path("minilm_encoder/1"),)  # 1 is served
+    shutil.copytree(repository / "minilm_encoder" / "1", own_repository / "minilm_encoder" / "1")
+    config.write_text(config.read_text().replace("versions: 1\n", "versions: 2\n"))
+    assert [str(folder) for folder in store.prune(own_repository, "minilm", 2).removed] == [
         "minilm_encoder/1",
         "minilm_tokenizer/1",
     ]

@@ -21,7 +21,7 @@ from export.exported import Exported
 from export.graph import CONTRIB
 from shoal.engine import compute_capability
 from shoal.errors import ExportError, UsageError
-from shoal.manifest import sha256
+from shoal.hashes import sha256
 from shoal.progress import Advance, Silent
 
 

@@ -16,9 +16,8 @@ from export.engines.prepare import numeric_part
 from export.engines.shapes import Profile
 from export.exported import Exported, TensorSpec
 from shoal.manifest import Manifest
+from shoal.names import LABELS, part_name
 from shoal.progress import Silent
-
-TAIL = "labels"  # the part of the repository that makes strings, which TensorRT does not know
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,11 @@ def _saved(model: onnx.ModelProto, path: Path) -> Exported:
 
 def published_engine(repository: Path, manifest: Manifest) -> Engine:
     """The engine of a version in the repository, whose files have been checked."""
-    tails = [repository / name for name in manifest.files if name.startswith(f"{manifest.model}_{TAIL}/")]
+    tails = [
+        repository / name
+        for name in manifest.files
+        if name.startswith(f"{part_name(manifest.model, LABELS)}/")
+    ]
     stated = manifest.onnx
     inputs, outputs = (
         tuple(TensorSpec(spec["name"], spec["dtype"], tuple(spec["dims"])) for spec in stated[side])

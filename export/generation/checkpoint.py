@@ -24,7 +24,7 @@ from export.loading import SAFELY, check_generation, of_a_library
 from export.opened import NO_LIMIT, open_config, open_tokenizer
 from export.source import Checkpoint, find_checkpoint, package_folders, package_version
 from shoal.errors import ExportError, UsageError
-from shoal.manifest import sha256
+from shoal.hashes import sha256
 from shoal.paths import cache_dir
 
 _READY = "converted.json"  # written last: a folder without it is half a conversion

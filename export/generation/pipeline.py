@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
-from platform import python_version
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -28,12 +26,12 @@ from export.generation.reference import prompts_of, take_reference
 from export.generation.to_onnx import to_onnx
 from export.loading import load
 from export.opened import open_tokenizer
-from export.outcome import Outcome, disk_errors_named
+from export.outcome import Outcome, tools_of
 from export.raw import decoder as raw
 from export.raw.evidence import RawEvidence
 from export.raw.measure import Reference, compare
 from export.raw.served import Wire, version_folder
-from export.repository import Provenance, Published, staging, write
+from export.repository import Provenance, Published, check_kind, staging, write
 from export.source import Checkpoint, check_source
 from export.tokenization import write_tokenizer
 from serving.generation.runner import Runner
@@ -61,11 +59,12 @@ def export(
     """
     progress = progress or Silent()
     require_gpu(_on_gpu(recipe))
-    with staging(repository) as work, disk_errors_named(repository):
+    with staging(repository) as work:
+        check_kind(repository, recipe.name, recipe.to_dict())
         with progress.step(f"Find {recipe.source}"):
             checkpoint = find_decoder(recipe.source)
             decoder = decoder_of(recipe, checkpoint, work)
-        tools = {"python": python_version()} | {name: metadata.version(name) for name in _TOOLS}
+        tools = tools_of(_TOOLS)
         if recipe.engine == "vllm":
             return Outcome((), (publish.write_vllm(repository, work, decoder),))
         candidates = build(recipe, checkpoint, work, progress)

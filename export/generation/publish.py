@@ -16,7 +16,7 @@ from export.generation.checkpoint import DecoderSettings
 from export.generation.config import context_of, generation_config
 from export.generation.recipe import GenerationRecipe
 from export.generation.verify import files_of
-from export.repository import Part, Published, Release, move_versions, sync, versions
+from export.repository import Part, Published, Release, check_kind, put_in_place, versions
 from export.source import Checkpoint
 
 MODEL_PY = "from serving.models.generation import TritonPythonModel  # noqa: F401\n"
@@ -57,9 +57,11 @@ def write_vllm(repository: Path, work: Path, decoder: Decoder) -> Published:
     The weights stay where they are, and nothing of this is measured: that takes a GPU.
     """
     recipe, checkpoint = decoder.recipe, decoder.checkpoint
-    model, staged = repository / recipe.name, work / "publish" / recipe.name
-    version = max(versions(model), default=0) + 1
-    (staged / str(version)).mkdir(parents=True)
+    check_kind(repository, recipe.name, recipe.to_dict())
+    staged = work / "publish"
+    version = max(versions(repository / recipe.name), default=0) + 1
+    folder = staged / recipe.name / str(version)
+    folder.mkdir(parents=True)
     engine: dict[str, Any] = {
         "model": checkpoint.id if checkpoint.kind == "hub" else str(checkpoint.folder),
         "max_model_len": context_of(recipe, decoder.settings),
@@ -71,16 +73,13 @@ def write_vllm(repository: Path, work: Path, decoder: Decoder) -> Published:
     }
     if checkpoint.kind == "hub":
         engine["revision"] = checkpoint.revision
-    (staged / str(version) / "model.json").write_text(json.dumps(engine, indent=2) + "\n")
+    (folder / "model.json").write_text(json.dumps(engine, indent=2) + "\n")
     # The backend fills in inputs and outputs by itself; where the instance runs is vLLM's business.
     config = triton.ModelConfig(name=recipe.name, backend="vllm")
     config.instance_group.add(count=1, kind=triton.ModelInstanceGroup.KIND_MODEL)
     config.version_policy.specific.versions.append(version)
     if decoder.settings.chat_template:
         config.parameters["chat_template"].string_value = decoder.settings.chat_template
-    (staged / "config.pbtxt").write_text(texts.to_text(config))
-    sync(staged)
-    move_versions(staged, model)  # versions first, then the config that selects one of them
-    if staged.exists():
-        (staged / "config.pbtxt").replace(model / "config.pbtxt")
+    selected = {Path(recipe.name) / "config.pbtxt": texts.to_text(config)}
+    put_in_place(repository, staged, [recipe.name], selected)
     return Published(recipe.name, version, "vllm", new=True)

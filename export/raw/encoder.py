@@ -26,6 +26,7 @@ from export.repository import Part
 from export.tokenization import ImageEncoder, TextEncoder
 from serving.in_process import InProcess, Model
 from shoal.manifest import Manifest
+from shoal.names import TOKENIZER, part_name
 from shoal.progress import Silent
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def reference_of(source: Source, progress: Silent) -> Reference:
     if isinstance(encode, TextEncoder):
         tokens = Sequences(
             _tokenizer(opened),
-            f"{source.recipe.name}_tokenizer",
+            part_name(source.recipe.name, TOKENIZER),
             encode.path,
             str(source.task.layout),
             encode.max_length,

@@ -11,6 +11,7 @@ from export.config import network_config, tensor_input, tensor_output
 from export.exported import Exported
 from export.tabular.columns import CATEGORY, DOCUMENT, Column
 from serving.models.rows import LIMITS
+from shoal.names import ESTIMATOR, ROWS, part_name
 
 # How the ensemble calls what the reader hands on under the name that it has on the wire.
 _CHECKED = "checked:"
@@ -35,12 +36,12 @@ class Settings:
 
 def network_name(name: str) -> str:
     """What the graph is called in the repository."""
-    return f"{name}_estimator"
+    return part_name(name, ESTIMATOR)
 
 
 def reader_name(name: str) -> str:
     """What stands before it."""
-    return f"{name}_rows"
+    return part_name(name, ROWS)
 
 
 def wire_inputs(columns: Sequence[Column], numbers: str) -> dict[str, tuple[str, int]]:

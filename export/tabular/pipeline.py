@@ -10,18 +10,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
-from platform import python_version
 
 import numpy as np
 
 from export.evidence import Verified, verified
 from export.exported import Exported
-from export.outcome import Outcome, disk_errors_named
+from export.outcome import Outcome, tools_of
 from export.raw.evidence import RawEvidence
 from export.raw.served import Wire
-from export.repository import Part, Provenance, Published, Release, check_network, staging, write
+from export.repository import Part, Provenance, Published, Release, check_kind, staging, write
 from export.tabular import config
 from export.tabular.agreement import Served
 from export.tabular.columns import NUMBER
@@ -34,7 +32,8 @@ from export.tabular.to_onnx import DOUBLE, FLOAT, to_onnx
 from export.tabular.verify import measure, measure_wire
 from serving.models.rows import FILENAME, Reader
 from shoal.errors import NotProven, RepositoryError
-from shoal.manifest import Manifest, sha256
+from shoal.hashes import sha256
+from shoal.manifest import Manifest
 from shoal.progress import Silent
 
 _TOOLS = (
@@ -71,8 +70,8 @@ def export(
 ) -> Outcome:
     """Convert, measure, and publish what is proven; see `export.pipeline.export`."""
     progress = progress or Silent()
-    check_network(repository, recipe.name, config.network_name(recipe.name))
-    with staging(repository) as work, disk_errors_named(repository):
+    with staging(repository) as work:
+        check_kind(repository, recipe.name, recipe.to_dict())
         with progress.step(f"Load {recipe.source}"):
             estimator = find_estimator(recipe.source, trust_pickle=recipe.trust_pickle)
             own = None if recipe.eval_data is None else read_rows(recipe.eval_data, estimator)
@@ -89,10 +88,12 @@ def export(
             (proven,) = verified({evidence.precision: network.exported}, {evidence.precision: evidence})
         except NotProven as error:
             raise NotProven(error.message, hint="; ".join(network.doubts)) from error
-        tools = {"python": python_version()} | {name: metadata.version(name) for name in _TOOLS}
+        tools = tools_of(_TOOLS)
         provenance = Provenance(recipe.name, recipe.to_dict(), estimator.describe(), tools)
         with progress.step(f"Write versions to {repository}"):
-            needed = reader if reader.checks or reader.texts else None
+            # Without a reader, bytes that are no text would be taken for a category that nobody knows.
+            reads_text = any(column.kind != NUMBER for column in estimator.columns)
+            needed = reader if reader.checks or reader.texts or reads_text else None
             finished = Finished(served, needed, _row(served, found))
             published = write([_release(proven, recipe, finished)], repository, work, provenance)
     return Outcome((evidence,), tuple(published), _task(estimator))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal.errors import MissingDependency, UsageError
-from shoal.manifest import sha256
+from shoal.hashes import sha256
 
 if TYPE_CHECKING:
     from export.tabular.columns import Column, Rows

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
-from platform import python_version
 from tempfile import TemporaryDirectory
 
 from google.protobuf import text_format
@@ -16,12 +14,12 @@ from tritonclient.grpc import model_config_pb2 as triton
 from export.backbone import LONGEST, positions_of
 from export.evidence import verified
 from export.opened import open_tokenizer
-from export.outcome import Outcome, disk_errors_named
+from export.outcome import Outcome, tools_of
 from export.raw import encoder_decoder as raw
 from export.raw.evidence import RawEvidence
 from export.raw.measure import Reference, compare
 from export.raw.served import Wire, version_folder
-from export.repository import Provenance, Published, staging, write
+from export.repository import Provenance, Published, check_kind, staging, write
 from export.source import Checkpoint, check_source
 from export.text2text import verify
 from export.text2text.checkpoint import find_encoder_decoder, load_original, search_of
@@ -51,7 +49,8 @@ def export(
     require_optimum()
     checkpoint = find_encoder_decoder(recipe.source)
     labelled = read_pairs(recipe.eval_data) if recipe.eval_data else []
-    with staging(repository) as work, disk_errors_named(repository):
+    with staging(repository) as work:
+        check_kind(repository, recipe.name, recipe.to_dict())
         with progress.step(f"Load {checkpoint.id}"):
             original = load_original(checkpoint)
             settings = settings_of(original, recipe, checkpoint)
@@ -68,7 +67,7 @@ def export(
                 advance()
         on_evidence(list(measured.values()))
         proven = verified(candidates, measured)
-        tools = {"python": python_version()} | {name: metadata.version(name) for name in _TOOLS}
+        tools = tools_of(_TOOLS)
         provenance = Provenance(recipe.name, recipe.to_dict(), checkpoint.describe(), tools)
         with progress.step(f"Write versions to {repository}"):
             releases = [

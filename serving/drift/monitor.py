@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 from serving import probe
 from serving.drift.statistics import Reference, Value, Vocabulary, answer_features, distance
 from shoal.errors import RepositoryError, ServerError
-from shoal.manifest import Manifest, manifests
+from shoal.manifest import Manifest, served_manifests
 
 # Outputs of a network, [1, ...] each, from its inputs, int64 [1, tokens] each.
 Ask = Callable[[str, Mapping[str, NDArray[np.int64]]], Mapping[str, NDArray]]
@@ -220,8 +220,8 @@ def watched_in(repository: Path) -> dict[tuple[str, int], Watched]:
         RepositoryError: there is none, or a manifest or a tokenizer cannot be read.
     """
     found: dict[tuple[str, int], Watched] = {}
-    for manifest in manifests(repository):
-        if manifest.reference is None or not manifest.served_in(repository):
+    for manifest in served_manifests(repository):
+        if manifest.reference is None:
             continue
         tokenizer = next(Path(name) for name in manifest.files if Path(name).name == "tokenizer.json")
         model, version, _ = tokenizer.parts

@@ -214,9 +214,10 @@ class Reader:
         for name, checks in self._by_input.items():
             if given[name].dtype != object:
                 checks.check(given[name])
+        texts = {name: _decoded(name, array[:, 0]) for name, array in given.items() if array.dtype == object}
         for check in self.checks:
-            if given[check.input].dtype == object:
-                column = _decoded(check.input, given[check.input][:, 0])
+            if check.input in texts:
+                column = texts[check.input]
                 bad = check.refused_text(column)
                 if bad.any():
                     row = int(bad.argmax())
@@ -224,8 +225,7 @@ class Reader:
         documents = {terms.column for terms in self.texts}
         made = {name: array for name, array in given.items() if name not in documents}
         for number, terms in enumerate(self.texts):
-            decoded = _decoded(terms.column, given[terms.column][:, 0])
-            counted = terms.arrays(decoded.tolist(), max_request_terms)
+            counted = terms.arrays(texts[terms.column].tolist(), max_request_terms)
             made |= dict(zip(inputs_of(number), counted, strict=True))
         return made
 

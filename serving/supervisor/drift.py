@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter
 
 from serving.drift.monitor import Monitor, asks, bound, watched_in
 from serving.drift.tap import SHARE, SOCKET
@@ -14,6 +15,8 @@ from serving.supervisor.logs import say
 from serving.supervisor.settings import Settings
 from shoal.errors import RepositoryError
 from shoal.paths import cache_dir
+
+PAUSE_SECONDS = 10.0  # before the monitor listens again after an error
 
 
 def watch_drift(settings: Settings, registry: CollectorRegistry) -> Callable[[], None] | None:
@@ -32,9 +35,19 @@ def watch_drift(settings: Settings, registry: CollectorRegistry) -> Callable[[],
     os.environ[SOCKET], os.environ[SHARE] = str(path), str(settings.drift_share)
     registry.register(monitor)
 
+    failures = Counter(
+        "shoal_drift_failures", "Times that the drift monitor ended by an error", registry=registry
+    )
+
     def listen() -> None:
-        with bound(path) as receiver:
-            monitor.listen(receiver, threading.Event())
+        while True:
+            try:
+                with bound(path) as receiver:
+                    monitor.listen(receiver, threading.Event())
+            except Exception as error:  # noqa: BLE001 - whatever it is, serving goes on, and is watched again
+                failures.inc()
+                say(f"drift is not watched for {PAUSE_SECONDS:.0f} s: {error!r}", level="error")
+                time.sleep(PAUSE_SECONDS)
 
     def renew() -> None:
         try:

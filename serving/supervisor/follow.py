@@ -16,6 +16,7 @@ from typing import Protocol
 from serving.supervisor.logs import say
 from serving.supervisor.rollout import Attempt, Rollout
 from serving.supervisor.view import Shown, shown_in
+from shoal.change import JOURNAL
 from shoal.errors import RepositoryError, ShoalError
 
 FOLLOW_SECONDS = 1.0  # between two looks at the repository
@@ -78,6 +79,8 @@ class Follower:
             self._begin(attempt)
 
     def _see(self) -> None:
+        if (self._repository / JOURNAL).exists():  # its files are changing together
+            return
         try:
             found = shown_in(self._repository)
         except (OSError, ValueError):  # between two renames

@@ -30,7 +30,8 @@ from tritonclient.utils import InferenceServerException
 
 from clients import AsyncGrpcClient, BadInput, GrpcClient, HttpClient
 from export import router
-from export.repository import check_network
+from export.recipe import Recipe
+from export.repository import check_kind
 from serving.embedded import Server, running
 from shoal import cli
 from shoal.compare import compare
@@ -264,7 +265,8 @@ def test_versions_compare_and_verify_again(repository: Path) -> None:
 
 
 def test_a_name_is_not_for_another_kind_of_model(repository: Path) -> None:
-    with pytest.raises(RepositoryError, match="price with its weights in price_estimator.*another --name"):
-        check_network(repository, "price", "price_encoder")
-    check_network(repository, "price", "price_estimator")
-    check_network(repository, "unheard_of", "anything")
+    taken = "holds price already, which is an estimator, and this is an encoder .choose another --name, or"
+    with pytest.raises(RepositoryError, match=taken):
+        check_kind(repository, "price", Recipe().to_dict())
+    check_kind(repository, "price", {"task": "tabular"})
+    check_kind(repository, "unheard_of", Recipe().to_dict())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import os
 import struct
 import sys
 import time
@@ -19,6 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 Headers = Mapping[str, str]
+# Environment variable of whoever starts a server: a decoder answers a request before all others if its parameter
+# `shoal_probe` has this value.
+PROBE_KEY = "SHOAL_PROBE_KEY"
 # A value of each kind that any model takes; -1 dims become 1.
 _SAMPLES: dict[str, Any] = {"BYTES": "ready?", "BOOL": True}
 
@@ -154,6 +158,8 @@ def smallest(address: str, model: str, timeout: float, headers: Headers) -> Ques
     config = _json(f"{url}/config", timeout, headers)
     if config.get("model_transaction_policy", {}).get("decoupled"):  # not to be had through `infer`
         body = {"text_input": "ready?", "sampling_parameters": '{"max_tokens": 1, "temperature": 0}'}
+        if key := os.environ.get(PROBE_KEY):
+            body["shoal_probe"] = key
         return Question(model, f"{url}/generate", body, headers, varied=False)
     varied = bool(config.get("response_cache", {}).get("enable"))
     optional = {entry["name"] for entry in config.get("input", ()) if entry.get("optional")}

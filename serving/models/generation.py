@@ -46,6 +46,7 @@ from serving.generation.text import bad_word_tokens, encode_prompt
 from serving.generation.trial import Trial
 from serving.models.backend_utils import pb_utils
 from serving.models.metrics import Metrics
+from serving.probe import PROBE_KEY
 from shoal.manifest import FILENAME, Manifest
 
 TEXT_INPUT, TEXT_OUTPUT = "text_input", "text_output"
@@ -53,7 +54,6 @@ TEXT_INPUT, TEXT_OUTPUT = "text_input", "text_output"
 BYTES_PER_TOKEN = 128
 STOP_SECONDS = 10.0
 STOPPING = "the server is stopping"
-PROBE_KEY = "SHOAL_PROBE_KEY"  # environment variable: who sends it as `shoal_probe` waits in no queue
 BAD_REQUEST = "invalid request: "  # errors in a gRPC stream have no status: clients tell them by this
 
 

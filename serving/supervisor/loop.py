@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import time
@@ -25,6 +26,7 @@ from serving.supervisor.settings import CONTROL_HEADER, Settings, read_key
 from serving.supervisor.view import Shown, View, shown_in
 from shoal.admin import HEADER
 from shoal.errors import RepositoryError, ShoalError
+from shoal.leases import Leases
 from shoal.rollouts import State
 
 # More starts than this in so many seconds: what is wrong is not mended by starting again.
@@ -57,11 +59,13 @@ class Supervisor:
         self._key = read_key(settings.admin_key)
         self._control = secrets.token_hex(32)
         self._headers = {CONTROL_HEADER: self._control} | ({HEADER: self._key} if self._key else {})
+        os.environ[probe.PROBE_KEY] = secrets.token_hex(16)  # of its servers, and of its questions
         self._pipe = Pipe()
         self._starts: deque[float] = deque(maxlen=MOST_STARTS)
         self.metrics = Metrics(settings.address, settings.watch_port)
         self._state = State(settings.state, self._repository)
         self._rollout = Rollout.load(self._state.path, time.monotonic)
+        self._leases = Leases(self._repository)
         self._renew_drift = watch_drift(settings, self.metrics.registry) if settings.drift_share else None
 
     def run(self) -> int:
@@ -100,6 +104,7 @@ class Supervisor:
         finally:
             self.metrics.close()
             self._state.close()
+            self._leases.close()
 
     def _start(self) -> Served:
         begun = time.monotonic()
@@ -192,8 +197,17 @@ class Supervisor:
         while (problem := served.liveness.problem()) is None:
             self.metrics.ready(served.readiness.problem)
             follower.look(served.liveness.draining)
+            self._hold()
             time.sleep(LOOK_SECONDS)
         return problem
+
+    def _hold(self) -> None:
+        """Keep `shoal prune` from removing what is served, tried, drains or is the last good."""
+        try:
+            if self._leases.held != self._rollout.held:
+                self._leases.hold(self._rollout.held)
+        except RepositoryError:  # a version is not there any more, which the next start finds out
+            return
 
     def _upgraded(self, refused: bool) -> None:
         self.metrics.upgraded(refused)

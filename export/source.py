@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from shoal.errors import ExportError, RepositoryError, UsageError
 from shoal.hashes import sha256
 from shoal.manifest import Manifest
@@ -86,7 +88,7 @@ def find_checkpoint(source: str) -> Checkpoint:
         for config in sorted(place.glob(f"**/{CONFIG}")):
             if any(config.parent.glob("*.safetensors")):
                 return _checked(Checkpoint(config.parent, source, "package", package_version(source)))
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+    if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source):
         return _checked(_from_hub(source))
     raise UsageError(f"no checkpoint at {source}", hint="give a folder, an installed package or a hub id")
 
@@ -146,7 +148,25 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
             f"{folder} has no *.safetensors" + (f", only {pickled}, which is a pickle" if pickled else ""),
             hint="load it where you trust it and save it again: save_pretrained(FOLDER) writes safetensors",
         )
+    for path in sorted(folder.glob("*.safetensors")):
+        _check_whole(path)
     return checkpoint
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse a file of weights that was cut off or is damaged, by its header.
+
+    Raises:
+        ExportError: it is.
+    """
+    try:
+        with safe_open(path, "np"):
+            return
+    except Exception as error:  # safetensors' own has no base but Exception
+        raise ExportError(
+            f"{path} is cut off or damaged ({path.stat().st_size} bytes): {error}",
+            hint="copy or download it again",
+        ) from error
 
 
 def _first_module(folder: Path) -> str:

@@ -45,7 +45,7 @@ def _hardware() -> Iterator[Finding]:
     yield Finding("CPU", "ok", f"{machine.cpu_model()}, {cpus} usable")
     flags = machine.cpu_flags()
     fast = {"avx512_vnni", "avx_vnni", "amx_int8"} & set(flags)
-    note = "" if fast else "INT8 will not be faster than fp32 here: no VNNI or AMX"
+    note = "" if fast else "without VNNI or AMX INT8 gains little over fp32"
     yield Finding("CPU instructions", "ok" if fast else "optional", ", ".join(flags) or "none known", note)
     memory = psutil.virtual_memory()
     yield Finding("memory", "ok", f"{memory.total / 2**30:.0f} GiB, {memory.available / 2**30:.0f} free")

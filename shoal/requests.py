@@ -160,7 +160,7 @@ def _values(name: str, text: str, kind: str) -> list[Any]:
     try:
         return [_NUMBERS[kind](part) for part in text.split(",")]
     except (KeyError, ValueError) as error:
-        raise UsageError(f"--input {name}={text} is not {kind}: {error}") from error
+        raise UsageError(f"--input {name}={text} is no value of the type {kind}: {error}") from error
 
 
 def _dtype(kind: str) -> Any:

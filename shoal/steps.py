@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,7 +77,11 @@ def export_router() -> Any:
         MissingDependency: its extra is not installed.
     """
     try:
-        from export import router
+        if "export.router" in sys.modules:
+            from export import router
+        else:
+            with Bars(err).step("Open PyTorch and the libraries of the export"):
+                from export import router
     except ModuleNotFoundError as error:
         raise MissingDependency(str(error.name), extra="export") from error
     return router

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 Headers = Mapping[str, str]
-# Environment variable of whoever starts a server: a decoder answers a request before all others if the request's
-# parameter `shoal_probe` has its value.
+# Environment variable of whoever starts a server: a decoder answers a request before all others if the
+# request's parameter `shoal_probe` has its value.
 PROBE_KEY = "SHOAL_PROBE_KEY"
 # A value of each kind that any model takes; -1 dims become 1.
 _SAMPLES: dict[str, Any] = {"BYTES": "ready?", "BOOL": True}

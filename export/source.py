@@ -23,6 +23,7 @@ from shoal.manifest import Manifest
 # pickled weights, never code.
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 CONFIG = "config.json"
+_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,10 @@ def _check_whole(path: Path) -> None:
         with safe_open(path, "np"):
             return
     except Exception as error:  # safetensors' own has no base but Exception
+        pointer = path.read_bytes()[: len(_POINTER)] == _POINTER
         raise ExportError(
             f"{path} is cut off or damaged ({path.stat().st_size} bytes): {error}",
-            hint="copy or download it again",
+            hint="it is a pointer: git lfs pull" if pointer else "copy or download it again",
         ) from error
 
 

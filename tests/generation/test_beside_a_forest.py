@@ -158,4 +158,4 @@ def test_an_estimator_that_is_not_proven_is_not_published(
     monkeypatch.setattr(evidence, "TOLERANCE", evidence.Tolerance(min_agreement=1.1))
     with pytest.raises(NotProven, match="fp32: agreement 1.0000 < 1.1"):
         router.export(router.recipe_of({"source": "example:forest"}), tmp_path / "repository")
-    assert not list((tmp_path / "repository").iterdir())
+    assert not list((tmp_path / "repository").glob("[!.]*"))

@@ -179,9 +179,9 @@ def test_killed_at_any_call_what_is_served_is_whole(made: list[Made], tmp_path: 
 @pytest.mark.parametrize(
     ("name", "how"),
     [
-        ("a first export", "EACCES"),
+        pytest.param("a first export", "EACCES", marks=pytest.mark.slow),
         ("an export with other columns", "ENOSPC+"),
-        ("an export of the same bytes", "ENOSPC"),
+        pytest.param("an export of the same bytes", "ENOSPC", marks=pytest.mark.slow),
         ("promote", "EACCES"),
         ("promote", "ENOSPC+"),
         ("prune", "EACCES"),

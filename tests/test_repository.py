@@ -89,6 +89,7 @@ def test_manifest_tells_the_whole_story(exported: tuple[Path, Outcome]) -> None:
     assert not _leftovers(repository)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief")
 def test_same_bytes_keep_their_version_and_others_get_the_next(own_repository: Path) -> None:
     before = _files(own_repository)
@@ -229,8 +230,9 @@ def test_killed_while_publishing_never_serves_a_mixed_pair(
             break
     else:
         pytest.fail("the publication never ended")
+    # An exception, unlike a kill, gives the publication the time to take everything back.
     new = {"nothing": ("1", "1"), "another model": ("2", "2")}[before]
-    assert outcomes == ({new} if before == "nothing" else {("1", "1"), "refused", new})
+    assert outcomes == ({new} if before == "nothing" else {("1", "1"), new})
 
 
 @pytest.mark.usefixtures("brief")
@@ -263,7 +265,7 @@ def test_a_write_error_is_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("delay", [0.2, 2.0])
+@pytest.mark.parametrize("delay", [0.2, pytest.param(2.0, marks=pytest.mark.slow)])
 def test_an_interrupted_export_leaves_no_half_version(
     tmp_path: Path, how: signal.Signals, delay: float
 ) -> None:

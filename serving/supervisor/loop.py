@@ -25,7 +25,7 @@ from serving.supervisor.served import Served
 from serving.supervisor.settings import CONTROL_HEADER, Settings, read_key
 from serving.supervisor.view import Shown, View, shown_in
 from shoal.admin import HEADER
-from shoal.errors import RepositoryError, ShoalError
+from shoal.errors import RepositoryError, ServerError, ShoalError
 from shoal.leases import Leases
 from shoal.rollouts import State
 
@@ -79,7 +79,7 @@ class Supervisor:
         served: Served | None = None
         try:
             while True:
-                served = self._start()
+                served = self._start_again() if self._starts else self._start()
                 reason, sentence = self._look_after(served)
                 self.metrics.ended(sentence)
                 say(f"not serving: {sentence}", level="error", reason=reason)
@@ -105,6 +105,17 @@ class Supervisor:
             self.metrics.close()
             self._state.close()
             self._leases.close()
+
+    def _start_again(self) -> Served:
+        """`_start`, once more where Triton fails at its start, which it sometimes does without a reason."""
+        while True:
+            try:
+                return self._start()
+            except ServerError as error:
+                if self._hopeless():
+                    raise
+                say(f"not serving: {error.message}", level="error", reason="start failed")
+                self.metrics.restarted("start failed")
 
     def _start(self) -> Served:
         begun = time.monotonic()
@@ -142,13 +153,9 @@ class Supervisor:
         """
         chosen, news = self._rollout.choose(self._check)
         if not chosen:
-            raise (
-                news[0]
-                if news
-                else RepositoryError(
-                    f"{self._repository} holds no models that can be served", hint="shoal export"
-                )
-            )
+            known = [refusal.reason for refusal in self._rollout.refused]
+            reason = known[0] if known else f"{self._repository} holds no models"
+            raise news[0] if news else RepositoryError(reason, hint="shoal export")
         for error in news:
             self._tell(error)
         return chosen

@@ -22,6 +22,7 @@ import pytest
 
 from clients import BadInput, GrpcClient
 from serving.embedded import Server, running
+from shoal.repository import LOCK
 from tests import observed
 
 SECONDS_OF_LOAD = 12.0
@@ -33,7 +34,7 @@ def served(
 ) -> Iterator[Server]:
     """A decoder and an ensemble, one step of it with a response cache, and summaries of latencies."""
     both = tmp_path_factory.mktemp("watched") / "model_repository"
-    shutil.copytree(repository, both)
+    shutil.copytree(repository, both, ignore=shutil.ignore_patterns(LOCK))
     shutil.copytree(decoder_repository, both, copy_function=os.link, dirs_exist_ok=True)
     with (both / "minilm_tokenizer" / "config.pbtxt").open("a") as config:
         config.write("response_cache { enable: true }\n")

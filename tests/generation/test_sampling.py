@@ -99,7 +99,8 @@ def test_filters_keep_exactly_what_a_reference_keeps_that_sorts_everything(
     middles = upto - probabilities / 2
     for place in np.flatnonzero(probabilities > 1e-9)[:: max(1, len(kept) // 50)]:
         token = _sample(logits, params, float(middles[place]))
-        assert logits[token] == logits[kept[place]]
+        # Of two that are equal but for rounding, the sums in float32 and float64 may find either.
+        assert logits[token] == pytest.approx(logits[kept[place]], rel=1e-5)
 
 
 PROMPT, OUTPUT, ENDS = [3, 17, 17, 250], [40, 3, 40, 41], [7, 9]

@@ -212,20 +212,14 @@ def test_killed_while_publishing_never_serves_a_mixed_pair(
                 finished = True
             except Killed:
                 finished = False
+        if any(repository.glob("*/config.pbtxt")):
+            check(repository)  # finishes what was broken off, as each start does
         served = {c.parent.name: c.read_text() for c in repository.glob("*/config.pbtxt")}
-        try:
-            if served:
-                check(repository)
-        except RepositoryError as error:
-            assert "which is not served" in str(error)
-            outcomes.add("refused")
-        else:
-            if len(served) == 3:
-                pair = [
-                    re.search(r"versions: (\d)", served[f"minilm_{part}"])
-                    for part in ("tokenizer", "encoder")
-                ]
-                outcomes.add(tuple(match[1] for match in pair if match))
+        if len(served) == 3:
+            pair = [
+                re.search(r"versions: (\d)", served[f"minilm_{part}"]) for part in ("tokenizer", "encoder")
+            ]
+            outcomes.add(tuple(match[1] for match in pair if match))
         if finished:
             break
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+import weakref
 from abc import abstractmethod
 from typing import Any
 
@@ -40,6 +41,17 @@ def _add_arguments(parser: Any) -> None:
     group.add_argument("--deadline", type=float, default=10.0, help="deadline of a request in seconds")
 
 
+# Connections of users that Locust has not let end; see `_close_connections`.
+_OPEN: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@events.quit.add_listener
+def _close_connections(**_: Any) -> None:
+    """Close what is still open before Python ends: there gRPC would wait for gevent, which has ended."""
+    for client in list(_OPEN):
+        client.close()
+
+
 class LoadUser(User):
     """What all users share: no pause, so that load is set by their number; one connection each."""
 
@@ -54,10 +66,12 @@ class LoadUser(User):
     def on_start(self) -> None:
         """One connection a user."""
         self.client = self.connect(self.environment.parsed_options)
+        _OPEN.add(self.client)
 
     def on_stop(self) -> None:
         """Close the connection."""
         self.client.close()
+        _OPEN.discard(self.client)
 
     def fire(self, name: str, milliseconds: float, size: int, failure: Exception | None = None) -> None:
         """Tell Locust of a request, or of a part of one."""

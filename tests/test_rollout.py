@@ -333,7 +333,8 @@ def test_what_cannot_be_loaded_after_its_trial_is_taken_back(following: Followin
     following.triton.fails = {2}
     for _ in range(5):
         following.look()
-    back = [("let go", "text", "text_network"), ("take", "2"), ("take", "1"), ("settled", "1")]
+    go = ("let go", "text", "text_network")
+    back = [go, ("take", "2"), go, ("take", "1"), ("settled", "1")]
     assert following.triton.asked == back and following.told == [True]
     assert following.rollout.phase("text_network") == "refused"
     assert following.rollout.reason("text_network") == "there is no memory for it"

@@ -127,6 +127,7 @@ class Follower:
     def _taken(self, attempt: Attempt, error: ShoalError | None) -> None:
         if error is not None:  # what was served is loaded again
             back, shown = Attempt(attempt.before, attempt.target), dict(self._rollout.served)
+            self._server.letting_go(back)
             self._run(lambda: self._server.take(shown, back), lambda _: self._back(attempt, error))
             return
         self._rollout.taken(attempt)

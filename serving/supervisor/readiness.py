@@ -1,8 +1,8 @@
 """Whether a server answers: each model that users call is asked for a real answer, once a second.
 
-The question goes ahead of users' requests: in Triton's queues by its priority, in a decoder's by a row of its
-own. A server that does not answer it in time is not ready, which balancers read at `/health`; it is not
-started again for that, see `serving.supervisor.liveness`.
+A decoder answers the question before users' requests, in a row of its own; before other models it waits in
+Triton's queues as they do. A server that does not answer it in time is not ready, which balancers read at
+`/health`; it is not started again for that, see `serving.supervisor.liveness`.
 """
 
 from __future__ import annotations

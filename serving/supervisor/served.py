@@ -70,10 +70,14 @@ class Served:
             try:
                 if other := rollout.instead(group):
                     check(other)
-                    self.take({**loaded, **other}, Attempt(other, group))
-                    loaded |= other
+                # Without another choice, what was loaded of the group goes.
+                change = Attempt(other, group)
+                self.letting_go(change)
+                rest = {name: model for name, model in chosen.items() if name not in names}
+                self.take({**rest, **other}, change)
+                loaded |= other
             except ShoalError as error:
-                news += [error] if rollout.refuse(names, other, error.message) else []
+                news += [error] if other and rollout.refuse(names, other, error.message) else []
         if not loaded:
             raise ServerError(f"no model is served: {failed.message if failed else 'there is none'}")
         self._view.show(loaded)
@@ -81,7 +85,8 @@ class Served:
         return loaded, news
 
     def letting_go(self, attempt: Attempt) -> None:
-        """The processes of what changes may end from now on."""
+        """The processes of what changes may end from now on, those of a change that failed half way too."""
+        self.liveness.adopt()
         self.liveness.let_go(attempt.changed)
 
     def take(self, shown: Mapping[str, Shown], attempt: Attempt) -> None:

@@ -1,23 +1,20 @@
-"""The real tritonserver as a child process on loopback: start, wait until it answers, stop.
+"""A tritonserver as a child process: start, wait until it answers, stop.
 
-Nothing outside this machine can reach it: the embedded Triton is 2.51 and newer ones fix known
-vulnerabilities. A deployment runs the official container on the same model repository.
+`serving.supervisor` is what keeps it serving.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,9 @@ import psutil
 from serving import heartbeat, probe
 from serving.check import check
 from serving.distribution import Distribution, Embedded
-from shoal.errors import ServerError, UsageError
+from serving.launch import launch_with
+from serving.server_log import Output, important_lines, lines_of
+from shoal.errors import ServerError
 from shoal.paths import cache_dir, write_json
 
 LOOPBACK = "127.0.0.1"
@@ -39,18 +38,6 @@ STOP_SECONDS = 15.0
 # exits then. So its time must be over before ours.
 ENDING_SECONDS, EXIT_SECONDS = 5.0, 2.0
 STATE = "state.json"
-
-# What may be added to the command line. A list of what is allowed, because Triton takes abbreviations and
-# has more than one option that opens a port or a second repository.
-_ALLOWED_ARGUMENT = re.compile(
-    r"--(log-[a-z-]+|trace-config|metrics-config|cache-config|rate-limit|grpc-use-ssl|grpc-use-ssl-mutual"
-    r"|grpc-server-cert|grpc-server-key|grpc-root-cert)=."
-)
-# What every start without a GPU prints, at error level or not.
-_HARMLESS = re.compile(
-    r"CudaDriverHelper|pinned_memory_manager|cuda_memory_manager|CUDA driver version is insufficient|DCGM"
-)
-
 
 # Why a server at host:port does not serve, or None; takes `timeout` in seconds and `headers`.
 Problem = Callable[..., str | None]
@@ -106,7 +93,7 @@ class Server:
     @property
     def alive(self) -> bool:
         """Whether that very process still runs."""
-        return _process(self) is not None
+        return process_of(self.pid, self.folder) is not None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -136,41 +123,22 @@ def start(
     repository: Path,
     ports: Ports = Ports(),
     *,
-    host: str = LOOPBACK,
-    detach: bool = False,
     timeout: float = START_SECONDS,
     arguments: Sequence[str] = (),
 ) -> Server:
-    """Start tritonserver and return when every model answers a real inference.
+    """Start the embedded tritonserver alone, without a supervisor; it ends with the thread that called this.
 
     Args:
         repository: the model repository; versions with a manifest are checked against it first.
         ports: where to listen; a port of 0 becomes a free one.
-        host: loopback only.
-        detach: keep serving when this process ends; otherwise the server ends with the thread that
-            called this function.
-        timeout: seconds until readiness.
+        timeout: seconds until every model must answer a real inference.
         arguments: more for tritonserver, e.g. `--log-verbose=1`.
 
     Raises:
-        UsageError: the address is not loopback, or an argument would set it.
         RepositoryError: there are no models, or a file is not the one that was measured.
         ServerError: a port is taken, or the server crashed or did not get ready; with its own words.
     """
-    if host not in (LOOPBACK, "localhost"):
-        raise UsageError(
-            f"the embedded Triton listens on {LOOPBACK} only, not on {host}: it is 2.51, which has known"
-            " vulnerabilities that newer containers fix",
-            hint="to serve a network: docker compose up",
-        )
-    for argument in arguments:
-        if not _ALLOWED_ARGUMENT.match(argument):
-            raise UsageError(
-                f"{argument} cannot be given to the embedded tritonserver",
-                hint="allowed: --log-..., --trace-config, --metrics-config, --cache-config, --rate-limit,"
-                " --grpc-use-ssl..., --grpc-server-..., --grpc-root-cert, each as --name=value",
-            )
-    return launch(Embedded.find(), repository, ports, detach=detach, timeout=timeout, arguments=arguments)
+    return launch(Embedded.find(), repository, ports, timeout=timeout, arguments=arguments)
 
 
 def launch(
@@ -179,11 +147,10 @@ def launch(
     ports: Ports,
     *,
     address: str = LOOPBACK,
-    detach: bool = False,
     timeout: float = START_SECONDS,
     arguments: Sequence[str] = (),
     headers: Mapping[str, str] | None = None,
-    output: int | None = None,
+    output: Output | None = None,
     view: Callable[[Path], Path] | None = None,
     grace: float = STOP_SECONDS,
     problem: Problem = probe.problem,
@@ -195,24 +162,22 @@ def launch(
             checked that.
         problem: what keeps the server from having started, or None.
         headers: that open the endpoints which the arguments close, to ask whether it is ready.
-        output: file descriptor for what the server writes; None: its log.
+        output: takes what the server writes; None: its log.
         grace: that `stop` will be called with: Triton exits by itself before that is over.
     """
     repository = repository.resolve()
     if view is None:
         check(repository, distribution.backends)
     arguments = [f"--exit-timeout-secs={max(1, int(grace - EXIT_SECONDS))}", *arguments]
-    ports = _free_ports(ports)
-    folder = _new_run_folder()
+    ports = free_ports(ports)
+    folder = new_folder(_runs())
     server = None
     try:
         models = view(folder) if view else repository
-        process = _spawn(
-            distribution, models, ports, folder, arguments, address=address, detach=detach, output=output
-        )
+        process = _spawn(distribution, models, ports, folder, arguments, address=address, output=output)
         server = Server(process.pid, time.time(), ports, repository, folder)
         write_json(folder / STATE, server.to_dict())
-        _wait_until_ready(server, process, timeout, headers, problem)
+        _wait_until_ready(server, process, timeout, headers, problem, output)
     except BaseException:
         if server is not None:
             stop(server, grace=2.0)
@@ -241,7 +206,7 @@ def stop(server: Server, *, grace: float = STOP_SECONDS) -> bool:
     Returns:
         True if it ended by itself within the grace period.
     """
-    process = _process(server)
+    process = process_of(server.pid, server.folder)
     left: list[psutil.Process] = []
     if process is not None:
         with suppress(psutil.NoSuchProcess):
@@ -281,35 +246,46 @@ def servers(repository: Path | None = None) -> list[Server]:
     return sorted(found, key=lambda server: server.started)
 
 
-def _free_ports(ports: Ports) -> Ports:
-    """Replace each 0 by a free port; refuse one that is taken."""
-    holders = []
-    chosen = {}
+def free_ports(ports: Ports) -> Ports:
+    """Replace each 0 by a free port.
+
+    Raises:
+        ServerError: one is taken.
+    """
+    with ExitStack() as held:
+        return Ports(**{name: _hold(name, port, held) for name, port in asdict(ports).items()})
+
+
+def free_port(name: str, port: int) -> int:
+    """`free_ports`, of one that has a name."""
+    with ExitStack() as held:
+        return _hold(name, port, held)
+
+
+def _hold(name: str, port: int, held: ExitStack) -> int:
+    holder = held.enter_context(socket.socket())
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        for name, port in asdict(ports).items():
-            holder = socket.socket()
-            holders.append(holder)
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                holder.bind((LOOPBACK, port))
-            except (OSError, OverflowError) as error:
-                raise ServerError(
-                    f"{name} port {port} cannot be had: {getattr(error, 'strerror', None) or error}",
-                    hint=f"stop what uses it, or give --{name}-port 0 for any free one",
-                ) from error
-            chosen[name] = holder.getsockname()[1]
-    finally:
-        for holder in holders:
-            holder.close()
-    return Ports(**chosen)
+        holder.bind((LOOPBACK, port))
+    except (OSError, OverflowError) as error:
+        raise ServerError(
+            f"{name} port {port} cannot be had: {getattr(error, 'strerror', None) or error}",
+            hint=f"stop what uses it, or give --{name}-port 0 for any free one",
+        ) from error
+    return int(holder.getsockname()[1])
 
 
 def _runs() -> Path:
     return cache_dir() / "run"
 
 
-def _new_run_folder() -> Path:
-    folder = _runs() / uuid.uuid4().hex[:12]
+def new_folder(place: Path) -> Path:
+    """An empty one, for its owner alone.
+
+    Raises:
+        ServerError: it cannot be made.
+    """
+    folder = place / uuid.uuid4().hex[:12]
     try:
         folder.mkdir(parents=True, mode=0o700)
     except OSError as error:
@@ -325,10 +301,10 @@ def _spawn(
     arguments: Sequence[str],
     *,
     address: str,
-    detach: bool,
-    output: int | None,
+    output: Output | None,
 ) -> subprocess.Popen[bytes]:
     command = [
+        *launch_with(os.getpid()),
         *distribution.command(folder),
         f"--model-repository={models}",
         f"--backend-config=python,shm-region-prefix-name={_region_prefix(folder)}",
@@ -340,15 +316,13 @@ def _spawn(
         f"--metrics-port={ports.metrics}",
         *arguments,
     ]
-    if not detach:
-        command = [sys.executable, "-m", "serving.launch", str(os.getpid()), *command]
     (folder / "heartbeats").mkdir()
     with (folder / "server.log").open("wb") as log:
         return subprocess.Popen(
             command,
             env={**distribution.environment(), heartbeat.FOLDER: str(folder / "heartbeats")},
             stdin=subprocess.DEVNULL,
-            stdout=log if output is None else output,
+            stdout=log if output is None else output.descriptor,
             stderr=subprocess.STDOUT,
             # Ctrl-C on the terminal reaches us, and we stop the server in order.
             start_new_session=True,
@@ -361,39 +335,28 @@ def _wait_until_ready(
     timeout: float,
     headers: Mapping[str, str] | None,
     problem: Problem,
+    output: Output | None,
 ) -> None:
+    def words() -> str:
+        return important_lines(output.lines() if output else lines_of(server.log))
+
     deadline = time.monotonic() + timeout
     reason = "it did not answer"
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            words = important_lines(server.log)
-            raise ServerError(f"Triton stopped while starting (exit code {process.returncode}):\n{words}")
-        said = problem(server.http, timeout=min(5.0, timeout), headers=headers)
+            raise ServerError(f"Triton stopped while starting (exit code {process.returncode}):\n{words()}")
+        try:
+            said = problem(server.http, timeout=min(5.0, timeout), headers=headers)
+        except probe.NeverStarts:
+            raise ServerError(f"Triton could not start:\n{words()}") from None
         if said is None:
             return
         reason = said
         time.sleep(0.05)
     raise ServerError(
-        f"Triton was not ready after {timeout:.0f} s: {reason}\n{important_lines(server.log)}",
+        f"Triton was not ready after {timeout:.0f} s: {reason}\n{words()}",
         hint="a larger --timeout, if the model is large",
     )
-
-
-def important_lines(log: Path, limit: int = 6) -> str:
-    """The few lines of a server log that say why it failed; without those every start prints."""
-    try:
-        text = log.read_text(errors="replace")
-    except OSError:
-        return ""
-    wanted = []
-    for line in text.splitlines():
-        telling = r"E\d{4}|error:|\w*(Error|Exception)\b|I\d{4} .*failed|.*(unrecognized|invalid) option"
-        if _HARMLESS.search(line) or not re.match(telling, line):
-            continue
-        message = re.sub(r'^[EI]\d{4} \S+ \d+ \S+\] ?"?', "", line).strip().rstrip('"')
-        if message and message not in wanted:
-            wanted.append(message)
-    return "\n".join(f"  {line[:400]}" for line in (wanted or text.splitlines())[-limit:])
 
 
 def _region_prefix(folder: Path) -> str:
@@ -407,11 +370,12 @@ def stubs(server: Server) -> list[psutil.Process]:
     return [p for p in processes if any(arg.startswith(prefix) for arg in p.info["cmdline"] or [])]
 
 
-def _process(server: Server) -> psutil.Process | None:
+def process_of(pid: int, folder: Path) -> psutil.Process | None:
+    """A process that was given this folder and lives; None: it has ended."""
     try:
-        process = psutil.Process(server.pid)
-        # A pid alone may be another's by now; the run folder is on our command line and on no other.
-        same = any(server.folder.name in argument for argument in process.cmdline())
+        process = psutil.Process(pid)
+        # A pid alone may be another's by now; the folder is on our command line and on no other.
+        same = any(folder.name in argument for argument in process.cmdline())
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return None

@@ -14,6 +14,11 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
+def launch_with(parent: int) -> list[str]:
+    """What goes before a command that is to end with the process `parent`."""
+    return [sys.executable, "-m", "serving.launch", str(parent)]
+
+
 def main() -> None:
     """Set the death signal, then exec the command."""
     parent, command = int(sys.argv[1]), sys.argv[2:]

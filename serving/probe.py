@@ -23,6 +23,7 @@ Headers = Mapping[str, str]
 # Environment variable of whoever starts a server: a decoder answers a request before all others if the
 # request's parameter `shoal_probe` has its value.
 PROBE_KEY = "SHOAL_PROBE_KEY"
+_NOT_LIVE = 400  # Triton listens once it has begun to serve, or has failed to
 # A value of each kind that any model takes; -1 dims become 1.
 _SAMPLES: dict[str, Any] = {"BYTES": "ready?", "BOOL": True}
 
@@ -42,10 +43,22 @@ def problem(address: str, *, timeout: float = 5.0, headers: Headers | None = Non
     return None
 
 
+class NeverStarts(Exception):
+    """A server runs, and will serve nothing: with `--exit-on-error=false` it stays, to say so."""
+
+
 def starting(address: str, *, timeout: float = 5.0, headers: Headers | None = None) -> str | None:
-    """What keeps the server at `host:port` from having started, whether or not it could load its models."""
+    """What keeps the server at `host:port` from having started, whether or not it could load its models.
+
+    Raises:
+        NeverStarts: it says of itself that it has failed.
+    """
     try:
         send(request(f"{address}/v2/health/live", headers=headers), timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code == _NOT_LIVE:
+            raise NeverStarts from error
+        return reason_of(error)
     except (OSError, http.client.HTTPException) as error:
         return reason_of(error)
     return None

@@ -17,7 +17,7 @@ from shoal import requests, show
 from shoal.errors import MissingDependency, ShoalError, UsageError
 from shoal.options import DEFAULT_REPOSITORY, Json, Repository, Sampling
 from shoal.progress import Bars
-from shoal.steps import connect, err, find_server, is_decoder, out, print_json
+from shoal.steps import connect, err, find_service, is_decoder, out, print_json
 
 
 def infer(
@@ -146,7 +146,7 @@ def loadtest(
     if protocol not in headless.PROTOCOLS:
         raise UsageError(f"unknown protocol {protocol}", hint=f"known: {', '.join(headless.PROTOCOLS)}")
     if (grpc_url is None and protocol != "http") or (http_url is None and protocol != "grpc"):
-        server = find_server(repository)
+        server = find_service(repository)
         grpc_url, http_url = grpc_url or server.grpc, http_url or server.http
     generates = decoder_at(protocol, grpc_url, http_url, model)
     summary = headless.run(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import sys
 import time
 from pathlib import Path
@@ -14,13 +13,14 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
-from shoal import __version__, models, show, traces, versions
+from shoal import __version__, interrupts, models, show, traces, versions
 from shoal.calls import chat, infer, loadtest
 from shoal.errors import ExportError, ServerError, ShoalError, UsageError
 from shoal.options import (
     DEFAULT_REPOSITORY,
     Detach,
     GrpcPort,
+    HealthPort,
     Host,
     HttpPort,
     Json,
@@ -31,11 +31,11 @@ from shoal.options import (
 from shoal.steps import (
     documents,
     err,
-    find_server,
+    find_service,
     out,
     print_json,
     serve_until_stopped,
-    start_server,
+    start_service,
     tell_addresses,
 )
 
@@ -86,22 +86,23 @@ def serve(
     http_port: HttpPort = 8000,
     grpc_port: GrpcPort = 8001,
     metrics_port: MetricsPort = 8002,
+    health_port: HealthPort = 0,
     host: Host = "127.0.0.1",
     timeout: StartTimeout = 120.0,
     as_json: Json = False,
 ) -> None:
-    """Serve the model repository on the embedded Triton, on loopback.
+    """Serve the model repository on the embedded Triton, on loopback, and follow what changes in it.
 
+    A server that died or hangs is started again, and what promote and rollback ask for is taken up meanwhile.
     What follows a -- goes to tritonserver: options for logs, traces, metrics and TLS, no others.
 
     Example: shoal serve --detach --http-port 0 -- --log-verbose=1
     """
-    server = start_server(
-        repository, (http_port, grpc_port, metrics_port), host, detach, timeout, context.args
-    )
-    tell_addresses(server, as_json)
+    ports = (http_port, grpc_port, metrics_port, health_port)
+    started = start_service(repository, ports, host, detach, timeout, context.args)
+    tell_addresses(started, as_json)
     if not detach:
-        serve_until_stopped(server)
+        serve_until_stopped(started)
 
 
 @app.command()
@@ -109,17 +110,15 @@ def status(
     repository: Annotated[Path | None, typer.Option("--repository", "-r", help="Only its server.")] = None,
     as_json: Json = False,
 ) -> None:
-    """The embedded servers that run, and whether every model answers.
+    """The embedded servers that run, whether every model answers, and what is asked for but not served.
 
     Exit code 1 if none runs or one does not answer.
 
     Example: shoal status --json
     """
-    from serving import embedded, probe
+    from serving.service import services
 
-    rows = []
-    for server in embedded.servers(repository):
-        rows.append({**server.to_dict(), "problem": probe.problem(server.http)})
+    rows = [{**found.to_dict(), "problem": found.problem} for found in services(repository)]
     if as_json:
         print_json({"servers": rows})
     elif not rows:
@@ -128,6 +127,8 @@ def status(
         made = show.table("", ["#pid", "http", "grpc", "repository", "state"], wraps=["repository", "state"])
         for row in rows:
             state = f"[red]{escape(row['problem'])}[/]" if row["problem"] else "[green]serving[/]"
+            for name, reason in row["refused"].items():
+                state += f"\n[yellow]not {escape(name)}: {escape(reason)}[/]"
             made.add_row(str(row["pid"]), row["http"], row["grpc"], row["repository"], state)
         out.print(made)
     raise typer.Exit(0 if rows and not any(row["problem"] for row in rows) else 1)
@@ -146,7 +147,7 @@ def logs(
     """
     if as_json and follow:
         raise UsageError("--json prints one document, so it does not go with --follow")
-    server = find_server(repository)
+    server = find_service(repository)
     text = server.log.read_text(errors="replace").splitlines()[-lines:]
     if as_json:
         print_json({"log": str(server.log), "lines": text})
@@ -172,12 +173,12 @@ def stop(
 
     Example: shoal stop --all
     """
-    from serving import embedded
+    from serving import service
 
     stopped = []
-    for server in embedded.servers(None if everything else repository):
-        clean = embedded.stop(server)
-        stopped.append({"pid": server.pid, "repository": str(server.repository), "killed": not clean})
+    for found in service.services(None if everything else repository):
+        clean = service.stop(found)
+        stopped.append({"pid": found.pid, "repository": str(found.repository), "killed": not clean})
     if not stopped:
         raise ServerError(f"no server of {repository} runs", hint="shoal status shows what runs")
     if as_json:
@@ -194,7 +195,7 @@ for command in (*models.COMMANDS, infer, chat, loadtest, *versions.COMMANDS):
 def main() -> NoReturn:
     """Run the command. Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted, 143 terminated."""
     documents.clear()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half done is cleared away
+    interrupts.install()  # so that what is half done is cleared away
     try:
         code = app(standalone_mode=False)
         if code == 130:  # click turns Ctrl-C into this

@@ -21,6 +21,7 @@ from shoal.options import (
     GrpcAddress,
     GrpcPort,
     Heads,
+    HealthPort,
     Host,
     HttpPort,
     Json,
@@ -44,14 +45,14 @@ from shoal.progress import Bars
 from shoal.steps import (
     err,
     export_router,
-    find_server,
+    find_service,
     first_answer,
     out,
     print_json,
     recipe_from,
     run_export,
     serve_until_stopped,
-    start_server,
+    start_service,
     tell_addresses,
     tell_wire,
     verify_over_the_wire,
@@ -147,7 +148,7 @@ def verify(
     if wire:
         if eval_data:
             raise UsageError("--eval-data does not go with --wire", hint="leave one of them out")
-        address = url or find_server(repository).grpc
+        address = url or find_service(repository).grpc
         answers = verify_over_the_wire(name, repository, address)
         if as_json:
             print_json(answers)
@@ -182,6 +183,7 @@ def up(
     http_port: HttpPort = 8000,
     grpc_port: GrpcPort = 8001,
     metrics_port: MetricsPort = 8002,
+    health_port: HealthPort = 0,
     host: Host = "127.0.0.1",
     timeout: StartTimeout = 120.0,
     as_json: Json = False,
@@ -201,14 +203,17 @@ def up(
         trust_pickle=trust_pickle,
     )
     outcome = run_export(settings, repository, as_json)
-    server = start_server(repository, (http_port, grpc_port, metrics_port), host, detach, timeout, ())
-    from serving import embedded
+    ports = (http_port, grpc_port, metrics_port, health_port)
+    server = start_service(repository, ports, host, detach, timeout, ())
+    from serving import service
 
     try:
+        if reason := server.refused.get(settings.name):
+            raise ServerError(f"{settings.name} is not served: {reason}")
         wire = verify_over_the_wire(settings.name, repository, server.grpc)
         answers = [first_answer(protocol, server, settings.name) for protocol in ("grpc", "http")]
     except BaseException:
-        embedded.stop(server)
+        service.stop(server)
         raise
     if as_json:
         print_json({**outcome, "server": server.to_dict(), "wire": wire, "answers": answers})
@@ -225,7 +230,7 @@ def up(
             out.print("\ntry it by hand:")
             typer.echo(show.curl_line(server.http, settings.name, inputs))
     if wire["failures"]:
-        embedded.stop(server)
+        service.stop(server)
         raise ServerError(f"what is served is not what was proven: {'; '.join(wire['failures'])}")
     if not detach:
         serve_until_stopped(server)

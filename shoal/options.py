@@ -69,6 +69,9 @@ GrpcAddress = Annotated[
 HttpPort = Annotated[int, typer.Option(help="HTTP port on 127.0.0.1; 0: any free one.")]
 GrpcPort = Annotated[int, typer.Option(help="gRPC port on 127.0.0.1; 0: any free one.")]
 MetricsPort = Annotated[int, typer.Option(help="Metrics port on 127.0.0.1; 0: any free one.")]
+HealthPort = Annotated[
+    int, typer.Option(help="Port on 127.0.0.1 that says whether it serves, /health; 0: any free one.")
+]
 Host = Annotated[str, typer.Option(help="Loopback only; a network is served by docker compose.")]
 StartTimeout = Annotated[float, typer.Option(help="Seconds until every model must answer.")]
 Detach = Annotated[

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from shoal.interrupts import check
+
 Advance = Callable[[], None]
 
 
@@ -32,10 +34,12 @@ class Bars(Silent):
 
     @contextmanager
     def step(self, description: str, total: int | None = None) -> Iterator[Advance]:
-        """See `Silent.step`."""
+        """See `Silent.step`. A command that was interrupted ends here at the latest."""
+        check()
         if not self._console.is_terminal:
             start = time.monotonic()
             yield lambda: None
+            check()
             self._done(description, time.monotonic() - start)
             return
         columns = (
@@ -48,6 +52,7 @@ class Bars(Silent):
             task = bars.add_task(description, total=total)
             yield lambda: bars.advance(task)
             elapsed = bars.tasks[0].elapsed or 0.0
+            check()
         self._done(description, elapsed)
 
     def _done(self, description: str, elapsed: float) -> None:

@@ -102,67 +102,75 @@ def tell_wire(answers: Mapping[str, Any]) -> None:
         err.print(f"[red]refused:[/] {escape(failure)}", highlight=False)
 
 
-def start_server(
+def start_service(
     repository: Path,
-    ports: tuple[int, int, int],
+    ports: tuple[int, int, int, int],
     host: str,
     detach: bool,
     timeout: float,
     arguments: Sequence[str],
 ) -> Any:
-    """Start the embedded server, with progress; see `serving.embedded.start`."""
-    from serving import embedded
+    """Start a service, with progress; see `serving.service.start`.
+
+    Args:
+        ports: HTTP, gRPC, metrics, health.
+    """
+    from serving import embedded, service
 
     with Bars(err).step("Start Triton and wait until every model answers"):
-        return embedded.start(
+        started = service.start(
             repository,
-            embedded.Ports(*ports),
+            embedded.Ports(*ports[:3]),
+            watch_port=ports[3],
             host=host,
             detach=detach,
             timeout=timeout,
             arguments=arguments,
         )
+    for name, reason in started.refused.items():
+        err.print(f"[yellow]not served:[/] {escape(name)}: {escape(reason)}", highlight=False)
+    return started
 
 
-def tell_addresses(server: Any, as_json: bool) -> None:
-    """Where a server listens."""
+def tell_addresses(service: Any, as_json: bool) -> None:
+    """Where a service listens."""
+    facts = service.to_dict()
     if as_json:
-        print_json(server.to_dict())
+        print_json(facts)
         return
-    facts = server.to_dict()
     out.print(
         f"serving {facts['repository']}\n  http    {facts['http']}\n  grpc    {facts['grpc']}\n"
-        f"  metrics {facts['metrics']}\n  log     {facts['log']}",
+        f"  metrics {facts['metrics']}\n  health  {facts['health']}\n  log     {facts['log']}",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def serve_until_stopped(server: Any) -> None:
-    """Serve until Ctrl-C, SIGTERM (see `main`), `shoal stop`, or the server's own end."""
-    from serving import embedded
+def serve_until_stopped(running: Any) -> None:
+    """Serve until Ctrl-C, SIGTERM (see `main`), `shoal stop`, or the service's own end."""
+    from serving import service
 
     err.print("Ctrl-C stops it", style="dim")
     try:
-        while server.alive:
+        while running.alive:
             time.sleep(0.3)
-        if server.folder.exists():  # `shoal stop` removes it
-            raise ServerError(f"Triton ended by itself:\n{embedded.important_lines(server.log)}")
+        if error := running.end:
+            raise error
     except KeyboardInterrupt:
         err.print("stopping")
     finally:
-        embedded.stop(server)
+        service.stop(running)
 
 
-def find_server(repository: Path) -> Any:
-    """The newest server of a repository.
+def find_service(repository: Path) -> Any:
+    """The newest service of a repository.
 
     Raises:
         ServerError: none runs.
     """
-    from serving import embedded
+    from serving import service
 
-    running = embedded.servers(repository)
+    running = service.services(repository)
     if not running:
         raise ServerError(f"no server of {repository} runs", hint="shoal serve --detach")
     return running[-1]
@@ -180,7 +188,7 @@ def connect(protocol: str, url: str | None, repository: Path, timeout: float) ->
     kinds = {"grpc": clients.GrpcClient, "http": clients.HttpClient}
     if protocol not in kinds:
         raise UsageError(f"unknown protocol {protocol}", hint="grpc or http")
-    address = url or getattr(find_server(repository), protocol)
+    address = url or getattr(find_service(repository), protocol)
     return kinds[protocol](address, timeout=timeout, admin_key=key_from_environment()), address
 
 

@@ -17,6 +17,7 @@ import typer.main
 from serving.embedded import Server
 from shoal import cli
 from shoal.cli import app
+from shoal.errors import ServerError
 from tests import tiny
 from tests.conftest import ROOT
 
@@ -224,15 +225,15 @@ def test_what_fails_after_its_document_prints_no_other(here: Call, monkeypatch: 
 
     class Ended:
         alive = False
-        folder = log = Path(__file__)
+        end = ServerError("5 starts did not help")
 
         def to_dict(self) -> dict[str, str]:
             return told
 
-    monkeypatch.setattr(cli, "start_server", lambda *_: Ended())
-    monkeypatch.setattr("serving.embedded.stop", lambda server: True)
+    monkeypatch.setattr(cli, "start_service", lambda *_: Ended())
+    monkeypatch.setattr("serving.service.stop", lambda service: True)
     code, out, error = here("serve", "--json")
-    assert code == 1 and "Triton ended by itself" in error
+    assert code == 1 and "5 starts did not help" in error
     assert json.loads(out) == told
 
 

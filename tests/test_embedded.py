@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -19,8 +17,7 @@ import pytest
 from clients import ClientError, GrpcClient, HttpClient, Unavailable
 from serving import embedded, probe
 from serving.embedded import Ports, Server, running, start, stop
-from shoal.errors import RepositoryError, ServerError, UsageError
-from tests.conftest import ROOT
+from shoal.errors import RepositoryError, ServerError
 
 ANY = Ports(0, 0, 0)
 
@@ -50,15 +47,6 @@ def test_it_listens_on_loopback_only(server: Server) -> None:
     listening = [c for c in psutil.Process(server.pid).net_connections() if c.status == psutil.CONN_LISTEN]
     assert {c.laddr.port for c in listening} == ports
     assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::"])
-def test_another_address_is_refused_with_the_reason(repository: Path, host: str) -> None:
-    with pytest.raises(UsageError, match="listens on 127.0.0.1 only.*known vulnerabilities"):
-        start(repository, ANY, host=host)
-    for argument in ("--http-address", "--http-addr", "--model-store", "--allow-sagemaker", "--grpc-port"):
-        with pytest.raises(UsageError, match="cannot be given to the embedded tritonserver"):
-            start(repository, ANY, arguments=[f"{argument}={host}"])
 
 
 def test_a_taken_port_is_named(repository: Path) -> None:
@@ -141,30 +129,6 @@ def test_it_finishes_what_runs_before_it_stops(repository: Path) -> None:
         assert stop(server) is True
         thread.join()
     assert answers == [(24, 384)]
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_it_ends_with_its_parent(repository: Path, how: signal.Signals) -> None:
-    command = [sys.executable, "-m", "shoal", "serve", "-r", repository, "--json"]
-    for port in ("--http-port", "--grpc-port", "--metrics-port"):
-        command += [port, "0"]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
-
-    def children() -> list[Server]:
-        found = embedded.servers(repository)
-        return [s for s in found if psutil.Process(s.pid).ppid() == parent.pid and not probe.problem(s.http)]
-
-    try:
-        assert _wait_for(children, 60)
-        (server,) = children()
-    finally:
-        parent.send_signal(how)
-    out, _ = parent.communicate(timeout=30)
-    assert json.loads(out)["pid"] == server.pid
-    assert parent.returncode == (143 if how == signal.SIGTERM else -signal.SIGKILL)
-    assert _wait_for(lambda: not server.alive)
-    embedded.servers()  # clears what a killed parent could not
-    assert _wait_for(lambda: _leftovers(server) == [])
 
 
 def test_killed_while_clients_call_every_call_ends(repository: Path) -> None:

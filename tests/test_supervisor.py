@@ -188,8 +188,15 @@ def test_a_client_is_told_what_is_closed(supervised: Supervised) -> None:
 def test_a_refused_request_is_found_by_its_id(supervised: Supervised) -> None:
     with GrpcClient(supervised.grpc) as client, pytest.raises(BadInput, match="text 1 is empty"):
         client.infer("minilm", {"text": np.array([["a"], [" "]], object)}, request_id="order-17")
-    lines = [json.loads(line) for line in supervised.log.read_text().splitlines()]
-    (line,) = [line for line in lines if line.get("request_id") == "order-17"]
+
+    def told() -> list[dict[str, str]]:
+        lines = [json.loads(line) for line in supervised.log.read_text().splitlines()]
+        return [line for line in lines if line.get("request_id") == "order-17"]
+
+    end = time.monotonic() + 20
+    while not told() and time.monotonic() < end:  # the line comes through a pipe
+        time.sleep(0.1)
+    (line,) = told()
     assert (
         line["level"] == "warning"
         and line["message"] == "refused: text 1 is empty; leave it out of the request"

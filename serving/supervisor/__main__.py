@@ -61,6 +61,17 @@ def main() -> int:
     parser.add_argument(
         "--installed", action="store_true", help="the tritonserver on PATH, not the one of pip"
     )
+    parser.add_argument("--folder", type=Path, help="of a service on this machine: where it says how it is")
+    parser.add_argument(
+        "--auto-complete", action="store_true", help="let Triton complete configs from their models"
+    )
+    parser.add_argument(
+        "--triton",
+        action="append",
+        default=[],
+        metavar="ARGUMENT",
+        help="more for tritonserver, --triton=--log-verbose=1; may be repeated",
+    )
     given = parser.parse_args()
     try:
         settings = Settings(
@@ -79,6 +90,9 @@ def main() -> int:
             grace=given.grace,
             timeout=given.timeout,
             state=given.state,
+            folder=given.folder,
+            auto_complete=given.auto_complete,
+            extra=tuple(given.triton),
         )
         return Supervisor(settings, Installed.find() if given.installed else Embedded.find()).run()
     except ShoalError as error:

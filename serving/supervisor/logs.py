@@ -10,14 +10,20 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable
+import time
+from collections import deque
 from datetime import datetime, timezone
+from types import SimpleNamespace
 
 _LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ) ([IWEV]) (\d+) (\S+?)\] (.*)", re.DOTALL)
 _REQUEST = re.compile(r"\[request id: ([^\]]*)\] ?")
 _LEVELS = {"I": "info", "W": "warning", "E": "error", "V": "verbose"}
 _TABLE = ("+-", "| ")  # what Triton draws at every start
 _NO_ID = "<id_unknown>"
+_REMEMBERED = 300  # lines
+_ARRIVE_SECONDS = 0.2
+
+_form = SimpleNamespace(plain=False)  # whether lines are for people
 
 
 def entry(line: str) -> dict[str, str]:
@@ -46,24 +52,45 @@ def now() -> str:
 
 def say(message: str, *, level: str = "info", **more: object) -> None:
     """A line of the supervisor's own."""
-    print_line({"time": now(), "level": level, "where": "supervisor", "message": message, **more})
+    if _form.plain:
+        about = "".join(f" {name}={value}" for name, value in more.items() if value != "")
+        _print(f"{now()} supervisor {level}: {message}{about}")
+    else:
+        _print_json({"time": now(), "level": level, "where": "supervisor", "message": message, **more})
 
 
-def print_line(made: dict[str, object] | dict[str, str]) -> None:
+def for_people() -> None:
+    """From now on the lines are as Triton writes them, and not JSON."""
+    _form.plain = True
+
+
+def _print_json(made: dict[str, object] | dict[str, str]) -> None:
+    _print(json.dumps(made, ensure_ascii=False))
+
+
+def _print(line: str) -> None:
     """In one write, so that lines of two threads do not mix."""
-    os.write(1, (json.dumps(made, ensure_ascii=False) + "\n").encode())
+    os.write(1, (line + "\n").encode())
 
 
 class Pipe:
-    """A file descriptor to write to; what arrives is told line by line, by a thread of its own."""
+    """A file descriptor to write to; what arrives is printed line by line, by a thread of its own."""
 
-    def __init__(self, told: Callable[[str], None] = lambda line: print_line(entry(line))) -> None:
+    def __init__(self) -> None:
         source, self.descriptor = os.pipe()
-        threading.Thread(target=self._read, args=(source, told), daemon=True).start()
+        self._lines: deque[str] = deque(maxlen=_REMEMBERED)
+        threading.Thread(target=self._read, args=[source], daemon=True).start()
 
-    @staticmethod
-    def _read(source: int, told: Callable[[str], None]) -> None:
+    def lines(self) -> list[str]:
+        """The last that were written, once what is on its way has arrived."""
+        time.sleep(_ARRIVE_SECONDS)
+        return list(self._lines)
+
+    def _read(self, source: int) -> None:
         with open(source, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                if line.strip() and not line.startswith(_TABLE):
-                    told(line.rstrip("\n"))
+                self._lines.append(line.rstrip("\n"))
+                if _form.plain:
+                    _print(line.rstrip("\n"))
+                elif line.strip() and not line.startswith(_TABLE):
+                    _print_json(entry(line.rstrip("\n")))

@@ -15,11 +15,11 @@ from serving import embedded, probe
 from serving.check import check
 from serving.distribution import Distribution
 from serving.embedded import Ports
-from serving.supervisor.drift import watch_drift
 from serving.supervisor.follow import Follower
 from serving.supervisor.liveness import LOOK_SECONDS
-from serving.supervisor.logs import Pipe, say
+from serving.supervisor.logs import Pipe, for_people, say
 from serving.supervisor.metrics import Metrics
+from serving.supervisor.record import Record, Recorder
 from serving.supervisor.rollout import Rollout
 from serving.supervisor.served import Served
 from serving.supervisor.settings import CONTROL_HEADER, Settings, read_key
@@ -60,13 +60,19 @@ class Supervisor:
         self._control = secrets.token_hex(32)
         self._headers = {CONTROL_HEADER: self._control} | ({HEADER: self._key} if self._key else {})
         os.environ[probe.PROBE_KEY] = secrets.token_hex(16)  # of its servers, and of its questions
+        if settings.folder is not None:
+            for_people()
         self._pipe = Pipe()
         self._starts: deque[float] = deque(maxlen=MOST_STARTS)
         self.metrics = Metrics(settings.address, settings.watch_port)
         self._state = State(settings.state, self._repository)
         self._rollout = Rollout.load(self._state.path, time.monotonic)
         self._leases = Leases(self._repository)
-        self._renew_drift = watch_drift(settings, self.metrics.registry) if settings.drift_share else None
+        record = Record(
+            os.getpid(), time.time(), settings.ports, self.metrics.port, self._repository, self._state.path
+        )
+        self._recorder = Recorder(settings.folder, record)
+        self._renew_drift = _watch_drift(settings, self.metrics) if settings.drift_share else None
 
     def run(self) -> int:
         """Until SIGTERM or SIGINT, for the main thread.
@@ -88,18 +94,21 @@ class Supervisor:
                 served = None
                 self._rollout.ended()
                 if self._hopeless():
-                    say(f"{MOST_STARTS} starts within {WINDOW_SECONDS:.0f} s did not help", level="error")
-                    return 1
+                    many = f"{MOST_STARTS} starts within {WINDOW_SECONDS:.0f} s did not help"
+                    raise ServerError(f"{many}; the last time: {sentence}", hint="shoal rollback")
                 self.metrics.restarted(reason)
         except _Stop:
             self.metrics.ended("stopping")
             say("stopping: running requests are finished first")
-            if served is not None and not embedded.stop(served.server, grace=self._settings.grace):
+            clean = served is None or embedded.stop(served.server, grace=self._settings.grace)
+            if not clean:
                 say(f"some did not finish within {self._settings.grace:.0f} s", level="warning")
             self._rollout.ended()
+            self._recorder.ended(clean=clean)
             return 0
         except ShoalError as error:
             say(error.message, level="error", hint=error.hint)
+            self._recorder.ended(error=error)
             return 1
         finally:
             self.metrics.close()
@@ -142,6 +151,7 @@ class Supervisor:
         seconds = time.monotonic() - begun
         self.metrics.started(server, seconds)
         self.metrics.upgraded(bool(self._rollout.refused))
+        self._recorder.serving()
         say("serving", seconds=round(seconds, 2))
         return served
 
@@ -193,7 +203,7 @@ class Supervisor:
             timeout=self._settings.timeout,
             arguments=[*self._settings.arguments(self._key, self._control), *arguments],
             headers=self._headers,
-            output=self._pipe.descriptor,
+            output=self._pipe,
             view=view,
             grace=self._settings.grace,
             problem=problem,
@@ -229,3 +239,9 @@ class Supervisor:
         for one in (signal.SIGTERM, signal.SIGINT):  # the second would break off what the first began
             signal.signal(one, signal.SIG_IGN)
         raise _Stop
+
+
+def _watch_drift(settings: Settings, metrics: Metrics) -> Callable[[], None] | None:
+    from serving.supervisor.drift import watch_drift  # noqa: PLC0415 - it needs SciPy, which servers do not
+
+    return watch_drift(settings, metrics.registry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,13 @@ CLOSED = ("shared-memory", "model-config", "statistics", "trace", "logging")
 # Model control takes a key that the supervisor makes for itself and tells nobody: a load can bring files, so
 # that who may load may run code.
 CONTROL_HEADER = "shoal-control-key"
+
+# What may be added to the command line. A list of what is allowed, because Triton takes abbreviations and
+# has more than one option that opens a port or a second repository.
+_ALLOWED_ARGUMENT = re.compile(
+    r"--(log-[a-z-]+|trace-config|metrics-config|cache-config|rate-limit|grpc-use-ssl|grpc-use-ssl-mutual"
+    r"|grpc-server-cert|grpc-server-key|grpc-root-cert)=."
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,9 @@ class Settings:
         timeout: seconds until every model must answer after a start.
         state: folder for what is served and what was refused, which survives a restart; None: see
             `shoal.rollouts.folder_of`.
+        folder: of a service on this machine, see `serving.service`; None: it is no such service.
+        auto_complete: Triton may add to configs what their models tell of themselves.
+        extra: more for tritonserver: options for logs, traces, metrics and TLS.
     """
 
     repository: Path
@@ -56,6 +67,9 @@ class Settings:
     grace: float = 25.0
     timeout: float = 300.0
     state: Path | None = None
+    folder: Path | None = None
+    auto_complete: bool = False
+    extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.private_key is None):
@@ -69,6 +83,13 @@ class Settings:
             raise UsageError(f"drift share is {self.drift_share}, it must be a share from 0 to 1")
         if self.cache_mb < 0 or self.grace <= 0 or self.timeout <= 0 or self.trace_rate < 1:
             raise UsageError("cache, grace, timeout and trace rate must be positive")
+        for argument in self.extra:
+            if not _ALLOWED_ARGUMENT.match(argument):
+                raise UsageError(
+                    f"{argument} cannot be given to tritonserver",
+                    hint="allowed: --log-..., --trace-config, --metrics-config, --cache-config, --rate-limit,"
+                    " --grpc-use-ssl..., --grpc-server-..., --grpc-root-cert, each as --name=value",
+                )
 
     def arguments(self, key: str, control: str) -> list[str]:
         """For tritonserver.
@@ -82,10 +103,12 @@ class Settings:
             "--load-model=*",
             f"--http-restricted-api=model-repository:{CONTROL_HEADER}={control}",
             f"--grpc-restricted-protocol=model-repository:{CONTROL_HEADER}={control}",
-            "--disable-auto-complete-config",
-            "--log-format=ISO8601",
             "--metrics-config=summary_latencies=true",
         ]
+        if not self.auto_complete:
+            made.append("--disable-auto-complete-config")
+        if self.folder is None:  # of a service the lines are read by people
+            made.append("--log-format=ISO8601")
         if key:
             closed = ",".join(CLOSED)
             made += [
@@ -110,7 +133,7 @@ class Settings:
                 "--trace-config=level=TIMESTAMPS",
                 "--trace-config=opentelemetry,resource=service.name=shoal",
             ]
-        return made
+        return [*made, *self.extra]
 
 
 def read_key(path: Path | None) -> str:

@@ -1,0 +1,272 @@
+"""The service of `shoal serve`: a supervisor on this machine, which keeps the embedded Triton serving.
+
+Nothing outside this machine can reach it: the embedded Triton is 2.51, and newer ones fix known
+vulnerabilities. A deployment runs the official container, under the same supervisor, on the same repository.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from serving import embedded
+from serving.embedded import LOOPBACK, START_SECONDS, STOP_SECONDS, Ports, free_port, free_ports, process_of
+from serving.launch import launch_with
+from serving.server_log import important_lines, lines_of
+from serving.supervisor.record import Record
+from serving.supervisor.settings import Settings
+from shoal.errors import ServerError, UsageError
+from shoal.paths import cache_dir
+
+# A supervisor that was told to stop gives its server `STOP_SECONDS`; then it has this long to end by itself.
+_END_SECONDS = 10.0
+_POLL_SECONDS = 0.05
+_HEALTH_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service that was started.
+
+    Attributes:
+        record: what its supervisor said of itself when this was read.
+        folder: of its log and its record.
+    """
+
+    record: Record
+    folder: Path
+
+    @property
+    def pid(self) -> int:
+        """Of the supervisor."""
+        return self.record.pid
+
+    @property
+    def repository(self) -> Path:
+        """The model repository that it serves."""
+        return self.record.repository
+
+    @property
+    def log(self) -> Path:
+        """What the supervisor, Triton and the models wrote."""
+        return _log(self.folder)
+
+    @property
+    def grpc(self) -> str:
+        """host:port of the gRPC endpoint."""
+        return f"{LOOPBACK}:{self.record.ports.grpc}"
+
+    @property
+    def http(self) -> str:
+        """host:port of the HTTP endpoint."""
+        return f"{LOOPBACK}:{self.record.ports.http}"
+
+    @property
+    def health(self) -> str:
+        """URL that says with 200 or 503 whether requests are answered."""
+        return f"http://{LOOPBACK}:{self.record.watch_port}/health"
+
+    @property
+    def alive(self) -> bool:
+        """Whether the supervisor runs."""
+        return process_of(self.pid, self.folder) is not None
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps it from answering requests; None: nothing."""
+        try:
+            with urllib.request.urlopen(self.health, timeout=_HEALTH_SECONDS):  # noqa: S310 - http on loopback
+                return None
+        except urllib.error.HTTPError as error:
+            return error.read().decode(errors="replace").strip()
+        except OSError as error:
+            return f"the supervisor does not answer: {getattr(error, 'reason', error)}"
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Model -> why what the repository asks for of it is not served."""
+        try:
+            refused = json.loads(self.record.state.read_text(encoding="utf-8"))["refused"]
+            return {name: entry["reason"] for entry in refused for name in entry["models"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    @property
+    def end(self) -> ServerError | None:
+        """Why it ended by itself; None: it runs, or was told to stop."""
+        record = Record.read(self.folder)
+        if self.alive or record is None or (record.phase == "ended" and not record.error):
+            return None
+        return _error(record, self.folder)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {
+            "pid": self.pid,
+            "started": self.record.started,
+            "repository": str(self.repository),
+            "http": f"http://{self.http}",
+            "grpc": self.grpc,
+            "metrics": f"http://{LOOPBACK}:{self.record.ports.metrics}/metrics",
+            "health": self.health,
+            "log": str(self.log),
+            "refused": self.refused,
+        }
+
+
+def start(
+    repository: Path,
+    ports: Ports,
+    *,
+    watch_port: int = 0,
+    host: str = LOOPBACK,
+    detach: bool = False,
+    timeout: float = START_SECONDS,
+    arguments: Sequence[str] = (),
+) -> Service:
+    """Start a supervisor and return when its server answers a real inference of every model.
+
+    A model that is not what was measured, or does not answer, is refused, and the others are served: see
+    `Service.refused`.
+
+    Args:
+        repository: the model repository.
+        ports: where Triton listens; a port of 0 becomes a free one.
+        watch_port: where the supervisor answers; 0: any free port.
+        host: loopback only.
+        detach: keep serving when this process ends; otherwise the service ends with the thread that called
+            this function.
+        timeout: seconds until every model must answer.
+        arguments: more for tritonserver, e.g. `--log-verbose=1`.
+
+    Raises:
+        UsageError: the address is not loopback, or an argument would set it.
+        ServerError: a port is taken, or nothing can be served; with the reason.
+    """
+    if host not in (LOOPBACK, "localhost"):
+        raise UsageError(
+            f"the embedded Triton listens on {LOOPBACK} only, not on {host}: it is 2.51, which has known"
+            " vulnerabilities that newer containers fix",
+            hint="to serve a network: docker compose up",
+        )
+    Settings(repository, timeout=timeout, extra=tuple(arguments))  # says what is wrong with them
+    ports = free_ports(ports)
+    watch_port = free_port("health", watch_port)
+    services()  # clears what dead ones left
+    folder = embedded.new_folder(_place())
+    command = [
+        *([] if detach else launch_with(os.getpid())),
+        *(sys.executable, "-m", "serving.supervisor", str(repository.resolve())),
+        f"--folder={folder}",
+        f"--http-port={ports.http}",
+        f"--grpc-port={ports.grpc}",
+        f"--metrics-port={ports.metrics}",
+        f"--watch-port={watch_port}",
+        f"--timeout={timeout}",
+        f"--grace={STOP_SECONDS}",
+        "--auto-complete",
+        *(f"--triton={argument}" for argument in arguments),
+    ]
+    try:
+        with _log(folder).open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C on the terminal reaches us, and we stop the service in order.
+                start_new_session=True,
+            )
+        try:
+            return _wait_until_served(process, folder)
+        except BaseException:
+            _end(process.pid, folder)
+            raise
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def stop(service: Service) -> bool:
+    """Let running requests finish, then end the service.
+
+    Returns:
+        True if nothing had to be killed.
+    """
+    clean = _end(service.pid, service.folder)
+    record = Record.read(service.folder)
+    shutil.rmtree(service.folder, ignore_errors=True)
+    return clean and (record is None or record.clean)
+
+
+def services(repository: Path | None = None) -> list[Service]:
+    """Services of this user that still run, of one repository where given; what dead ones left is cleared."""
+    found = []
+    for folder in sorted(_place().glob("*")):
+        record = Record.read(folder)
+        if record is None:  # its supervisor has only just been started
+            continue
+        service = Service(record, folder)
+        if not service.alive:
+            shutil.rmtree(folder, ignore_errors=True)
+        elif repository is None or service.repository == repository.resolve():
+            found.append(service)
+    embedded.servers()  # clears what killed servers left
+    return sorted(found, key=lambda service: service.record.started)
+
+
+def _wait_until_served(process: subprocess.Popen[bytes], folder: Path) -> Service:
+    """The supervisor itself gives up when its time is over."""
+    while True:
+        ended = process.poll() is not None
+        record = Record.read(folder)
+        if record is not None and record.phase == "serving":
+            return Service(record, folder)
+        if ended:
+            raise _error(record, folder)
+        time.sleep(_POLL_SECONDS)
+
+
+def _error(record: Record | None, folder: Path) -> ServerError:
+    if record is not None and record.error:
+        return ServerError(record.error, hint=record.hint)
+    return ServerError(f"the supervisor ended by itself:\n{important_lines(lines_of(_log(folder)))}")
+
+
+def _end(pid: int, folder: Path) -> bool:
+    """Have a supervisor end; whether it did so by itself."""
+    process = process_of(pid, folder)
+    if process is None:
+        return True
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(signal.SIGTERM)
+    _, left = psutil.wait_procs([process], timeout=STOP_SECONDS + _END_SECONDS)
+    for straggler in left:
+        with suppress(psutil.NoSuchProcess):
+            straggler.kill()
+    psutil.wait_procs(left, timeout=5)
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+    return not left
+
+
+def _log(folder: Path) -> Path:
+    return folder / "server.log"
+
+
+def _place() -> Path:
+    return cache_dir() / "services"

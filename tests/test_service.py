@@ -1,0 +1,214 @@
+"""What `shoal serve` starts: it follows the repository, brings back what died, and ends with nothing left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from clients import GrpcClient
+from serving import embedded, service
+from serving.embedded import Ports
+from serving.service import Service
+from shoal import rollouts
+from shoal.errors import RepositoryError, ServerError, UsageError
+from shoal.paths import write_atomic
+from shoal.repository import promote, version_of
+from tests.conftest import ROOT
+
+ANY = Ports(0, 0, 0)
+
+
+def _until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _server(of: Service) -> psutil.Process:
+    """Its tritonserver."""
+    every = psutil.Process(of.pid).children(recursive=True)
+    return next(child for child in every if child.name() == "tritonserver")
+
+
+def _left(process: psutil.Process, of: Service) -> list[object]:
+    """What is still there of a service: processes that name its folder or that of its server, and files."""
+    folders = [of.folder.name, *(argument.split("=")[1] for argument in _ARGUMENTS[process.pid])]
+    found: list[object] = [path for path in [of.folder] if path.exists()]
+    for other in psutil.process_iter(["cmdline"]):
+        line = " ".join(other.info["cmdline"] or [])
+        found += [line] if any(folder in line for folder in folders) else []
+    return found
+
+
+_ARGUMENTS: dict[int, list[str]] = {}
+
+
+def _remembered(process: psutil.Process) -> psutil.Process:
+    """Its shared-memory prefix, which its stubs have on their command lines, read while it lives."""
+    _ARGUMENTS[process.pid] = [a.split(",")[1] for a in process.cmdline() if "shm-region-prefix-name" in a]
+    return process
+
+
+@pytest.fixture
+def served(own_repository: Path) -> Iterator[Service]:
+    made = service.start(own_repository, ANY)
+    yield made
+    service.stop(made)
+
+
+def _answer(of: Service) -> list[float]:
+    with GrpcClient(of.grpc) as client:
+        return [float(value) for value in client.embed(["Fish swim in shoals."])[0]]
+
+
+def _serves(of: Service) -> str:
+    """The version of the encoder that is served."""
+    return str(json.loads(of.record.state.read_text())["served"]["minilm_encoder"]["versions"])
+
+
+def test_it_follows_promotions(served: Service) -> None:
+    server, before = _server(served), _answer(served)
+    for version in (1, 2):
+        manifest = promote(served.repository, "minilm", version)
+        rollouts.wait_until_served(served.repository, manifest.configs, 60)
+        assert _serves(served) == f"[{version}]"
+        assert (_answer(served) == pytest.approx(before, abs=1e-4)) == (version == 2)
+    assert _server(served) == server
+    assert served.problem is None and served.refused == {}
+
+
+def test_a_version_that_is_damaged_is_refused_and_named(served: Service) -> None:
+    before = _answer(served)
+    configs = version_of(served.repository, "minilm", 1).configs
+    os.truncate(served.repository / "minilm_encoder" / "1" / "model.onnx", 1000)
+    for name, config in configs.items():  # as `shoal promote` does, which would refuse it at once
+        write_atomic(served.repository / name / "config.pbtxt", config)
+    with pytest.raises(RepositoryError, match=r"not taken up: .*is not the file that was measured"):
+        rollouts.wait_until_served(served.repository, configs, 60)
+    assert "is not the file that was measured" in served.refused["minilm_encoder"]
+    assert _answer(served) == pytest.approx(before, abs=1e-4)
+    # A start serves what was good last, and says what is not served.
+    service.stop(served)
+    again = service.start(served.repository, ANY)
+    try:
+        assert "is not the file that was measured" in again.refused["minilm_encoder"]
+        assert _answer(again) == pytest.approx(before, abs=1e-4)
+    finally:
+        service.stop(again)
+
+
+def test_a_server_that_was_killed_is_started_again_on_its_ports(served: Service) -> None:
+    server = _server(served)
+    server.kill()
+    _until(lambda: served.problem is not None, 5)
+    _until(lambda: served.problem is None)
+    assert _server(served) != server
+    assert len(_answer(served)) == 384
+    assert [found.pid for found in service.services(served.repository)] == [served.pid]
+
+
+def test_stopping_leaves_nothing(own_repository: Path) -> None:
+    made = service.start(own_repository, ANY)
+    server = _remembered(_server(made))
+    assert len(_left(server, made)) > 3
+    assert service.stop(made) is True
+    assert _left(server, made) == []
+    assert service.services(own_repository) == []
+
+
+def test_a_supervisor_that_was_killed_takes_its_server_along(own_repository: Path) -> None:
+    made = service.start(own_repository, ANY, detach=True)
+    server = _remembered(_server(made))
+    psutil.Process(made.pid).kill()
+    _until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, 30)
+    assert service.services(own_repository) == []  # and clears what it could not
+    _until(lambda: _left(server, made) == [], 30)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_it_ends_with_the_command_that_started_it(own_repository: Path, how: signal.Signals) -> None:
+    command = [sys.executable, "-m", "shoal", "serve", "-r", str(own_repository), "--json"]
+    for port in ("--http-port", "--grpc-port", "--metrics-port"):
+        command += [port, "0"]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
+    try:
+        assert parent.stdout is not None
+        lines = iter(parent.stdout.readline, "")
+        told = json.loads("".join(line for line in _until_closed(lines)))
+        (made,) = service.services(own_repository)
+        server = _remembered(_server(made))
+    finally:
+        parent.send_signal(how)
+    parent.communicate(timeout=60)
+    assert told["pid"] == made.pid
+    assert parent.returncode == (143 if how == signal.SIGTERM else -signal.SIGKILL)
+    _until(lambda: not made.alive, 30)
+    assert service.services(own_repository) == []
+    _until(lambda: _left(server, made) == [], 30)
+
+
+def _until_closed(lines: Iterator[str]) -> Iterator[str]:
+    """One JSON document of a process that goes on."""
+    for line in lines:
+        yield line
+        if line == "}\n":
+            return
+
+
+def test_what_cannot_be_served_is_one_error(own_repository: Path, tmp_path: Path) -> None:
+    before = set(service._place().glob("*"))
+    with pytest.raises(ServerError, match="holds no models"):
+        service.start(tmp_path, ANY)
+    for network in own_repository.glob("*/*/model.onnx"):
+        os.truncate(network, 1000)
+    with pytest.raises(ServerError, match="is not the file that was measured"):
+        service.start(own_repository, ANY)
+    shutil.rmtree(own_repository / "minilm_tokenizer")
+    with pytest.raises(ServerError, match="minilm"):
+        service.start(own_repository, ANY)
+    assert set(service._place().glob("*")) == before
+
+
+def test_the_words_of_triton_are_told(own_repository: Path) -> None:
+    with pytest.raises(ServerError, match=r"could not start:\n.*unable to find .*for cache"):
+        service.start(own_repository, ANY, arguments=["--cache-config=nonsense,size=1"])
+    with pytest.raises(ServerError, match=r"(?s)stopped while starting.*log-format"):
+        service.start(own_repository, ANY, arguments=["--log-format=nonsense"])
+
+
+def test_a_start_that_takes_too_long_is_given_up(own_repository: Path) -> None:
+    with pytest.raises(ServerError, match="not ready after 0 s"):
+        service.start(own_repository, ANY, timeout=0.1)
+    _until(lambda: not embedded.servers(own_repository), 30)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::"])
+def test_another_address_is_refused_with_the_reason(repository: Path, host: str) -> None:
+    with pytest.raises(UsageError, match=r"listens on 127\.0\.0\.1 only.*known vulnerabilities"):
+        service.start(repository, ANY, host=host)
+    for argument in ("--http-address", "--http-addr", "--model-store", "--allow-sagemaker", "--grpc-port"):
+        with pytest.raises(UsageError, match="cannot be given to tritonserver"):
+            service.start(repository, ANY, arguments=[f"{argument}={host}"])
+
+
+@pytest.mark.parametrize("name", ["grpc", "health"])
+def test_a_taken_port_is_named(repository: Path, name: str) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        ports, health = (Ports(0, port, 0), 0) if name == "grpc" else (ANY, port)
+        with pytest.raises(ServerError, match=f"{name} port {port} cannot be had: Address already in use"):
+            service.start(repository, ports, watch_port=health)

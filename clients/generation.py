@@ -127,7 +127,9 @@ def part_of(outputs: Mapping[str, Any]) -> Part:
         value = outputs.get(name)
         if value is None:
             return default
-        flat = np.asarray(value).reshape(-1)
+        # NumPy's own types for text drop zeros at its end, which a token may be.
+        kind = object if isinstance(value, str | bytes | list) else None
+        flat = np.asarray(value, kind).reshape(-1)
         return flat[0] if len(flat) else default
 
     reason = _text(first("finish_reason", ""))

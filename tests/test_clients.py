@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 import clients
 from clients import AsyncGrpcClient, GrpcClient, HttpClient, Timeout, Tls, Unavailable
 from clients.errors import from_triton
+from clients.generation import part_of
 from serving.embedded import Server, running
 from shoal.errors import ShoalError
 from tests.conftest import ROOT
@@ -227,3 +228,11 @@ def test_what_is_not_an_address(kind: type[GrpcClient] | type[HttpClient], url: 
 def test_a_model_without_an_embedding(client: GrpcClient | HttpClient) -> None:
     with pytest.raises(clients.BadInput, match="minilm_tokenizer has no output embedding, it has"):
         client.embed(["x"], model="minilm_tokenizer")
+
+
+@pytest.mark.parametrize("text", ["\x00", "a\x00", "\x00\x00b\x00", "", "é\x00"])
+@pytest.mark.parametrize("form", ["array", "plain", "list"])
+def test_zeros_at_the_end_of_a_text_are_part_of_it(text: str, form: str) -> None:
+    """A token may be one; NumPy's own types for text drop them."""
+    value = {"array": np.array([text.encode()], object), "plain": text, "list": [text]}[form]
+    assert part_of({"text_output": value}).text == text

@@ -180,7 +180,7 @@ def _takes(structures: Structures, schema: str, text: str) -> bool:
 
 def _sample(structures: Structures, schema: str, seed: int) -> str | None:
     """An answer picked at random, which closes what is open once it is long; None: it came to no end."""
-    matcher, chance, tokens = _matcher(structures, schema), random.Random(seed), list[int]()  # noqa: S311
+    matcher, chance, tokens = _matcher(structures, schema), random.Random(seed), list[int]()
     texts = {token: byte_level().decode([token]) for token in range(byte_level().get_vocab_size())}
     while not matcher.finished and len(tokens) < TOKENS:
         picks = np.flatnonzero(matcher.allowed()).tolist()
@@ -296,7 +296,7 @@ def _schema(chance: random.Random, depth: int = 0) -> Any:
 
 def _random_cases() -> Iterator[Case]:
     for seed in range(int(os.environ.get("JSON_SCHEMA_RANDOM", "2000"))):
-        chance = random.Random(seed)  # noqa: S311
+        chance = random.Random(seed)
         schema = _schema(chance)
         if not isinstance(schema, dict):
             continue

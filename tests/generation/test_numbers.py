@@ -42,7 +42,7 @@ def _takes(structures: Structures, schema: str, text: str) -> bool:
 
 def _draw(matcher: Matcher, seed: int) -> str:
     """A number at random, whose digits end as soon as they may after the twelfth; "": they do not."""
-    chance, tokens = random.Random(seed), list[int]()  # noqa: S311 - a test's dice
+    chance, tokens = random.Random(seed), list[int]()
     while not matcher.finished and len(tokens) < 400:
         picks = np.flatnonzero(matcher.allowed()).tolist()
         assert picks, byte_level().decode(tokens)

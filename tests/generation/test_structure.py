@@ -31,7 +31,7 @@ def structures(tmp_path_factory: pytest.TempPathFactory) -> Structures:
 
 def _prefixes(structures: Structures, kind: str, definition: Any, seed: int) -> list[tuple[list[int], bool]]:
     """Picks at random of what is allowed. Returns the tokens before each step, and whether they may end."""
-    matcher, chance = structures.matcher(kind, definition), random.Random(seed)  # noqa: S311 - a test's dice
+    matcher, chance = structures.matcher(kind, definition), random.Random(seed)
     tokens: list[int] = []
     steps: list[tuple[list[int], bool]] = []
     for _ in range(2000):

@@ -1,0 +1,144 @@
+"""A thousand faults drawn at random, under users of all three models: `make test-faults`.
+
+`SHOAL_FAULTS` is their number, `SHOAL_SEED` draws the same ones again (what the machine does meanwhile is
+another matter).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from clients import ClientError
+from shoal import repository as store
+from shoal import rollouts
+from shoal.errors import ShoalError
+from tests.reliability import callers, models, report
+from tests.reliability.callers import Calls
+from tests.reliability.kinds import KINDS, MODELS, Scene
+from tests.reliability.world import World, world
+
+FAULTS = int(os.environ.get("SHOAL_FAULTS", "1000"))
+SEED = int(os.environ.get("SHOAL_SEED") or time.time_ns() % 1_000_000)
+LOOK_EVERY = 50  # faults, after which everything must come to rest
+REST_SECONDS = 120.0
+NOTICED_SECONDS = 3.0
+
+
+def _served(made: World, model: str, version: int, calls: Calls) -> str:
+    """What is wrong with what is served of a model; "": nothing."""
+    configs = store.version_of(made.repository, model, version).configs
+    try:
+        rollouts.wait_until_served(made.repository, configs, REST_SECONDS)
+    except ShoalError as error:
+        return f"{model} {version}: {error.message}"
+    answers: list[Any] = []
+
+    def answered() -> bool:
+        try:
+            answers[:] = callers.answers_of(calls, model)
+            return True
+        except (ClientError, InferenceServerException, OSError):  # it is only now that a death is noticed
+            return False
+
+    if not made.wait(answered, REST_SECONDS):
+        return f"{model} {version} does not answer"
+    found = {calls.version_of(model, which, got) for which, got in enumerate(answers)}
+    if found != {models.VERSIONS.index(version)}:
+        return f"{model} {version} was asked for, and answers are of {found}"
+    return ""
+
+
+def _at_rest(scene: Scene) -> list[str]:
+    """What does not come back to how it should be."""
+    made, wrong = scene.world, []
+    if not made.wait(made.healthy, REST_SECONDS):
+        return ["not healthy again"]
+    for model in MODELS:
+        wrong += filter(None, [_served(made, model, scene.asked[model], scene.calls)])
+    if not made.wait(lambda: sum(p.name() == "tritonserver" for p in made.processes()) == 1, 60):
+        wrong.append("servers are left over")
+    left = [path.name for path in made.repository.rglob("*") if path.name in ("saved", "full")]
+    return wrong + left
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(3600)
+def test_every_request_ends_and_what_was_asked_for_is_served(small_repository: Path, tmp_path: Path) -> None:
+    print(f"\nseed {SEED}: SHOAL_SEED={SEED} SHOAL_FAULTS={FAULTS} make test-faults")
+    chance = random.Random(SEED)
+    with pytest.MonkeyPatch.context() as patch, world(small_repository, tmp_path) as made:
+        patch.setenv(rollouts.VARIABLE, str(made.state))
+        calls = Calls(made.http, made.grpc)
+        calls.known = {model: [] for model in MODELS}
+        scene = Scene(made, calls, chance, dict.fromkeys(MODELS, 2))
+        for version in models.VERSIONS:
+            for model in MODELS:
+                assert scene.ask(model, version)
+            for model in MODELS:
+                configs = store.version_of(made.repository, model, version).configs
+                rollouts.wait_until_served(made.repository, configs, 60)
+                calls.known[model].append(callers.answers_of(calls, model))
+        scene.said.clear()
+        threads = callers.start(calls)
+        possible = [kind for kind in KINDS if kind.possible(made)]
+        weights = [kind.weight for kind in possible]
+        done: Counter[str] = Counter()
+        recovered: dict[str, list[float]] = defaultdict(list)
+        wrong: list[str] = []
+        begun = time.monotonic()
+        for number in range(1, FAULTS + 1):
+            (kind,) = chance.choices(possible, weights)
+            if kind.kills and not made.wait(made.healthy, REST_SECONDS):
+                wrong.append(f"fault {number}: not healthy again")
+            at = time.monotonic()
+            with kind.do(scene):
+                done[kind.name] += 1
+            # Some do no harm, e.g. a process that is stopped for a moment.
+            noticed = kind.kills and made.wait(lambda: not made.healthy(), NOTICED_SECONDS)
+            if noticed and made.wait(made.healthy, REST_SECONDS):
+                recovered[kind.name].append(time.monotonic() - at)
+            if number % LOOK_EVERY == 0 or number == FAULTS:
+                found = [f"after fault {number} ({kind.name}): {text}" for text in _at_rest(scene)]
+                wrong += found
+                seconds = time.monotonic() - begun
+                print(
+                    f"{number} faults, {len(calls.ended)} requests, {seconds:.0f} s {found or ''}", flush=True
+                )
+        calls.stop.set()
+        for thread in threads:
+            thread.join(callers.DEADLINE + callers.LATE_SECONDS + 5)
+        hanging = [thread.name for thread in threads if thread.is_alive()]
+        restarts, ends = made.metric("shoal_restarts_total"), Counter(made.ends)
+    missed = [kind.name for kind in KINDS if not kind.possible(made)]
+    broken = [one for one in calls.ended if one.wrong]
+    report.write(
+        "faults",
+        {
+            "seed": SEED,
+            "faults": dict(done.most_common()),
+            "not_possible_here": missed,
+            "seconds": round(time.monotonic() - begun),
+            "healthy_again_s": {
+                name: {"median": round(statistics.median(found), 1), "longest": round(max(found), 1)}
+                for name, found in recovered.items()
+            },
+            "supervisor_ended": {str(code): count for code, count in ends.items()},
+            "restarts_of_the_last_supervisor": restarts,
+            "commands": scene.said,
+            "requests": report.requests(calls.ended),
+            "broken_promises": len(broken) + len(wrong) + len(hanging),
+        },
+    )
+    for one in broken[:20]:
+        wrong.append(f"{one.kind} at {one.at - begun:.1f} s: {one.how} {one.wrong}")
+    assert not wrong and not hanging, "\n".join([*wrong, *hanging])
+    assert len(done) == len(possible) or FAULTS < 200

@@ -9,12 +9,11 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,11 @@ from serving import heartbeat, probe
 from serving.check import check
 from serving.distribution import Distribution, Embedded
 from serving.launch import launch_with
+from serving.ports import ANY_PORTS, LOOPBACK, Ports, free_ports
 from serving.server_log import Output, important_lines, lines_of
 from shoal.errors import ServerError
 from shoal.paths import cache_dir, write_json
 
-LOOPBACK = "127.0.0.1"
 START_SECONDS = 120.0
 STOP_SECONDS = 15.0
 # Before the end of that time models end their requests with an error. Triton goes on to unload them, which
@@ -37,19 +36,11 @@ STOP_SECONDS = 15.0
 # client that keeps its connection open, idle or not: for that Triton waits until its own time is over, and
 # exits then. So its time must be over before ours.
 ENDING_SECONDS, EXIT_SECONDS = 5.0, 2.0
+ORPHAN_SECONDS = 2.0  # for requests of a server whose parent was killed, once its ports are needed
 STATE = "state.json"
 
 # Why a server at host:port does not serve, or None; takes `timeout` in seconds and `headers`.
 Problem = Callable[..., str | None]
-
-
-@dataclass(frozen=True)
-class Ports:
-    """TCP ports on loopback; 0 asks for any free one."""
-
-    http: int = 8000
-    grpc: int = 8001
-    metrics: int = 8002
 
 
 @dataclass(frozen=True)
@@ -62,6 +53,7 @@ class Server:
         ports: where it listens on 127.0.0.1.
         repository: the model repository it serves.
         folder: its run folder: backends, log, state.
+        parent: pid of the process that started it; 0: not known.
     """
 
     pid: int
@@ -69,6 +61,7 @@ class Server:
     ports: Ports
     repository: Path
     folder: Path
+    parent: int = 0
 
     @property
     def log(self) -> Path:
@@ -116,12 +109,13 @@ class Server:
             Ports(**values["ports"]),
             Path(values["repository"]),
             Path(values["folder"]),
+            values.get("parent", 0),
         )
 
 
 def start(
     repository: Path,
-    ports: Ports = Ports(),
+    ports: Ports = ANY_PORTS,
     *,
     timeout: float = START_SECONDS,
     arguments: Sequence[str] = (),
@@ -169,13 +163,13 @@ def launch(
     if view is None:
         check(repository, distribution.backends)
     arguments = [f"--exit-timeout-secs={max(1, int(grace - EXIT_SECONDS))}", *arguments]
-    ports = free_ports(ports)
+    ports = take_ports(ports)
     folder = new_folder(_runs())
     server = None
     try:
         models = view(folder) if view else repository
         process = _spawn(distribution, models, ports, folder, arguments, address=address, output=output)
-        server = Server(process.pid, time.time(), ports, repository, folder)
+        server = Server(process.pid, time.time(), ports, repository, folder, os.getpid())
         write_json(folder / STATE, server.to_dict())
         _wait_until_ready(server, process, timeout, headers, problem, output)
     except BaseException:
@@ -187,7 +181,7 @@ def launch(
 
 
 @contextmanager
-def running(repository: Path, ports: Ports = Ports(0, 0, 0), **options: Any) -> Iterator[Server]:
+def running(repository: Path, ports: Ports = ANY_PORTS, **options: Any) -> Iterator[Server]:
     """A server for the length of a `with` block; any free ports unless told otherwise."""
     server = start(repository, ports, **options)
     try:
@@ -246,33 +240,32 @@ def servers(repository: Path | None = None) -> list[Server]:
     return sorted(found, key=lambda server: server.started)
 
 
-def free_ports(ports: Ports) -> Ports:
-    """Replace each 0 by a free port.
+def take_ports(ports: Ports) -> Ports:
+    """`free_ports`, where a server that its killed parent has left, and that still ends its requests, goes.
 
     Raises:
-        ServerError: one is taken.
+        ServerError: one is taken by another.
     """
-    with ExitStack() as held:
-        return Ports(**{name: _hold(name, port, held) for name, port in asdict(ports).items()})
-
-
-def free_port(name: str, port: int) -> int:
-    """`free_ports`, of one that has a name."""
-    with ExitStack() as held:
-        return _hold(name, port, held)
-
-
-def _hold(name: str, port: int, held: ExitStack) -> int:
-    holder = held.enter_context(socket.socket())
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        holder.bind((LOOPBACK, port))
-    except (OSError, OverflowError) as error:
-        raise ServerError(
-            f"{name} port {port} cannot be had: {getattr(error, 'strerror', None) or error}",
-            hint=f"stop what uses it, or give --{name}-port 0 for any free one",
-        ) from error
-    return int(holder.getsockname()[1])
+        return free_ports(ports)
+    except ServerError:
+        if not _end_orphans({port for port in asdict(ports).values() if port}):
+            raise
+        return free_ports(ports)
+
+
+def _end_orphans(wanted: set[int]) -> bool:
+    """End servers on these ports whose parent was killed; whether there was one."""
+    found = False
+    for server in servers():
+        process = process_of(server.pid, server.folder)
+        if process is None or not wanted & set(asdict(server.ports).values()):
+            continue
+        with suppress(psutil.NoSuchProcess):
+            if server.parent and process.ppid() != server.parent:
+                stop(server, grace=ORPHAN_SECONDS)
+                found = True
+    return found
 
 
 def _runs() -> Path:

@@ -24,8 +24,9 @@ from typing import Any
 import psutil
 
 from serving import embedded
-from serving.embedded import LOOPBACK, START_SECONDS, STOP_SECONDS, Ports, free_port, free_ports, process_of
+from serving.embedded import START_SECONDS, STOP_SECONDS, process_of, take_ports
 from serving.launch import launch_with
+from serving.ports import LOOPBACK, Ports, free_port
 from serving.server_log import important_lines, lines_of
 from serving.supervisor.record import Record
 from serving.supervisor.settings import Settings
@@ -164,7 +165,7 @@ def start(
             hint="to serve a network: docker compose up",
         )
     Settings(repository, timeout=timeout, extra=tuple(arguments))  # says what is wrong with them
-    ports = free_ports(ports)
+    ports = take_ports(ports)
     watch_port = free_port("health", watch_port)
     services()  # clears what dead ones left
     folder = embedded.new_folder(_place())

@@ -115,12 +115,13 @@ def start_service(
     Args:
         ports: HTTP, gRPC, metrics, health.
     """
-    from serving import embedded, service
+    from serving import service
+    from serving.ports import Ports
 
     with Bars(err).step("Start Triton and wait until every model answers"):
         started = service.start(
             repository,
-            embedded.Ports(*ports[:3]),
+            Ports(*ports[:3]),
             watch_port=ports[3],
             host=host,
             detach=detach,

@@ -16,7 +16,8 @@ import pytest
 from clients import GrpcClient
 from serving.backends.onnxruntime.sessions import open_session, run_together
 from serving.backends.onnxruntime.settings import BadConfig, Settings
-from serving.embedded import Ports, running, start
+from serving.embedded import running, start
+from serving.ports import Ports
 from shoal.errors import ServerError
 from shoal.machine import available_cpus, gpus
 

@@ -16,7 +16,8 @@ import pytest
 
 from clients import ClientError, GrpcClient, HttpClient, Unavailable
 from serving import embedded, probe
-from serving.embedded import Ports, Server, running, start, stop
+from serving.embedded import Server, running, start, stop
+from serving.ports import Ports
 from shoal.errors import RepositoryError, ServerError
 
 ANY = Ports(0, 0, 0)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,7 @@ import pytest
 
 from clients import GrpcClient
 from serving import embedded, service
-from serving.embedded import Ports
+from serving.ports import Ports
 from serving.service import Service
 from shoal import rollouts
 from shoal.errors import RepositoryError, ServerError, UsageError
@@ -131,7 +132,15 @@ def test_stopping_leaves_nothing(own_repository: Path) -> None:
 def test_a_supervisor_that_was_killed_takes_its_server_along(own_repository: Path) -> None:
     made = service.start(own_repository, ANY, detach=True)
     server = _remembered(_server(made))
+    idle = HTTPConnection(made.http)
+    idle.request("GET", "/v2/health/ready")
+    idle.getresponse().read()
     psutil.Process(made.pid).kill()
+    # Whoever keeps a connection open holds it up, and not those who come after it on the same ports.
+    _until(lambda: server.ppid() != made.pid)
+    again = service.start(own_repository, made.record.ports)
+    assert len(_answer(again)) == 384
+    service.stop(again)
     _until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, 30)
     assert service.services(own_repository) == []  # and clears what it could not
     _until(lambda: _left(server, made) == [], 30)

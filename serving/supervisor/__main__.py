@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from serving.distribution import Embedded, Installed
-from serving.embedded import Ports
+from serving.ports import Ports
 from serving.supervisor.logs import say
 from serving.supervisor.loop import Supervisor
 from serving.supervisor.settings import Settings

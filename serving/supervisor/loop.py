@@ -14,7 +14,7 @@ from types import FrameType
 from serving import embedded, probe
 from serving.check import check
 from serving.distribution import Distribution
-from serving.embedded import Ports
+from serving.ports import LOOPBACK, Ports
 from serving.supervisor.follow import Follower
 from serving.supervisor.liveness import LOOK_SECONDS
 from serving.supervisor.logs import Pipe, for_people, say
@@ -183,7 +183,7 @@ class Supervisor:
         self._check(target)
         trial = View(self._repository)
         server = self._launch(
-            Ports(0, 0, 0), embedded.LOOPBACK, lambda folder: trial.open(folder, target), probe.problem
+            Ports(0, 0, 0), LOOPBACK, lambda folder: trial.open(folder, target), probe.problem
         )
         embedded.stop(server)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from serving.embedded import Ports
+from serving.ports import Ports
 from shoal.errors import ShoalError
 from shoal.paths import write_json
 

@@ -8,7 +8,7 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.embedded import Ports
+from serving.ports import Ports
 from shoal.admin import HEADER
 from shoal.errors import UsageError
 

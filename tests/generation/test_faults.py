@@ -28,7 +28,8 @@ from clients import (
     Timeout,
 )
 from serving import probe
-from serving.embedded import Ports, Server, running, start, stop, stubs
+from serving.embedded import Server, running, start, stop, stubs
+from serving.ports import Ports
 from shoal import corpus
 from shoal.manifest import manifests
 from tests.generation.metrics import metric, settled

@@ -17,7 +17,8 @@ import pytest
 from clients import ClientError, GrpcClient, HttpClient
 from serving import heartbeat
 from serving.distribution import Embedded
-from serving.embedded import Ports, Server, launch, running, stop
+from serving.embedded import Server, launch, running, stop
+from serving.ports import Ports
 from tests.generation.metrics import settled
 
 STREAMS, UNARY, WAITING = 16, 4, 6  # all rows run streams; the others wait for one

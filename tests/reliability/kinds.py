@@ -29,6 +29,7 @@ from tests.reliability.world import World
 
 MODELS = (WORDS, ROWS, TALES)
 _HOLD = (0.2, 1.2)  # seconds
+_STOPPED = (0.2, 4.0)  # some are noticed before they go on, and some are not
 
 
 @dataclass
@@ -47,9 +48,9 @@ class Scene:
     asked: dict[str, int]
     said: dict[str, int] = field(default_factory=dict)
 
-    def hold(self) -> None:
+    def hold(self, seconds: tuple[float, float] = _HOLD) -> None:
         """Let it last for a while."""
-        time.sleep(self.chance.uniform(*_HOLD))
+        time.sleep(self.chance.uniform(*seconds))
 
     def network(self, model: str) -> str:
         """The folder whose versions are those of a model."""
@@ -98,6 +99,7 @@ def stub_stopped(scene: Scene) -> Iterator[None]:
     with suppress(psutil.Error):
         if stub:
             stub.suspend()
+    scene.hold(_STOPPED)
     yield
     with suppress(psutil.Error):
         if stub:
@@ -134,7 +136,7 @@ def server_stopped(scene: Scene) -> Iterator[None]:
     with suppress(psutil.Error):
         if server:
             server.suspend()
-    scene.hold()
+    scene.hold(_STOPPED)
     yield
     with suppress(psutil.Error):
         if server:

@@ -160,6 +160,7 @@ def launch(
         grace: that `stop` will be called with: Triton exits by itself before that is over.
     """
     repository = repository.resolve()
+    servers()  # clears what dead ones left
     if view is None:
         check(repository, distribution.backends)
     arguments = [f"--exit-timeout-secs={max(1, int(grace - EXIT_SECONDS))}", *arguments]

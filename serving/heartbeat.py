@@ -102,15 +102,19 @@ def start() -> Page | None:
     if _started is None and folder:
         with suppress(OSError, ValueError):  # a model serves without it, too
             _started = Page(Path(folder) / str(os.getpid()))
-            threading.Thread(target=_beat, args=[_started], name="heartbeat", daemon=True).start()
+            threading.Thread(
+                target=_beat, args=[_started, os.getppid()], name="heartbeat", daemon=True
+            ).start()
     return _started
 
 
-def _beat(page: Page) -> None:
+def _beat(page: Page, server: int) -> None:
+    """Beat as long as the server lives: without it nothing can be answered, and nobody else ends this."""
     wait = threading.Event().wait
-    while True:
+    while os.getppid() == server:
         page.beats += 1
         wait(BEAT_SECONDS)
+    os._exit(1)
 
 
 def end_requests(folder: Path) -> None:

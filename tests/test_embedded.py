@@ -16,7 +16,7 @@ import pytest
 
 from clients import ClientError, GrpcClient, HttpClient, Unavailable
 from serving import embedded, probe
-from serving.embedded import Server, running, start, stop
+from serving.embedded import Server, running, start, stop, stubs
 from serving.ports import Ports
 from shoal.errors import RepositoryError, ServerError
 
@@ -114,6 +114,16 @@ def test_stopping_leaves_nothing(repository: Path) -> None:
     assert stop(server) is True
     assert not server.alive
     assert _leftovers(server) == []
+
+
+def test_the_processes_of_models_end_with_their_server(repository: Path) -> None:
+    """By themselves: whoever started the server may be dead too."""
+    server = start(repository, ANY)
+    models = stubs(server)
+    assert len(models) == 2
+    psutil.Process(server.pid).kill()
+    assert _wait_for(lambda: not stubs(server), 10)
+    stop(server)
 
 
 def test_it_finishes_what_runs_before_it_stops(repository: Path) -> None:

@@ -16,7 +16,7 @@ from serving.supervisor import follow
 from serving.supervisor.follow import Follower, Job
 from serving.supervisor.rollout import RETRY_SECONDS, Attempt, Rollout, groups
 from serving.supervisor.view import Shown
-from shoal.errors import RepositoryError, ServerError
+from shoal.errors import RepositoryError, ServerError, ShoalError
 
 VERSIONS = st.integers(1, 4)
 SERVICES = st.sampled_from(["text", "table"])
@@ -66,6 +66,7 @@ class World(RuleBasedStateMachine):
         self.last: dict[str, int] = {}
         self.drains: dict[str, set[int]] = {}
         self.restarts = 0
+        self.full = self.gone = False
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(follow, "shown_in", lambda _: self.shown())
 
@@ -83,6 +84,9 @@ class World(RuleBasedStateMachine):
     def take(self, shown: Mapping[str, Shown], attempt: Attempt) -> None:
         if self.loaded is None:
             raise RepositoryError("there is no server")
+        if self.full:  # and then it serves neither
+            self.loaded = {n: model for n, model in self.loaded.items() if n not in attempt.changed}
+            raise ServerError("there is no memory for it")
         self.check(attempt.target)  # what was tried may have been damaged since
         self.loaded = dict(shown)
 
@@ -90,6 +94,9 @@ class World(RuleBasedStateMachine):
         assert self.loaded is None or shown == self.loaded
         self.last = {}
         self.remember(shown)
+
+    def lost(self, error: ShoalError) -> None:
+        self.gone = True
 
     # The world.
 
@@ -120,7 +127,7 @@ class World(RuleBasedStateMachine):
         before = dict(self.last)
         self.rollout.see(self.shown())
         chosen, _ = self.rollout.choose(self.check)
-        self.loaded, self.drains = (chosen or None), {}
+        self.loaded, self.drains, self.gone = (chosen or None), {}, False
         if self.loaded is None:  # a supervisor with nothing to serve ends, and is started again
             return
         self.rollout.started(chosen)
@@ -154,11 +161,17 @@ class World(RuleBasedStateMachine):
     def repair(self, name: str, version: int) -> None:
         self.damaged.discard((name, version))
 
+    @rule(full=st.booleans())
+    def fill_memory(self, full: bool) -> None:
+        self.full = full
+
     @rule(seconds=st.sampled_from([1.0, 5.0, RETRY_SECONDS + 1]))
     def look(self, seconds: float) -> None:
         self.now += seconds
         if self.loaded is None:
             self.begin()
+        elif self.gone:
+            self.kill_server()
         else:
             self.follower.look({name for name, versions in self.drains.items() if versions})
 
@@ -206,6 +219,7 @@ class World(RuleBasedStateMachine):
 
     def settle(self) -> None:
         """Once nothing happens any more, what is served is what was asked for, or else the last good."""
+        self.full = False
         for _ in range(40):
             self.look(RETRY_SECONDS + 1)
             while any(not job.done for job in Later.made):
@@ -267,6 +281,9 @@ class Triton:
         self.asked.append(("take", *map(str, network.versions)))
         if network.versions[0] in self.fails:
             raise ServerError("there is no memory for it")
+
+    def lost(self, error: ShoalError) -> None:
+        self.asked.append(("lost", error.message))
 
     def settled(self, shown: Mapping[str, Shown]) -> None:
         self.asked.append(("settled", *map(str, shown["text_network"].versions)))
@@ -344,6 +361,23 @@ def test_what_cannot_be_loaded_after_its_trial_is_taken_back(following: Followin
         following.look()
     assert following.triton.asked[len(back) :] == [back[0], ("take", "2"), ("settled", "2")]
     assert following.told == [True, False] and following.rollout.phase("text_network") == "served"
+
+
+def test_what_cannot_be_taken_back_is_lost(following: Following) -> None:
+    """Then the server serves neither, and only another one mends that."""
+    following.wanted = 2
+    following.triton.fails = {1, 2}
+    for _ in range(5):
+        following.look()
+    go = ("let go", "text", "text_network")
+    assert following.triton.asked == [
+        go,
+        ("take", "2"),
+        go,
+        ("take", "1"),
+        ("lost", "there is no memory for it"),
+    ]
+    assert following.rollout.reason("text_network") == "there is no memory for it"
 
 
 def test_a_drain_takes_as_long_as_it_takes_and_others_go_on(following: Following) -> None:

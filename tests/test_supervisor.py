@@ -30,6 +30,7 @@ from tritonclient.utils import InferenceServerException
 
 from clients import BadInput, ClientError, Denied, GrpcClient, HttpClient, Tls, Unavailable
 from serving.supervisor.logs import entry
+from serving.supervisor.readiness import Health, Readiness
 from serving.supervisor.settings import CLOSED, CONTROL_HEADER, Settings, read_key
 from shoal.admin import GRPC_HEADER, HEADER
 from shoal.errors import RepositoryError, ServerError, UsageError
@@ -477,3 +478,19 @@ def test_lines_become_fields(line: str, expected: dict[str, str]) -> None:
 def test_what_models_print_is_kept() -> None:
     made = entry("Traceback (most recent call last):")
     assert made["message"] == "Traceback (most recent call last):" and made["where"] == "model"
+
+
+@pytest.mark.parametrize(
+    ("reason", "failures", "dead"),
+    [
+        ("/v2/models/a/infer answers 500: in ensemble 'a', Stub process 'a_0_0' is not healthy.", 2, True),
+        ("/v2/models/a/infer answers 500: in ensemble 'a', Stub process 'a_0_0' is not healthy.", 1, False),
+        ("timed out", 9, False),
+        ("/v2/models/a/infer answers 500: Failed to increase the shared memory pool size", 9, False),
+    ],
+)
+def test_what_triton_says_is_dead_is_dead(reason: str, failures: int, dead: bool) -> None:
+    """Once may be a request that met a version on its way out; whatever else it says, it may answer again."""
+    made = Readiness({}, lambda *_: None)
+    made.health["a"] = Health(failures=failures, reason=reason)
+    assert (made.dead is not None) is dead

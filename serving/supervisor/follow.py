@@ -28,6 +28,7 @@ class Server(Protocol):
     def letting_go(self, attempt: Attempt) -> None: ...
     def take(self, shown: Mapping[str, Shown], attempt: Attempt) -> None: ...
     def settled(self, shown: Mapping[str, Shown]) -> None: ...
+    def lost(self, error: ShoalError) -> None: ...
 
 
 class Follower:
@@ -128,7 +129,9 @@ class Follower:
         if error is not None:  # what was served is loaded again
             back, shown = Attempt(attempt.before, attempt.target), dict(self._rollout.served)
             self._server.letting_go(back)
-            self._run(lambda: self._server.take(shown, back), lambda _: self._back(attempt, error))
+            self._run(
+                lambda: self._server.take(shown, back), lambda failed: self._back(attempt, error, failed)
+            )
             return
         self._rollout.taken(attempt)
         self._server.settled(self._rollout.served)
@@ -136,8 +139,11 @@ class Follower:
         seconds = round(self._rollout.clock() - self._begun, 2)
         say("serving new versions", seconds=seconds, models=sorted(attempt.changed))
 
-    def _back(self, attempt: Attempt, error: ShoalError) -> None:
-        self._server.settled(self._rollout.served)
+    def _back(self, attempt: Attempt, error: ShoalError, failed: ShoalError | None) -> None:
+        if failed is not None:
+            self._server.lost(failed)
+        else:
+            self._server.settled(self._rollout.served)
         self._refuse(attempt, error)
 
     def _refuse(self, attempt: Attempt, error: ShoalError) -> None:

@@ -1,8 +1,9 @@
 """Whether a server makes progress: its processes are looked at, and never asked for an answer of a model.
 
 Lost liveness is what a restart mends, and it is one of these: a process has ended; a process is stopped or
-hung (it neither beats nor uses the CPU, with no thread that could run); or the engine of a decoder has work
-and has made no step for `STUCK_SECONDS`. A server that is slow, or refuses because it has too much to do, is
+hung (it neither beats nor uses the CPU, with no thread that could run); the engine of a decoder has work
+and has made no step for `STUCK_SECONDS`; or a change of versions failed, and what was served before could
+not be loaded again. A server that is slow, or refuses because it has too much to do, is
 alive.
 """
 
@@ -67,6 +68,7 @@ class Liveness:
         self._answered = 0
         self._looked = time.monotonic()
         self._closed = threading.Event()
+        self._lost = ""
         self.adopt()
         threading.Thread(target=self._ask, name="liveness", daemon=True).start()
 
@@ -78,10 +80,18 @@ class Liveness:
         ):  # this process itself has been held up, and perhaps all have
             self._silences.clear()
         self._looked = now
+        return self._of_server(now) or self._of_models(now)
+
+    def _of_server(self, now: float) -> tuple[str, str] | None:
+        if self._lost:
+            return "models lost", self._lost
         if not self._server.alive:
             return "server died", "tritonserver ended by itself"
         if self._hung(self._process, self._answered, now):
             return "server hung", f"tritonserver has given no sign of life for {SILENT_SECONDS:.0f} s"
+        return None
+
+    def _of_models(self, now: float) -> tuple[str, str] | None:
         for process, model in self._stubs.items():
             if _ended(process):
                 return "model process died", f"the process of {model} ended"
@@ -96,6 +106,10 @@ class Liveness:
             if now - silence.step > STUCK_SECONDS:
                 return "no progress", f"{model} has work, and has made no step for {STUCK_SECONDS:.0f} s"
         return None
+
+    def lose(self, sentence: str) -> None:
+        """What it should serve is not loaded, and cannot be."""
+        self._lost = sentence
 
     def let_go(self, models: Collection[str]) -> None:
         """Expect the processes of these models to end from now on, whenever their last requests end."""

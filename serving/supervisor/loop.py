@@ -211,7 +211,7 @@ class Supervisor:
 
     def _look_after(self, served: Served) -> tuple[str, str]:
         follower = Follower(self._rollout, self._repository, self._trial, served, self._upgraded)
-        while (problem := served.liveness.problem()) is None:
+        while (problem := served.liveness.problem() or served.readiness.dead) is None:
             self.metrics.ready(served.readiness.problem)
             follower.look(served.liveness.draining)
             self._hold()

@@ -8,6 +8,7 @@ Triton's queues as they do. A server that does not answer it in time is not read
 from __future__ import annotations
 
 import http.client
+import re
 import threading
 import time
 import urllib.error
@@ -19,6 +20,8 @@ from serving import probe
 ASK_SECONDS = 1.0  # between two questions to a model
 ANSWER_SECONDS = 10.0  # which a model may take
 _BUSY = (429, 503)  # it refuses, because it has too much to do: an answer
+# Triton 2.51 says so of a Python model whose process has ended, or never began, and does not start another.
+_DEAD = re.compile(r"Stub process .* is not healthy")
 
 
 @dataclass
@@ -59,6 +62,14 @@ class Readiness:
         for name, health in self.health.items():
             if health.failures:
                 return f"{name} did not answer: {health.reason}"
+        return None
+
+    @property
+    def dead(self) -> tuple[str, str] | None:
+        """What Triton itself says will never answer again, as `liveness.Liveness.problem`; None: nothing."""
+        for name, health in self.health.items():
+            if health.failures > 1 and _DEAD.search(health.reason):
+                return "model process died", f"{name}: {health.reason}"
         return None
 
     def close(self) -> None:

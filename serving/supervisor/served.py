@@ -115,6 +115,10 @@ class Served:
         self.readiness.close()
         self.readiness = Readiness(self._questions(shown, shown.keys()), self._told)
 
+    def lost(self, error: ShoalError) -> None:
+        """What it served before a change could not be loaded again."""
+        self.liveness.lose(f"what was served could not be loaded again: {error.message}")
+
     def close(self) -> None:
         """Look after it no more."""
         self.liveness.close()

@@ -64,8 +64,9 @@ def _at_rest(scene: Scene) -> list[str]:
         return ["not healthy again"]
     for model in MODELS:
         wrong += filter(None, [_served(made, model, scene.asked[model], scene.calls)])
-    if not made.wait(lambda: sum(p.name() == "tritonserver" for p in made.processes()) == 1, 60):
-        wrong.append("servers are left over")
+    expected = 1 + len(made.stubs())
+    if not made.wait(lambda: len(made.processes()) == expected, 60):
+        wrong.append(f"processes are left over: {made.processes()}")
     left = [path.name for path in made.repository.rglob("*") if path.name in ("saved", "full")]
     return wrong + left
 

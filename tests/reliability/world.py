@@ -141,14 +141,13 @@ class World:
     # What runs.
 
     def processes(self) -> list[psutil.Process]:
-        """Every tritonserver and stub of this service, trials too."""
-        place, found = str(self.folder / "cache"), []
-        for process in psutil.process_iter(["name", "cmdline"]):
-            if process.info["name"] == "tritonserver" and any(
-                place in a for a in process.info["cmdline"] or []
-            ):
+        """Every tritonserver and stub of this service, of trials and of what has died too."""
+        place, found = f"={self.folder / 'cache'}/", []
+        for process in psutil.process_iter(["name"]):
+            if process.info["name"].startswith(("tritonserver", "triton_python")):
                 with suppress(psutil.Error):
-                    found += [process, *process.children(recursive=True)]
+                    if any(place in f"{name}={value}" for name, value in process.environ().items()):
+                        found.append(process)
         return found
 
     def server(self) -> psutil.Process | None:

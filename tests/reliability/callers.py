@@ -10,7 +10,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from queue import Empty, Queue
 from typing import Any
@@ -72,7 +72,7 @@ class Calls:
                 return index
         return None
 
-    def record(self, kind: str, model: str, which: int, call: Callable[[], Any]) -> None:
+    def record(self, kind: str, model: str, which: int, call: Callable[[], Any]) -> Ended:
         """One request from beginning to end."""
         at = time.monotonic()
         how, wrong = "answered", ""
@@ -96,7 +96,9 @@ class Calls:
         seconds = time.monotonic() - at
         if seconds > DEADLINE + LATE_SECONDS:
             wrong = f"{wrong} late: {seconds:.1f} s".strip()
-        self.ended.append(Ended(kind, at, seconds, how, wrong))
+        ended = Ended(kind, at, seconds, how, wrong)
+        self.ended.append(ended)
+        return ended
 
 
 def _texts_grpc(calls: Calls) -> Iterator[tuple[int, Callable[[], Any]]]:
@@ -200,18 +202,26 @@ KINDS: dict[str, tuple[str, Callable[[Calls], Iterator[tuple[int, Callable[[], A
 }
 
 
-def _run(calls: Calls, kind: str, pause: float) -> None:
+def _run(calls: Calls, kind: str, every: float) -> None:
     model, source = KINDS[kind]
     for which, call in source(calls):
-        calls.record(kind, model, which, call)
-        if calls.stop.wait(pause if calls.ended[-1].how == "answered" else 0.1):
+        begun = time.monotonic()
+        answered = calls.record(kind, model, which, call).how == "answered"
+        pause = max(0.0, begun + every - time.monotonic()) if answered else 0.1
+        if calls.stop.wait(pause):
             return
 
 
-def start(calls: Calls, pause: float = 0.02, kinds: Sequence[str] = tuple(KINDS)) -> list[threading.Thread]:
-    """One caller of each kind, until `calls.stop` is set."""
+def start(calls: Calls, every: Mapping[str, float] | float = 0.02) -> list[threading.Thread]:
+    """Callers until `calls.stop` is set: one of each kind, or of those that are named.
+
+    Args:
+        every: seconds between the beginnings of two requests, unless one takes longer.
+    """
+    paces = every if isinstance(every, Mapping) else dict.fromkeys(KINDS, every)
     threads = [
-        threading.Thread(target=_run, args=[calls, kind, pause], daemon=True, name=kind) for kind in kinds
+        threading.Thread(target=_run, args=[calls, kind, pace], daemon=True, name=kind)
+        for kind, pace in paces.items()
     ]
     for thread in threads:
         thread.start()

@@ -18,13 +18,10 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from clients import ClientError
-from shoal import repository as store
-from shoal import rollouts
 from shoal.errors import ShoalError
 from tests.reliability import callers, models, report
-from tests.reliability.callers import Calls
 from tests.reliability.kinds import KINDS, MODELS, Scene
-from tests.reliability.world import World, world
+from tests.reliability.scene import scene_of, wait_until_served
 
 FAULTS = int(os.environ.get("SHOAL_FAULTS", "1000"))
 SEED = int(os.environ.get("SHOAL_SEED") or time.time_ns() % 1_000_000)
@@ -33,11 +30,12 @@ REST_SECONDS = 120.0
 NOTICED_SECONDS = 3.0
 
 
-def _served(made: World, model: str, version: int, calls: Calls) -> str:
+def _served(scene: Scene, model: str) -> str:
     """What is wrong with what is served of a model; "": nothing."""
-    configs = store.version_of(made.repository, model, version).configs
+    version = scene.asked[model]
+    made, calls = scene.world, scene.calls
     try:
-        rollouts.wait_until_served(made.repository, configs, REST_SECONDS)
+        wait_until_served(scene, model, version, REST_SECONDS)
     except ShoalError as error:
         return f"{model} {version}: {error.message}"
     answers: list[Any] = []
@@ -63,7 +61,7 @@ def _at_rest(scene: Scene) -> list[str]:
     if not made.wait(made.healthy, REST_SECONDS):
         return ["not healthy again"]
     for model in MODELS:
-        wrong += filter(None, [_served(made, model, scene.asked[model], scene.calls)])
+        wrong += filter(None, [_served(scene, model)])
     expected = 1 + len(made.stubs())
     if not made.wait(lambda: len(made.processes()) == expected, 60):
         wrong.append(f"processes are left over: {made.processes()}")
@@ -76,19 +74,8 @@ def _at_rest(scene: Scene) -> list[str]:
 def test_every_request_ends_and_what_was_asked_for_is_served(small_repository: Path, tmp_path: Path) -> None:
     print(f"\nseed {SEED}: SHOAL_SEED={SEED} SHOAL_FAULTS={FAULTS} make test-faults")
     chance = random.Random(SEED)
-    with pytest.MonkeyPatch.context() as patch, world(small_repository, tmp_path) as made:
-        patch.setenv(rollouts.VARIABLE, str(made.state))
-        calls = Calls(made.http, made.grpc)
-        calls.known = {model: [] for model in MODELS}
-        scene = Scene(made, calls, chance, dict.fromkeys(MODELS, 2))
-        for version in models.VERSIONS:
-            for model in MODELS:
-                assert scene.ask(model, version)
-            for model in MODELS:
-                configs = store.version_of(made.repository, model, version).configs
-                rollouts.wait_until_served(made.repository, configs, 60)
-                calls.known[model].append(callers.answers_of(calls, model))
-        scene.said.clear()
+    with scene_of(small_repository, tmp_path, chance) as scene:
+        made, calls = scene.world, scene.calls
         threads = callers.start(calls)
         possible = [kind for kind in KINDS if kind.possible(made)]
         weights = [kind.weight for kind in possible]

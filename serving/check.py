@@ -66,7 +66,10 @@ def check(
 
 
 def _check_backend(config: Path, backends: Collection[str] | None, repository: Path) -> None:
-    text = config.read_text()
+    try:
+        text = config.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RepositoryError(f"{config} cannot be read: {error}", hint="export the model again") from error
     stated = re.search(r'^(?:backend: "(\w+)"|platform: "(tensorrt)_plan")', text, re.MULTILINE)
     backend = (stated[1] or stated[2]) if stated else None
     if backend is not None and backends is not None and backend not in backends:

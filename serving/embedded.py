@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from serving.launch import launch_with
 from serving.ports import ANY_PORTS, LOOPBACK, Ports, free_ports
 from serving.server_log import Output, important_lines, lines_of
 from shoal.errors import ServerError
+from shoal.machine import kernel
 from shoal.paths import cache_dir, write_json
 
 START_SECONDS = 120.0
@@ -54,6 +55,7 @@ class Server:
         repository: the model repository it serves.
         folder: its run folder: backends, log, state.
         parent: pid of the process that started it; 0: not known.
+        kernel: see `shoal.machine.kernel`; run folders may be shared with other machines.
     """
 
     pid: int
@@ -62,6 +64,7 @@ class Server:
     repository: Path
     folder: Path
     parent: int = 0
+    kernel: str = field(default_factory=kernel)
 
     @property
     def log(self) -> Path:
@@ -110,6 +113,7 @@ class Server:
             Path(values["repository"]),
             Path(values["folder"]),
             values.get("parent", 0),
+            values.get("kernel", ""),
         )
 
 
@@ -234,6 +238,8 @@ def servers(repository: Path | None = None) -> list[Server]:
             server = Server.from_dict(json.loads(state.read_text()) | {"folder": str(state.parent)})
         except (OSError, ValueError, KeyError, TypeError):
             continue
+        if server.kernel != kernel():
+            continue
         if not server.alive:
             stop(server)
         elif repository is None or server.repository == repository.resolve():
@@ -343,9 +349,9 @@ def _wait_until_ready(
             said = problem(server.http, timeout=min(5.0, timeout), headers=headers)
         except probe.NeverStarts:
             raise ServerError(f"Triton could not start:\n{words()}") from None
-        if said is None:
+        if said is None and process.poll() is None:  # or else it was another's answer
             return
-        reason = said
+        reason = said or "another server answers on its port"
         time.sleep(0.05)
     raise ServerError(
         f"Triton was not ready after {timeout:.0f} s: {reason}\n{words()}",

@@ -16,12 +16,20 @@ PR_SET_PDEATHSIG = 1
 
 def launch_with(parent: int) -> list[str]:
     """What goes before a command that is to end with the process `parent`."""
-    return [sys.executable, "-m", "serving.launch", str(parent)]
+    return [*python(), "-m", "serving.launch", str(parent)]
+
+
+def python() -> list[str]:
+    """This interpreter; from Python 3.11 it imports nothing from the folder that the user is in."""
+    return [sys.executable, *(["-P"] if sys.version_info >= (3, 11) else [])]
 
 
 def main() -> None:
     """Set the death signal, then exec the command."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
+    # A parent that is told to stop ignores further signals, and exec would hand that on.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         sys.exit("the parent has gone already")

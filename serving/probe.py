@@ -23,6 +23,7 @@ Headers = Mapping[str, str]
 # Environment variable of whoever starts a server: a decoder answers a request before all others if the
 # request's parameter `shoal_probe` has its value.
 PROBE_KEY = "SHOAL_PROBE_KEY"
+BUSY = (429, 503)  # a model refuses because it has too much to do: an answer
 _NOT_LIVE = 400  # Triton listens once it has begun to serve, or has failed to
 # A value of each kind that any model takes; -1 dims become 1.
 _SAMPLES: dict[str, Any] = {"BYTES": "ready?", "BOOL": True}

@@ -7,36 +7,39 @@ vulnerabilities. A deployment runs the official container, under the same superv
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from serving import embedded
+from serving import embedded, probe
+from serving.distribution import Embedded
 from serving.embedded import START_SECONDS, STOP_SECONDS, process_of, take_ports
-from serving.launch import launch_with
+from serving.launch import launch_with, python
 from serving.ports import LOOPBACK, Ports, free_port
 from serving.server_log import important_lines, lines_of
 from serving.supervisor.record import Record
 from serving.supervisor.settings import Settings
 from shoal.errors import ServerError, UsageError
+from shoal.machine import kernel
 from shoal.paths import cache_dir
 
 # A supervisor that was told to stop gives its server `STOP_SECONDS`; then it has this long to end by itself.
 _END_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 _HEALTH_SECONDS = 5.0
+_ABANDONED_SECONDS = 86400.0
 
 
 @dataclass(frozen=True)
@@ -89,22 +92,35 @@ class Service:
     @property
     def problem(self) -> str | None:
         """What keeps it from answering requests; None: nothing."""
+        if self.end is not None:
+            return f"it has ended: {self.end.message}"
         try:
-            with urllib.request.urlopen(self.health, timeout=_HEALTH_SECONDS):  # noqa: S310 - http on loopback
-                return None
+            probe.send(probe.request(self.health), timeout=_HEALTH_SECONDS)
+            return None
         except urllib.error.HTTPError as error:
             return error.read().decode(errors="replace").strip()
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             return f"the supervisor does not answer: {getattr(error, 'reason', error)}"
 
     @property
     def refused(self) -> dict[str, str]:
         """Model -> why what the repository asks for of it is not served."""
+        return {name: entry["reason"] for entry in self._rollout["refused"] for name in entry["models"]}
+
+    @property
+    def settled(self) -> bool:
+        """Whether each model that the repository asks for is served, or refused."""
+        desired, served, refused = self._rollout["desired"], self._rollout["served"], self.refused
+        return all(name in refused or served.get(name) == model for name, model in desired.items())
+
+    @property
+    def _rollout(self) -> dict[str, Any]:
+        """See `serving.supervisor.rollout.Rollout.to_dict`."""
+        nothing: dict[str, Any] = {"desired": {}, "served": {}, "refused": []}
         try:
-            refused = json.loads(self.record.state.read_text(encoding="utf-8"))["refused"]
-            return {name: entry["reason"] for entry in refused for name in entry["models"]}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
+            return nothing | json.loads(self.record.state.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):
+            return nothing
 
     @property
     def end(self) -> ServerError | None:
@@ -139,10 +155,10 @@ def start(
     timeout: float = START_SECONDS,
     arguments: Sequence[str] = (),
 ) -> Service:
-    """Start a supervisor and return when its server answers a real inference of every model.
+    """Start a supervisor and return when what the repository asks for answers, or is refused.
 
-    A model that is not what was measured, or does not answer, is refused, and the others are served: see
-    `Service.refused`.
+    What is not what was measured, or does not answer, is refused; the last good version of it is served where
+    there is one, and the others are: see `Service.refused`.
 
     Args:
         repository: the model repository.
@@ -151,11 +167,12 @@ def start(
         host: loopback only.
         detach: keep serving when this process ends; otherwise the service ends with the thread that called
             this function.
-        timeout: seconds until every model must answer.
+        timeout: seconds in which Triton must start, and then every model must answer.
         arguments: more for tritonserver, e.g. `--log-verbose=1`.
 
     Raises:
         UsageError: the address is not loopback, or an argument would set it.
+        MissingDependency: there is no embedded Triton.
         ServerError: a port is taken, or nothing can be served; with the reason.
     """
     if host not in (LOOPBACK, "localhost"):
@@ -165,13 +182,15 @@ def start(
             hint="to serve a network: docker compose up",
         )
     Settings(repository, timeout=timeout, extra=tuple(arguments))  # says what is wrong with them
+    Embedded.find()
     ports = take_ports(ports)
     watch_port = free_port("health", watch_port)
-    services()  # clears what dead ones left
+    for dead in ended(repository):
+        stop(dead)
     folder = embedded.new_folder(_place())
     command = [
         *([] if detach else launch_with(os.getpid())),
-        *(sys.executable, "-m", "serving.supervisor", str(repository.resolve())),
+        *(*python(), "-m", "serving.supervisor", str(repository.resolve())),
         f"--folder={folder}",
         f"--http-port={ports.http}",
         f"--grpc-port={ports.grpc}",
@@ -183,7 +202,7 @@ def start(
         *(f"--triton={argument}" for argument in arguments),
     ]
     try:
-        with _log(folder).open("wb") as log:
+        with _log(folder).open("ab") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -193,7 +212,7 @@ def start(
                 start_new_session=True,
             )
         try:
-            return _wait_until_served(process, folder)
+            return _wait_until_served(process, folder, timeout)
         except BaseException:
             _end(process.pid, folder)
             raise
@@ -215,14 +234,29 @@ def stop(service: Service) -> bool:
 
 
 def services(repository: Path | None = None) -> list[Service]:
-    """Services of this user that still run, of one repository where given; what dead ones left is cleared."""
-    found = []
+    """Services of this user that run, of one repository where given, the newest last."""
+    return [service for service in _known(repository) if service.alive]
+
+
+def ended(repository: Path | None = None) -> list[Service]:
+    """Services that ended by themselves, and that nobody has stopped since: see `Service.end`."""
+    return [service for service in _known(repository) if service.end is not None]
+
+
+def _known(repository: Path | None) -> list[Service]:
+    """Those that run or ended by themselves; what others left is cleared."""
+    found, here = [], kernel()
     for folder in sorted(_place().glob("*")):
         record = Record.read(folder)
-        if record is None:  # its supervisor has only just been started
+        if record is None:  # its supervisor has only just been started, or could not write
+            with suppress(OSError):
+                if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
             continue
         service = Service(record, folder)
-        if not service.alive:
+        if record.kernel != here:
+            continue
+        if not service.alive and service.end is None:
             shutil.rmtree(folder, ignore_errors=True)
         elif repository is None or service.repository == repository.resolve():
             found.append(service)
@@ -230,15 +264,22 @@ def services(repository: Path | None = None) -> list[Service]:
     return sorted(found, key=lambda service: service.record.started)
 
 
-def _wait_until_served(process: subprocess.Popen[bytes], folder: Path) -> Service:
-    """The supervisor itself gives up when its time is over."""
+def _wait_until_served(process: subprocess.Popen[bytes], folder: Path, timeout: float) -> Service:
+    """Until it serves, for which the supervisor has a limit of its own; and then until what else is asked for
+    is tried, `timeout` seconds at most."""
+    end = math.inf
     while True:
-        ended = process.poll() is not None
+        over = process.poll() is not None
         record = Record.read(folder)
-        if record is not None and record.phase == "serving":
-            return Service(record, folder)
-        if ended:
+        if over and record is not None and record.phase == "ended" and not record.error:
+            raise ServerError("it was stopped while it started")
+        if over:
             raise _error(record, folder)
+        if record is not None and record.phase == "serving":
+            service = Service(record, folder)
+            end = min(end, time.monotonic() + timeout)
+            if service.settled or time.monotonic() > end:
+                return service
         time.sleep(_POLL_SECONDS)
 
 

@@ -116,9 +116,10 @@ def status(
 
     Example: shoal status --json
     """
-    from serving.service import services
+    from serving.service import ended, services
 
-    rows = [{**found.to_dict(), "problem": found.problem} for found in services(repository)]
+    known = [*services(repository), *ended(repository)]
+    rows = [{**found.to_dict(), "problem": found.problem} for found in known]
     if as_json:
         print_json({"servers": rows})
     elif not rows:
@@ -147,7 +148,7 @@ def logs(
     """
     if as_json and follow:
         raise UsageError("--json prints one document, so it does not go with --follow")
-    server = find_service(repository)
+    server = find_service(repository, dead=True)
     text = server.log.read_text(errors="replace").splitlines()[-lines:]
     if as_json:
         print_json({"log": str(server.log), "lines": text})
@@ -171,14 +172,19 @@ def stop(
 ) -> None:
     """Stop the server of this repository: running requests are finished first.
 
+    What one that ended by itself has left, its log, is removed.
+
     Example: shoal stop --all
     """
     from serving import service
 
     stopped = []
-    for found in service.services(None if everything else repository):
+    chosen = None if everything else repository
+    for found in service.services(chosen):
         clean = service.stop(found)
         stopped.append({"pid": found.pid, "repository": str(found.repository), "killed": not clean})
+    for found in service.ended(chosen):
+        service.stop(found)
     if not stopped:
         raise ServerError(f"no server of {repository} runs", hint="shoal status shows what runs")
     if as_json:

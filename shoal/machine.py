@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+from functools import cache
 from pathlib import Path
 
 # Packages whose files a build of another name brings, for machines with a GPU.
@@ -12,6 +13,16 @@ FOR_GPUS = {"onnxruntime": ("onnxruntime-gpu",), "onnxruntime-genai": ("onnxrunt
 
 # The instruction sets that decide which matrix kernels ONNX Runtime and OpenVINO pick.
 CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+
+
+@cache
+def kernel() -> str:
+    """Names what process ids belong to: this start of this machine, and the container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return platform.node()
 
 
 def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -13,8 +13,8 @@ TEMPORARY = ".tmp"  # how the name of what is being written ends
 def cache_dir() -> Path:
     """`$SHOAL_CACHE`, else `$XDG_CACHE_HOME/shoal`, else `~/.cache/shoal`."""
     if explicit := os.environ.get("SHOAL_CACHE"):
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoal"
+        return Path(explicit).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "shoal"
 
 
 def write_atomic(path: Path, text: str) -> None:

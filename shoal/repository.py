@@ -1,9 +1,8 @@
 """Which versions of a model a repository holds and which it serves: promote, roll back, prune.
 
 A manifest holds the configs that serve its version, so that serving one takes neither the checkpoint nor
-what exported it. What was served is kept in `served.json` beside the network's config, oldest first. A
-server that runs goes on with what it has loaded, and the next start serves what is chosen here; under the
-supervisor a running server takes it up.
+what exported it. What was served is kept in `served.json` beside the network's config, oldest first. What
+is chosen here is asked for: a supervisor tries it, and serves it then, or says why not.
 """
 
 from __future__ import annotations

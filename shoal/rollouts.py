@@ -25,7 +25,7 @@ _MOST = 64  # supervisors of one repository on one machine
 
 def folder_of(given: Path | None = None) -> Path:
     """The folder of the states: the given one, that of the environment, or one of the user's own."""
-    return given or Path(os.environ.get(VARIABLE) or cache_dir() / "rollouts")
+    return (given or Path(os.environ.get(VARIABLE) or cache_dir() / "rollouts")).absolute()
 
 
 def _name(repository: Path, number: int) -> str:

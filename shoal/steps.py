@@ -163,18 +163,24 @@ def serve_until_stopped(running: Any) -> None:
         service.stop(running)
 
 
-def find_service(repository: Path) -> Any:
-    """The newest service of a repository.
+def find_service(repository: Path, *, dead: bool = False) -> Any:
+    """The newest service of a repository that runs.
+
+    Args:
+        dead: where none runs, one that ended by itself.
 
     Raises:
-        ServerError: none runs.
+        ServerError: there is none.
     """
     from serving import service
 
-    running = service.services(repository)
-    if not running:
-        raise ServerError(f"no server of {repository} runs", hint="shoal serve --detach")
-    return running[-1]
+    running, ended = service.services(repository), service.ended(repository)
+    found = running or (ended if dead else [])
+    if not found:
+        reason = ended[-1].end if ended else None
+        why = f": the last one ended: {reason.message}" if reason else ""
+        raise ServerError(f"no server of {repository} runs{why}", hint="shoal serve --detach")
+    return found[-1]
 
 
 def connect(protocol: str, url: str | None, repository: Path, timeout: float) -> tuple[Any, str]:

@@ -40,7 +40,16 @@ EXAMPLES = int(os.environ.get("SHOAL_FUZZ_EXAMPLES", "60"))
 HURTS = [
     *(b"", b"\x00", b"\xff\xfe", b"\xed\xa0\x80", "²".encode(), "١".encode(), b"\n", b'"', b"\\", b"\\u0000"),
     *(b"{", b"}", b"[", b"]", b"[" * 3000, b'{"a":' * 3000, b"null", b"true", b"NaN", b"-Infinity", b"1e999"),
-    *(b"9" * 5000, b"-1", b"0", b"18446744073709551616", b"1.5", b"../../etc/passwd", b"(" * 500, b"a{1,9999}"),
+    *(
+        b"9" * 5000,
+        b"-1",
+        b"0",
+        b"18446744073709551616",
+        b"1.5",
+        b"../../etc/passwd",
+        b"(" * 500,
+        b"a{1,9999}",
+    ),
 ]
 fuzz = settings(
     max_examples=EXAMPLES,
@@ -193,9 +202,12 @@ def test_sampling_parameters_and_structures(content: bytes) -> None:
 
 
 SCHEMA = [
-    b'{"type": "object", "properties": {"a": {"$ref": "#/$defs/b"}}, "required": ["a"], "$defs": {"b": {"enum": [1]}}}',
-    b'{"anyOf": [{"type": "string", "pattern": "^[a-z]+$", "minLength": 2}, {"type": "number", "multipleOf": 0.5}]}',
-    b'{"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 9}, "prefixItems": [{"const": null}]}',
+    b'{"type": "object", "properties": {"a": {"$ref": "#/$defs/b"}}, "required": ["a"],'
+    b' "$defs": {"b": {"enum": [1]}}}',
+    b'{"anyOf": [{"type": "string", "pattern": "^[a-z]+$", "minLength": 2},'
+    b' {"type": "number", "multipleOf": 0.5}]}',
+    b'{"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 9},'
+    b' "prefixItems": [{"const": null}]}',
 ]
 
 

@@ -120,6 +120,63 @@ def test_a_server_that_was_killed_is_started_again_on_its_ports(served: Service)
     assert [found.pid for found in service.services(served.repository)] == [served.pid]
 
 
+def test_what_ended_by_itself_tells_why_until_it_is_stopped(own_repository: Path) -> None:
+    """Also after somebody has looked."""
+    made = service.start(own_repository, ANY, detach=True)
+    os.truncate(own_repository / "minilm_encoder" / "1" / "model.onnx", 1000)
+    os.truncate(own_repository / "minilm_encoder" / "2" / "model.onnx", 1000)
+    _server(made).kill()
+    _until(lambda: not made.alive, 60)
+    for _ in range(2):
+        (found,) = service.ended(own_repository)
+        assert found.end is not None and "is not the file that was measured" in found.end.message
+        assert "is not the file that was measured" in str(found.problem)
+        assert "not serving" in found.log.read_text()
+    assert service.services(own_repository) == []
+    service.stop(found)
+    assert service.ended(own_repository) == [] and not found.folder.exists()
+
+
+def test_what_is_gone_from_the_repository_is_not_asked_for(own_repository: Path) -> None:
+    """Although it was good last."""
+    service.stop(service.start(own_repository, ANY))
+    kept = shutil.copytree(own_repository, own_repository.parent / "kept")
+    for model in ("minilm", "minilm_encoder", "minilm_tokenizer"):
+        shutil.rmtree(own_repository / model)
+    with pytest.raises(ServerError, match="holds no models"):
+        service.start(own_repository, ANY)
+    shutil.rmtree(own_repository)
+    kept.rename(own_repository)
+    again = service.start(own_repository, ANY)
+    assert again.settled and len(_answer(again)) == 384
+    service.stop(again)
+
+
+def test_a_start_waits_for_what_is_asked_for(own_repository: Path) -> None:
+    """And not only for the last good, which is served first."""
+    service.stop(service.start(own_repository, ANY))
+    promote(own_repository, "minilm", 1)
+    made = service.start(own_repository, ANY)
+    try:
+        assert made.settled and _serves(made) == "[1]"
+    finally:
+        service.stop(made)
+
+
+def test_a_service_of_another_machine_is_left_alone(own_repository: Path) -> None:
+    made = service.start(own_repository, ANY)
+    try:
+        record = json.loads((made.folder / "service.json").read_text())
+        elsewhere = made.folder.with_name("elsewhere")
+        shutil.copytree(made.folder, elsewhere)
+        (elsewhere / "service.json").write_text(json.dumps(record | {"kernel": "another", "pid": 1}))
+        assert [found.pid for found in service.services(own_repository)] == [made.pid]
+        assert elsewhere.exists()
+        shutil.rmtree(elsewhere)
+    finally:
+        service.stop(made)
+
+
 def test_stopping_leaves_nothing(own_repository: Path) -> None:
     made = service.start(own_repository, ANY)
     server = _remembered(_server(made))

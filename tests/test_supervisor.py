@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,9 @@ import trustme
 from tritonclient.utils import InferenceServerException
 
 from clients import BadInput, ClientError, Denied, GrpcClient, HttpClient, Tls, Unavailable
+from serving import probe
 from serving.supervisor.logs import entry
-from serving.supervisor.readiness import Health, Readiness
+from serving.supervisor.readiness import Readiness
 from serving.supervisor.settings import CLOSED, CONTROL_HEADER, Settings, read_key
 from shoal.admin import GRPC_HEADER, HEADER
 from shoal.errors import RepositoryError, ServerError, UsageError
@@ -480,17 +483,35 @@ def test_what_models_print_is_kept() -> None:
     assert made["message"] == "Traceback (most recent call last):" and made["where"] == "model"
 
 
+DEAD = "in ensemble 'a', Stub process 'a_0_0' is not healthy."
+
+
 @pytest.mark.parametrize(
-    ("reason", "failures", "dead"),
+    ("answers", "dead"),
     [
-        ("/v2/models/a/infer answers 500: in ensemble 'a', Stub process 'a_0_0' is not healthy.", 2, True),
-        ("/v2/models/a/infer answers 500: in ensemble 'a', Stub process 'a_0_0' is not healthy.", 1, False),
-        ("timed out", 9, False),
-        ("/v2/models/a/infer answers 500: Failed to increase the shared memory pool size", 9, False),
+        ([DEAD, DEAD], True),
+        ([DEAD], False),
+        ([DEAD, "Failed to increase the shared memory pool size", DEAD], False),
+        (["Failed to increase the shared memory pool size"] * 9, False),
     ],
 )
-def test_what_triton_says_is_dead_is_dead(reason: str, failures: int, dead: bool) -> None:
+def test_what_triton_says_is_dead_is_dead(
+    answers: list[str], dead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Once may be a request that met a version on its way out; whatever else it says, it may answer again."""
-    made = Readiness({}, lambda *_: None)
-    made.health["a"] = Health(failures=failures, reason=reason)
+    left = iter(answers)
+    asked = threading.Event()
+
+    def send(*_: object, **__: object) -> bytes:
+        if (answer := next(left, None)) is None:
+            asked.set()
+            made.close()
+            return b""
+        body = io.BytesIO(json.dumps({"error": answer}).encode())
+        raise urllib.error.HTTPError("http://here/v2/models/a/infer", 500, "", Message(), body)
+
+    monkeypatch.setattr(probe, "send", send)
+    monkeypatch.setattr("serving.supervisor.readiness.ASK_SECONDS", 0.01)
+    made = Readiness({"a": probe.Question("a", "here/v2/models/a/infer", {}, {}, False)}, lambda *_: None)
+    assert asked.wait(10)
     assert (made.dead is not None) is dead

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from pathlib import Path
 
 from serving.distribution import Embedded, Installed
 from serving.ports import Ports
 from serving.supervisor.logs import say
 from serving.supervisor.loop import Supervisor
+from serving.supervisor.record import Record, Recorder
 from serving.supervisor.settings import Settings
 from shoal.errors import ShoalError
+from shoal.rollouts import folder_of
 
 
 def _path(given: str) -> Path | None:
@@ -97,6 +101,10 @@ def main() -> int:
         return Supervisor(settings, Installed.find() if given.installed else Embedded.find()).run()
     except ShoalError as error:
         say(error.message, level="error", hint=error.hint)
+        if given.folder and Record.read(given.folder) is None:  # it failed before it could say anything
+            state = folder_of(given.state)
+            record = Record(os.getpid(), time.time(), Ports(), 0, given.repository.resolve(), state)
+            Recorder(given.folder, record).ended(error=error)
         return 1
 
 

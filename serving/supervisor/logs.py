@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from datetime import datetime, timezone
+from pathlib import Path
 from types import SimpleNamespace
 
 _LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ) ([IWEV]) (\d+) (\S+?)\] (.*)", re.DOTALL)
@@ -22,6 +25,7 @@ _TABLE = ("+-", "| ")  # what Triton draws at every start
 _NO_ID = "<id_unknown>"
 _REMEMBERED = 300  # lines
 _ARRIVE_SECONDS = 0.2
+_MOST_BYTES = 64 << 20  # of the log of a service
 
 _form = SimpleNamespace(plain=False)  # whether lines are for people
 
@@ -69,8 +73,18 @@ def _print_json(made: dict[str, object] | dict[str, str]) -> None:
 
 
 def _print(line: str) -> None:
-    """In one write, so that lines of two threads do not mix."""
-    os.write(1, (line + "\n").encode())
+    """In one write, so that lines of two threads do not mix; a full disk is no reason not to serve."""
+    with suppress(OSError):
+        os.write(1, (line + "\n").encode())
+        if _form.plain and os.fstat(1).st_size > _MOST_BYTES:
+            _begin_anew()
+
+
+def _begin_anew() -> None:
+    """Keep what the log of a service holds as its second file, and go on with an empty one."""
+    path = Path("/proc/self/fd/1").readlink()
+    shutil.copyfile(path, f"{path}.1")
+    os.ftruncate(1, 0)
 
 
 class Pipe:

@@ -34,6 +34,7 @@ MOST_STARTS = 5
 WINDOW_SECONDS = 120.0
 # In which a dead server's models end their requests with an error, where they still can.
 LOST_GRACE = 2.0
+PAUSE_SECONDS = 1.0  # between two starts that fail
 
 
 class _Stop(BaseException):
@@ -68,6 +69,7 @@ class Supervisor:
         self._state = State(settings.state, self._repository)
         self._rollout = Rollout.load(self._state.path, time.monotonic)
         self._leases = Leases(self._repository)
+        self._served: Served | None = None
         record = Record(
             os.getpid(), time.time(), settings.ports, self.metrics.port, self._repository, self._state.path
         )
@@ -82,7 +84,6 @@ class Supervisor:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        served: Served | None = None
         try:
             while True:
                 served = self._start_again() if self._starts else self._start()
@@ -91,7 +92,7 @@ class Supervisor:
                 say(f"not serving: {sentence}", level="error", reason=reason)
                 served.close()
                 embedded.stop(served.server, grace=LOST_GRACE)
-                served = None
+                self._served = None
                 self._rollout.ended()
                 if self._hopeless():
                     many = f"{MOST_STARTS} starts within {WINDOW_SECONDS:.0f} s did not help"
@@ -100,7 +101,8 @@ class Supervisor:
         except _Stop:
             self.metrics.ended("stopping")
             say("stopping: running requests are finished first")
-            clean = served is None or embedded.stop(served.server, grace=self._settings.grace)
+            running = self._served
+            clean = running is None or embedded.stop(running.server, grace=self._settings.grace)
             if not clean:
                 say(f"some did not finish within {self._settings.grace:.0f} s", level="warning")
             self._rollout.ended()
@@ -125,8 +127,21 @@ class Supervisor:
                     raise
                 say(f"not serving: {error.message}", level="error", reason="start failed")
                 self.metrics.restarted("start failed")
+                time.sleep(PAUSE_SECONDS)  # a port may be free then
 
     def _start(self) -> Served:
+        """One server that serves; see `Served.begin`.
+
+        Raises:
+            RepositoryError: there is nothing that is what was measured.
+            ServerError: it does not start, or serves nothing.
+        """
+        try:
+            return self._begin()
+        except OSError as error:  # a full disk, say, or a folder that is removed just now
+            raise ServerError(f"the server cannot be started: {error}") from error
+
+    def _begin(self) -> Served:
         begun = time.monotonic()
         self._starts.append(begun)
         self._rollout.see(shown_in(self._repository))
@@ -142,6 +157,7 @@ class Supervisor:
         try:
             served = Served(server, view, self._headers, self._settings.timeout, self.metrics.told)
             loaded, news = served.begin(chosen, self._rollout, self._check)
+            self._served = served
         except BaseException:
             embedded.stop(server, grace=LOST_GRACE)
             raise
@@ -213,7 +229,10 @@ class Supervisor:
         follower = Follower(self._rollout, self._repository, self._trial, served, self._upgraded)
         while (problem := served.liveness.problem() or served.readiness.dead) is None:
             self.metrics.ready(served.readiness.problem)
-            follower.look(served.liveness.draining)
+            try:
+                follower.look(served.liveness.draining)
+            except ShoalError as error:  # it went away as it was asked what it serves
+                return "models lost", error.message
             self._hold()
             time.sleep(LOOK_SECONDS)
         return problem

@@ -19,7 +19,6 @@ from serving import probe
 
 ASK_SECONDS = 1.0  # between two questions to a model
 ANSWER_SECONDS = 10.0  # which a model may take
-_BUSY = (429, 503)  # it refuses, because it has too much to do: an answer
 # Triton 2.51 says so of a Python model whose process has ended, or never began, and does not start another.
 _DEAD = re.compile(r"Stub process .* is not healthy")
 
@@ -33,12 +32,14 @@ class Health:
         failures: questions without an answer since then.
         reason: of the last failure.
         failed: kind of failure -> how many.
+        dead: how often in a row Triton has said that its process is dead.
     """
 
     seconds: float = 0.0
     failures: int = 0
     reason: str = ""
     failed: dict[str, int] = field(default_factory=dict)
+    dead: int = 0
 
 
 class Readiness:
@@ -68,7 +69,7 @@ class Readiness:
     def dead(self) -> tuple[str, str] | None:
         """What Triton itself says will never answer again, as `liveness.Liveness.problem`; None: nothing."""
         for name, health in self.health.items():
-            if health.failures > 1 and _DEAD.search(health.reason):
+            if health.dead > 1:
                 return "model process died", f"{name}: {health.reason}"
         return None
 
@@ -84,13 +85,17 @@ class Readiness:
             try:
                 probe.send(question.request(), timeout=ANSWER_SECONDS)
             except urllib.error.HTTPError as error:
-                kind, health.reason = ("busy" if error.code in _BUSY else "error"), probe.reason_of(error)
+                kind, health.reason = (
+                    ("busy" if error.code in probe.BUSY else "error"),
+                    probe.reason_of(error),
+                )
             except (OSError, http.client.HTTPException) as error:
                 kind, health.reason = "no answer", probe.reason_of(error)
             if self._ended.is_set():
                 return
             health.seconds = time.monotonic() - start
             health.failures = 0 if kind in ("", "busy") else health.failures + 1
+            health.dead = health.dead + 1 if kind == "error" and _DEAD.search(health.reason) else 0
             if kind:
                 health.failed[kind] = health.failed.get(kind, 0) + 1
             self._told(question.model, health)

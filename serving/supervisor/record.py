@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from serving.ports import Ports
 from shoal.errors import ShoalError
+from shoal.machine import kernel
 from shoal.paths import write_json
 
 NAME = "service.json"
@@ -30,6 +31,7 @@ class Record:
         clean: it ended without having to kill anything.
         error: why it ended by itself; "": it did not.
         hint: what to do about that.
+        kernel: see `shoal.machine.kernel`; the folder may be shared with other machines.
     """
 
     pid: int
@@ -42,6 +44,7 @@ class Record:
     clean: bool = False
     error: str = ""
     hint: str = ""
+    kernel: str = field(default_factory=kernel)
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:

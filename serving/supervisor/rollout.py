@@ -130,8 +130,12 @@ class Rollout:
         self.save()
 
     def first(self) -> Models:
-        """What to load into a server that starts: the last good, and what is desired of groups without."""
-        start = dict(self.good)
+        """What to load into a server that starts: the last good, and what is desired of groups without.
+
+        Of a group that the repository does not hold as a whole any more, nothing was good.
+        """
+        kept = [names for names in groups(self.good) if names <= self.desired.keys()]
+        start = {name: self.good[name] for names in kept for name in names}
         for names in groups(self.desired):
             if not names & start.keys():
                 start |= {name: self.desired[name] for name in names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from http.client import HTTPException
+from urllib.error import HTTPError
 
 from serving import probe
 from serving.embedded import Server
@@ -139,6 +140,9 @@ class Served:
         for name, question in self._questions(models, names).items():
             try:
                 probe.send(question.request(), timeout=self._timeout)
+            except HTTPError as error:
+                if error.code not in probe.BUSY:
+                    raise ServerError(f"{name} does not answer: {probe.reason_of(error)}") from error
             except (OSError, HTTPException) as error:
                 raise ServerError(f"{name} does not answer: {probe.reason_of(error)}") from error
 

@@ -34,10 +34,16 @@ def _served(scene: Scene, model: str) -> str:
     """What is wrong with what is served of a model; "": nothing."""
     version = scene.asked[model]
     made, calls = scene.world, scene.calls
-    try:
-        wait_until_served(scene, model, version, REST_SECONDS)
-    except ShoalError as error:
-        return f"{model} {version}: {error.message}"
+    end = time.monotonic() + REST_SECONDS
+    while True:
+        try:
+            wait_until_served(scene, model, version, REST_SECONDS)
+            break
+        except ShoalError as error:
+            # What was refused for want of memory, say, is tried again.
+            if time.monotonic() > end:
+                return f"{model} {version}: {error.message}"
+            time.sleep(1)
     answers: list[Any] = []
 
     def answered() -> bool:

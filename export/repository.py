@@ -31,6 +31,7 @@ from shoal import machine
 from shoal.change import write_together
 from shoal.errors import RepositoryError
 from shoal.hashes import sha256
+from shoal.layout import versions_in
 from shoal.manifest import FILENAME, Manifest, manifests
 from shoal.names import ENCODER, ESTIMATOR, part_name
 from shoal.paths import sync_folder, to_json
@@ -313,7 +314,9 @@ def _manifest(
 
 def versions(model: Path) -> list[int]:
     """Numbers in use. In a fresh clone the encoder has none: its weights are not committed."""
-    return sorted(int(p.name) for p in model.glob("[0-9]*") if p.name.isdigit() and any(p.iterdir()))
+    if not model.is_dir():
+        return []
+    return sorted(number for number in versions_in(model) if any((model / str(number)).iterdir()))
 
 
 def sync(folder: Path) -> None:

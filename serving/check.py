@@ -15,6 +15,7 @@ from pathlib import Path
 from serving.inspection import inspect
 from shoal.engine import check_fits, triton_runner
 from shoal.errors import RepositoryError, ShoalError
+from shoal.layout import config_of
 from shoal.manifest import FILENAME, Manifest, manifests, selected_versions
 from shoal.repository import finish_broken_change
 
@@ -67,8 +68,8 @@ def check(
 
 def _check_backend(config: Path, backends: Collection[str] | None, repository: Path) -> None:
     try:
-        text = config.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        text = config_of(config.parent)
+    except OSError as error:
         raise RepositoryError(f"{config} cannot be read: {error}", hint="export the model again") from error
     stated = re.search(r'^(?:backend: "(\w+)"|platform: "(tensorrt)_plan")', text, re.MULTILINE)
     backend = (stated[1] or stated[2]) if stated else None

@@ -8,7 +8,6 @@ was measured is not served.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from shoal.errors import RepositoryError
 from shoal.hashes import Hashes
+from shoal.layout import config_of, is_version, selected_in, versions_in
 from shoal.names import PARTS, part_name
 
 FILENAME = "manifest.json"
@@ -102,7 +102,7 @@ class Manifest:
         inside = all(
             not name.is_absolute()
             and len(name.parts) > 2
-            and name.parts[1].isdigit()
+            and is_version(name.parts[1])
             and ".." not in name.parts
             for name in files
         )
@@ -173,16 +173,14 @@ class Damaged:
 def served_versions(model: Path) -> set[int]:
     """Versions that the config of a model's folder selects by number; empty where it selects none."""
     try:
-        policy = re.search(r"\bspecific\s*\{([^}]*)\}", (model / "config.pbtxt").read_text())
+        return selected_in(config_of(model))
     except OSError:
         return set()
-    return {int(version) for version in re.findall(r"\d+", policy[1])} if policy else set()
 
 
 def selected_versions(model: Path) -> set[int]:
     """Versions that the config of a model's folder serves: those that it selects by number, or all."""
-    every = {int(folder.name) for folder in model.iterdir() if folder.name.isdigit() and folder.is_dir()}
-    return served_versions(model) or every
+    return served_versions(model) or versions_in(model)
 
 
 def history(repository: Path, model: str | None = None) -> Iterator[Manifest | Damaged]:
@@ -190,7 +188,7 @@ def history(repository: Path, model: str | None = None) -> Iterator[Manifest | D
 
     A manifest that cannot be read does not say whose it is: its network's name tells.
     """
-    paths = (path for path in repository.glob(f"*/*/{FILENAME}") if path.parent.name.isdigit())
+    paths = (path for path in repository.glob(f"*/*/{FILENAME}") if is_version(path.parent.name))
     for path in sorted(paths, key=lambda p: (p.parts[-3], int(p.parts[-2]))):
         network = path.parts[-3]
         try:

@@ -116,7 +116,7 @@ def read_traffic(path: Path) -> Counter[Shape]:
             try:
                 entry = json.loads(line)
                 batch, tokens, count = entry["batch"], entry["tokens"], entry.get("count", 1)
-            except (ValueError, TypeError, KeyError, AttributeError):
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 batch = tokens = count = None
             if not all(type(value) is int and value > 0 for value in (batch, tokens, count)):
                 raise UsageError(

@@ -84,7 +84,7 @@ class Follower:
             return
         try:
             found = shown_in(self._repository)
-        except (OSError, ValueError):  # between two renames
+        except OSError:  # between two renames
             return
         if not found:
             reason = f"{self._repository} holds no models any more"

@@ -117,7 +117,7 @@ class Rollout:
                     )
                     for entry in kept["refused"]
                 ]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             made.good, made.refused = {}, []
         return made
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal.manifest import served_versions
+from shoal.layout import config_of, selected_in, versions_in
 
 _ENSEMBLE = re.compile(r'^platform: "ensemble"', re.MULTILINE)
 _BYTECODE = "__pycache__"
@@ -43,14 +43,12 @@ def shown_in(repository: Path) -> dict[str, Shown]:
     """Model -> what is shown of it.
 
     Raises:
-        OSError, ValueError: a config cannot be read.
+        OSError: a config cannot be read.
     """
     found = {}
     for path in sorted(repository.glob("*/config.pbtxt")):
-        config = path.read_text()
-        every = {int(folder.name) for folder in path.parent.iterdir() if folder.name.isdigit()}
-        selected = served_versions(path.parent)
-        versions = selected or (set() if _ENSEMBLE.search(config) else every)
+        config = config_of(path.parent)
+        versions = selected_in(config) or (set() if _ENSEMBLE.search(config) else versions_in(path.parent))
         found[path.parent.name] = Shown(config, tuple(sorted(versions)))
     return found
 
@@ -95,7 +93,7 @@ class View:
             number = self._numbers[name] = self._numbers.get(name, 0) + 1
             made = self._made / f"{name}.{number}"
             made.mkdir()
-            (made / "config.pbtxt").write_text(model.config)
+            (made / "config.pbtxt").write_text(model.config, encoding="utf-8")
             for version in model.versions:
                 _link(self._repository / name / str(version), made / str(version))
             if not model.versions:

@@ -1,0 +1,33 @@
+"""What lies where in a model repository, read so that a strange name or byte in one model harms no other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_VERSION = re.compile(r"[0-9]{1,18}")
+
+
+def is_version(name: str) -> bool:
+    """Whether a folder of this name holds a version: digits of ASCII, and a number that fits into 64 bits."""
+    return _VERSION.fullmatch(name) is not None
+
+
+def versions_in(model: Path) -> set[int]:
+    """Numbers of the versions in a model's folder."""
+    return {int(folder.name) for folder in model.iterdir() if is_version(folder.name) and folder.is_dir()}
+
+
+def config_of(model: Path) -> str:
+    """Text of a model's `config.pbtxt`; bytes that are not UTF-8 become U+FFFD, which Triton may refuse.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return (model / "config.pbtxt").read_text(encoding="utf-8", errors="replace")
+
+
+def selected_in(config: str) -> set[int]:
+    """Versions that a config selects by number; empty where it selects none."""
+    policy = re.search(r"\bspecific\s*\{([^}]*)\}", config)
+    return {int(version) for version in re.findall(r"\b[0-9]{1,18}\b", policy[1])} if policy else set()

@@ -95,7 +95,8 @@ class Service:
         if self.end is not None:
             return f"it has ended: {self.end.message}"
         try:
-            probe.send(probe.request(self.health), timeout=_HEALTH_SECONDS)
+            asked = probe.request(f"{LOOPBACK}:{self.record.watch_port}/health")
+            probe.send(asked, timeout=_HEALTH_SECONDS)
             return None
         except urllib.error.HTTPError as error:
             return error.read().decode(errors="replace").strip()

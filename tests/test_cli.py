@@ -114,7 +114,8 @@ def test_an_error_is_one_line_with_a_way_out(arguments: list[str], code: int, sa
     assert ended == code
     if "--json" not in arguments:
         assert out == ""
-    (line,) = error.strip().splitlines()
+    *steps, line = error.strip().splitlines()
+    assert all(step.startswith("✓ Open PyTorch") for step in steps)  # where no test before has opened it
     assert line.startswith("error: ")
     assert said in line
 

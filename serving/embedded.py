@@ -27,7 +27,7 @@ from serving.launch import launch_with
 from serving.ports import ANY_PORTS, LOOPBACK, Ports, free_ports
 from serving.server_log import Output, important_lines, lines_of
 from shoal.errors import ServerError
-from shoal.machine import kernel
+from shoal.machine import is_elsewhere, kernel
 from shoal.paths import cache_dir, write_json
 
 START_SECONDS = 120.0
@@ -238,7 +238,7 @@ def servers(repository: Path | None = None) -> list[Server]:
             server = Server.from_dict(json.loads(state.read_text()) | {"folder": str(state.parent)})
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if server.kernel != kernel():
+        if is_elsewhere(server.kernel):
             continue
         if not server.alive:
             stop(server)

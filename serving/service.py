@@ -32,7 +32,7 @@ from serving.server_log import important_lines, lines_of
 from serving.supervisor.record import Record
 from serving.supervisor.settings import Settings
 from shoal.errors import ServerError, UsageError
-from shoal.machine import kernel
+from shoal.machine import is_elsewhere
 from shoal.paths import cache_dir
 
 # A supervisor that was told to stop gives its server `STOP_SECONDS`; then it has this long to end by itself.
@@ -246,7 +246,7 @@ def ended(repository: Path | None = None) -> list[Service]:
 
 def _known(repository: Path | None) -> list[Service]:
     """Those that run or ended by themselves; what others left is cleared."""
-    found, here = [], kernel()
+    found = []
     for folder in sorted(_place().glob("*")):
         record = Record.read(folder)
         if record is None:  # its supervisor has only just been started, or could not write
@@ -255,7 +255,7 @@ def _known(repository: Path | None) -> list[Service]:
                     shutil.rmtree(folder, ignore_errors=True)
             continue
         service = Service(record, folder)
-        if record.kernel != here:
+        if is_elsewhere(record.kernel):
             continue
         if not service.alive and service.end is None:
             shutil.rmtree(folder, ignore_errors=True)

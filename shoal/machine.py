@@ -17,12 +17,23 @@ CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16",
 
 @cache
 def kernel() -> str:
-    """Names what process ids belong to: this start of this machine, and the container."""
+    """Names what process ids belong to: this machine, this start of it, and the container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        return f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"
+        return f"{platform.node()} {boot} {Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:
         return platform.node()
+
+
+def is_elsewhere(named: str) -> bool:
+    """Whether a process of a `kernel` so named may live where this one cannot see it; "": it is not known.
+
+    Of this machine before it was started again nothing lives.
+    """
+    if named in ("", kernel()):
+        return False
+    there, here = named.split(" "), kernel().split(" ")
+    return there[0] != here[0] or there[1:2] == here[1:2]
 
 
 def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shoal import machine
 from shoal.machine import available_cpus
 
 
@@ -37,3 +38,22 @@ def test_cgroup_v1_quota(tmp_path: Path) -> None:
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("100000\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
     assert available_cpus(tmp_path) == 1
+
+
+@pytest.mark.parametrize(
+    ("node", "boot", "space", "elsewhere"),
+    [
+        ("", "", "", False),  # itself
+        ("other", "", "", True),
+        ("", "another", "", False),  # before it was started again
+        ("", "", "7", True),  # another container
+        ("other", "another", "7", True),
+    ],
+)
+def test_processes_of_other_machines_are_told_apart(
+    node: str, boot: str, space: str, elsewhere: bool
+) -> None:
+    here = machine.kernel().split(" ")
+    there = " ".join(given or own for given, own in zip((node, boot, space), here, strict=True))
+    assert machine.is_elsewhere(there) is elsewhere
+    assert not machine.is_elsewhere("")

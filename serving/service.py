@@ -92,8 +92,8 @@ class Service:
     @property
     def problem(self) -> str | None:
         """What keeps it from answering requests; None: nothing."""
-        if self.end is not None:
-            return f"it has ended: {self.end.message}"
+        if (end := self.end) is not None:
+            return f"it has ended: {end.message}"
         try:
             asked = probe.request(f"{LOOPBACK}:{self.record.watch_port}/health")
             probe.send(asked, timeout=_HEALTH_SECONDS)

@@ -208,9 +208,8 @@ def up(
     from serving import service
 
     try:
-        for served in outcome["published"]:
-            if reason := server.refused.get(served["network"]) or server.refused.get(settings.name):
-                raise ServerError(f"{settings.name} is not served: {reason}")
+        if reason := server.refused.get(settings.name):  # which names every model of its group
+            raise ServerError(f"{settings.name} is not served: {reason}")
         wire = verify_over_the_wire(settings.name, repository, server.grpc)
         answers = [first_answer(protocol, server, settings.name) for protocol in ("grpc", "http")]
     except BaseException:

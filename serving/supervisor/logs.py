@@ -1,5 +1,7 @@
 """Triton's lines as one JSON object each, with the id of the request that they are about.
 
+Those of a service on a user's machine stay as Triton writes them.
+
 A line of Triton 2.51 with `--log-format=ISO8601` is `2026-11-23T17:00:00Z I 71 server.cc:849] "text"`, and a
 message that is about a request holds `[request id: NAME]`. What models print comes as it is.
 """

@@ -138,9 +138,11 @@ class Engine:
                 self._probe = sequence
                 self._work.notify()
                 return
-            if self.waiting >= self._limits.max_queue_size:
+            # Those that rows are free for wait for the next step only: a burst is not refused while rows are free.
+            waiting = self.waiting - self._scheduler.free
+            if waiting >= self._limits.max_queue_size:
                 self.stats.finished["refused"] += 1
-                raise QueueFull(f"the queue is full: {self.waiting} requests wait; try again later")
+                raise QueueFull(f"the queue is full: {waiting} requests wait; try again later")
             self._inbox.append(sequence)
             self._work.notify()
 

@@ -30,7 +30,7 @@ class Limits:
     Attributes:
         max_num_seqs: sequences that run at once.
         max_model_len: tokens of a prompt and its answer together.
-        max_queue_size: requests that may wait.
+        max_queue_size: requests that may wait besides those that rows are free for.
         max_num_batched_tokens: tokens of prompts written in one step while streams run; four times as
             many while none does.
         staging_rows: prompts written at once.
@@ -131,7 +131,7 @@ class Scheduler:
 
     def _stage(self, budget: int, count_cached: Callable[[Sequence], int]) -> None:
         """Several that fit together, or one that is longer, scored, or begins with a known prefix."""
-        free = min(self.limits.max_num_seqs - len(self.running), self.limits.staging_rows)
+        free = min(len(self.staged) + self.free, self.limits.staging_rows)
         longest = 0
         while self.waiting and len(self.staged) < free:
             head = self.waiting[0]
@@ -148,6 +148,11 @@ class Scheduler:
             self.staged.append(head)
             if alone:
                 break
+
+    @property
+    def free(self) -> int:
+        """Rows that nobody runs in, or is written for."""
+        return self.limits.max_num_seqs - len(self.running) - len(self.staged)
 
     @property
     def next_row(self) -> int:

@@ -234,7 +234,8 @@ def test_the_deadline_ends_a_request_that_runs_and_one_that_waits() -> None:
 
 def test_a_full_queue_refuses_and_forgets() -> None:
     engine, _ = engine_of()
-    callers = [Caller([1], SamplingParams()) for _ in range(LIMITS.max_queue_size)]
+    together = LIMITS.max_num_seqs + LIMITS.max_queue_size  # though no step has given them their rows
+    callers = [Caller([1], SamplingParams()) for _ in range(together)]
     for caller in callers:
         engine.submit(caller.request())
     extra = Caller([1], SamplingParams())

@@ -85,7 +85,8 @@ def test_no_request_waits_longer_than_those_before_it_account_for(data: st.DataO
 
 def test_a_probe_is_answered_in_the_next_step_whoever_runs_and_waits() -> None:
     engine, toy = engine_of(speculate=False)
-    callers = [_caller([1 + n % 28, 3, n % 5] * 7, 70) for n in range(LIMITS.max_queue_size)]
+    together = LIMITS.max_num_seqs + LIMITS.max_queue_size
+    callers = [_caller([1 + n % 28, 3, n % 5] * 7, 70) for n in range(together)]
     for caller in callers:
         engine.submit(caller.request())
     with pytest.raises(QueueFull):
@@ -98,7 +99,7 @@ def test_a_probe_is_answered_in_the_next_step_whoever_runs_and_waits() -> None:
         probe = _caller(list(range(1, PROBE_TOKENS + 1)), 1)
         engine.submit(probe.request(probe=True))
         kept, waiting, toy.calls = engine.cached_prefix_tokens, engine.waiting, []
-        assert kept <= 256 and waiting == LIMITS.max_queue_size
+        assert kept <= 256 and waiting >= LIMITS.max_queue_size
         with pytest.raises(QueueFull, match="another probe is not answered yet"):
             engine.submit(_caller([1], 1).request(probe=True))
         engine.step()

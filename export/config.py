@@ -87,6 +87,7 @@ def tokenizer_config(recipe: Recipe, task: Task, encode: TextEncoder, version: i
         max_text_bytes=str(recipe.max_text_bytes),
         max_sequences=str(recipe.max_sequences),
         max_request_tokens=str(_request_tokens(recipe, encode.max_length)),
+        max_queue_size=str(recipe.max_queue_size),
         pad_id=str(encode.pad_id),
         **encode.options,
     )
@@ -104,6 +105,7 @@ def image_config(recipe: Recipe, task: Task, processor: Processor, version: int)
         max_image_bytes=str(MAX_IMAGE_BYTES),
         max_image_pixels=str(MAX_IMAGE_PIXELS),
         max_resized_pixels=str(MAX_RESIZED_PIXELS),
+        max_queue_size=str(recipe.max_queue_size),
     )
     return config
 

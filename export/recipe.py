@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from serving.models.admission import MAX_QUEUE_SIZE
 from shoal.errors import UsageError
 from shoal.names import check_name
 
@@ -44,6 +45,7 @@ class Recipe:
             each of `max_sequences`, and never less than one sequence has.
         max_text_bytes: longest text that is accepted at all, in bytes of UTF-8, and in characters once it is
             normalized.
+        max_queue_size: requests that may wait for the network; further ones are refused at once.
         top_k: most labels in an answer, the likeliest first.
         truncate_dim: of an embedding, components that are kept (Matryoshka); None: as the checkpoint says.
         traffic: shapes that ran, for which TensorRT engines are built; None: the length buckets.
@@ -64,6 +66,7 @@ class Recipe:
     max_sequences: int = 64
     max_request_tokens: int | None = None
     max_text_bytes: int = 32_768
+    max_queue_size: int = MAX_QUEUE_SIZE
     top_k: int = 5
     truncate_dim: int | None = None
     traffic: Path | None = None
@@ -89,6 +92,7 @@ class Recipe:
             ("distill_steps", self.distill_steps, 0),
             ("max_length", self.max_length, 4),
             ("max_text_bytes", self.max_text_bytes, 1),
+            ("max_queue_size", self.max_queue_size, 1),
             ("top_k", self.top_k, 1),
             ("truncate_dim", self.truncate_dim, 1),
             ("length_buckets", self.length_buckets[0], 1),

@@ -24,6 +24,7 @@ from serving import heartbeat, probe
 from serving.check import check
 from serving.distribution import Distribution, Embedded
 from serving.launch import launch_with
+from serving.models.admission import METRICS
 from serving.ports import ANY_PORTS, LOOPBACK, Ports, free_ports
 from serving.server_log import Output, important_lines, lines_of
 from shoal.errors import ServerError
@@ -320,7 +321,11 @@ def _spawn(
     with (folder / "server.log").open("wb") as log:
         return subprocess.Popen(
             command,
-            env={**distribution.environment(), heartbeat.FOLDER: str(folder / "heartbeats")},
+            env={
+                **distribution.environment(),
+                heartbeat.FOLDER: str(folder / "heartbeats"),
+                METRICS: f"{LOOPBACK}:{ports.metrics}",
+            },
             stdin=subprocess.DEVNULL,
             stdout=log if output is None else output.descriptor,
             stderr=subprocess.STDOUT,

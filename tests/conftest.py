@@ -18,8 +18,8 @@ from serving.embedded import Server, running
 
 ROOT = Path(__file__).parent.parent
 
-# Hypothesis tries the same examples wherever `CI` is set, and others elsewhere: so what hangs there is not seen
-# here. `make fuzz` is what looks for new ones.
+# Hypothesis tries the same examples wherever `CI` is set, and others elsewhere, so what hangs there is not
+# seen here. `make fuzz` is what looks for new ones.
 settings.register_profile("same", settings.get_profile("default"), derandomize=True, database=None)
 settings.load_profile("same" if "SHOAL_FUZZ_EXAMPLES" not in os.environ else "default")
 

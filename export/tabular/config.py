@@ -10,6 +10,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 from export.config import network_config, tensor_input, tensor_output
 from export.exported import Exported
 from export.tabular.columns import CATEGORY, DOCUMENT, Column
+from serving.models.admission import PARAMETER
 from serving.models.rows import LIMITS
 from shoal.names import ESTIMATOR, ROWS, part_name
 
@@ -23,7 +24,7 @@ class Settings:
 
     Attributes:
         row: one that the model takes, JSON.
-        max_text_bytes, max_request_terms: see `export.tabular.recipe.TabularRecipe`.
+        max_text_bytes, max_request_terms, max_queue_size: see `export.tabular.recipe.TabularRecipe`.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Settings:
     row: str
     max_text_bytes: int
     max_request_terms: int
+    max_queue_size: int
 
 
 def network_name(name: str) -> str:
@@ -66,7 +68,7 @@ def reader_config(
     config.input.extend(tensor_input(name, kind, [width]) for name, (kind, width) in inputs.items())
     config.output.extend(tensor_output(spec.name, spec.dtype, spec.dims[1:]) for spec in exported.inputs)
     _tell(config, settings)
-    for name in LIMITS:
+    for name in (*LIMITS, PARAMETER):
         config.parameters[name].string_value = str(getattr(settings, name))
     return config
 

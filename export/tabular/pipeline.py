@@ -176,7 +176,13 @@ def _release(proven: Verified, recipe: TabularRecipe, finished: Finished) -> Rel
     name, task = recipe.name, _task(finished.served.estimator)
     columns = finished.served.estimator.columns
     settings = config.Settings(
-        name, recipe.max_batch_size, task, finished.row, recipe.max_text_bytes, recipe.max_request_terms
+        name,
+        recipe.max_batch_size,
+        task,
+        finished.row,
+        recipe.max_text_bytes,
+        recipe.max_request_terms,
+        recipe.max_queue_size,
     )
     parts = []
     if finished.reader is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from export.recipe import check_precisions, name_of, to_plain, values_of
+from serving.models.admission import MAX_QUEUE_SIZE
 from serving.models.rows import MAX_REQUEST_TERMS, MAX_TEXT_BYTES
 from shoal.errors import UsageError
 from shoal.names import check_name
@@ -24,6 +25,7 @@ class TabularRecipe:
         max_text_bytes: longest text in bytes of UTF-8 that is accepted at all.
         max_request_terms: most terms that are counted in the texts of one column in one request, as often as
             they come, and with what fills up rows of fewer terms.
+        max_queue_size: requests that may wait for the network; further ones are refused at once.
         top_k: labels in an answer, the likeliest first.
         trust_pickle: load files that can run code when they are loaded.
         eval_data: CSV with a header, the labels in the column `label`, `target` or the last.
@@ -38,6 +40,7 @@ class TabularRecipe:
     max_batch_size: int = 256
     max_text_bytes: int = MAX_TEXT_BYTES
     max_request_terms: int = MAX_REQUEST_TERMS
+    max_queue_size: int = MAX_QUEUE_SIZE
     top_k: int = 5
     trust_pickle: bool = False
     eval_data: Path | None = None
@@ -47,7 +50,7 @@ class TabularRecipe:
             object.__setattr__(self, "name", name_of(self.source.rpartition(":")[2]))
         check_name(self.name)
         check_precisions(self.precisions, self.PRECISIONS)
-        for key in ("max_batch_size", "max_text_bytes", "max_request_terms", "top_k"):
+        for key in ("max_batch_size", "max_text_bytes", "max_request_terms", "max_queue_size", "top_k"):
             if (value := getattr(self, key)) < 1:
                 raise UsageError(f"{key} is {value}, it must be at least 1")
 

@@ -38,7 +38,8 @@ def config_of(recipe: Text2TextRecipe, settings: Settings, *, version: int) -> t
     config.output.append(triton.ModelOutput(name=text2text.COUNT, data_type=integer, dims=[1]))
     # One instance with all CPUs. The cache is kept in their memory, whatever else the machine has.
     config.instance_group.add(count=1, kind=triton.ModelInstanceGroup.KIND_CPU)
-    config.dynamic_batching.SetInParent()
+    # Triton's own limit: this is no ensemble, in which it would leave requests without an answer.
+    config.dynamic_batching.default_queue_policy.max_queue_size = recipe.max_queue_size
     config.version_policy.specific.versions.append(version)
     values = {
         "task": recipe.TASK,

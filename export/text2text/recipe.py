@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from export.recipe import check_precisions, name_of, to_plain, values_of
+from serving.models.admission import MAX_QUEUE_SIZE
 from shoal.errors import UsageError
 from shoal.names import check_name
 
@@ -25,6 +26,7 @@ class Text2TextRecipe:
         max_batch_size: most texts in one request and in one batch.
         max_text_bytes: longest text that is accepted at all, in bytes of UTF-8, and in characters once it is
             normalized.
+        max_queue_size: requests that may wait; further ones are refused at once.
         eval_data: texts and the answers they should have, for chrF as part of the evidence; see
             `export.text2text.labelled`.
     """
@@ -40,6 +42,7 @@ class Text2TextRecipe:
     num_beams: int | None = None
     max_batch_size: int = 16
     max_text_bytes: int = 32_768
+    max_queue_size: int = MAX_QUEUE_SIZE
     eval_data: Path | None = None
 
     def __post_init__(self) -> None:
@@ -53,6 +56,7 @@ class Text2TextRecipe:
             ("num_beams", 1),
             ("max_batch_size", 1),
             ("max_text_bytes", 1),
+            ("max_queue_size", 1),
         ):
             value = getattr(self, key)
             if value is not None and value < least:

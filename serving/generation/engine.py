@@ -138,7 +138,7 @@ class Engine:
                 self._probe = sequence
                 self._work.notify()
                 return
-            # Those that rows are free for wait for the next step only: a burst is not refused while rows are free.
+            # Those that rows are free for wait for the next step only, and a burst is not refused for them.
             waiting = self.waiting - self._scheduler.free
             if waiting >= self._limits.max_queue_size:
                 self.stats.finished["refused"] += 1

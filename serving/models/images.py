@@ -25,6 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import MARKER
 
 from serving import heartbeat
+from serving.models.admission import Admission
 from serving.models.responses import answers, inputs
 
 FORMATS = ("PNG", "JPEG")
@@ -201,18 +202,17 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Read the parameters."""
         heartbeat.start()
-        parameters = {
-            key: value["string_value"]
-            for key, value in json.loads(args["model_config"])["parameters"].items()
-        }
+        config = json.loads(args["model_config"])
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         self._processor = Processor.from_json(parameters["processor"])
         self._max_bytes = int(parameters["max_image_bytes"])
         self._max_pixels = int(parameters["max_image_pixels"])
         self._max_resized = int(parameters.get("max_resized_pixels", MAX_RESIZED_PIXELS))
+        self._admission = Admission.of(args["model_name"], config)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order; a bad image fails its own request only."""
-        return answers(requests, self._answer)
+        return answers(requests, self._answer, self._admission)
 
     def _answer(self, request: Any) -> dict[str, NDArray]:
         files = inputs(request, "image")[0].reshape(-1)

@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from serving.models.admission import Admission, QueueFull
 from serving.models.backend_utils import pb_utils
 
 
@@ -21,19 +22,32 @@ def optional(request: Any, *names: str) -> dict[str, NDArray]:
     return {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}
 
 
-def answers(requests: Sequence[Any], answer: Callable[[Any], Mapping[str, NDArray]]) -> list[Any]:
+def answers(
+    requests: Sequence[Any],
+    answer: Callable[[Any], Mapping[str, NDArray]],
+    admission: Admission | None = None,
+) -> list[Any]:
     """One response a request, in order. An error is that request's own.
 
     Args:
         answer: output arrays by name, of one request; a ValueError is the caller's fault, anything else ours.
+        admission: of the first step of an ensemble, to the network behind it.
     """
-    return [_response(request, answer) for request in requests]
+    if admission is not None:
+        admission.begin()
+    return [_response(request, answer, admission) for request in requests]
 
 
-def _response(request: Any, answer: Callable[[Any], Mapping[str, NDArray]]) -> Any:
+def _response(
+    request: Any, answer: Callable[[Any], Mapping[str, NDArray]], admission: Admission | None
+) -> Any:
     try:
+        if admission is not None:
+            admission.admit()
         arrays = answer(request)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in arrays.items()])
+    except QueueFull as error:  # counted, and not logged: there may be thousands in a second
+        return _failed(error, pb_utils.TritonError.UNAVAILABLE)
     except ValueError as error:
         pb_utils.Logger.log_warn(f"[request id: {request.request_id()}] refused: {error}")
         return _failed(error, pb_utils.TritonError.INVALID_ARG)

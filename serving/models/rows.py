@@ -5,8 +5,8 @@ its own request that names row, column and value. ONNX Runtime would answer such
 every request of its batch without a name. Columns of texts become counted terms; all other columns pass as
 they are.
 
-Parameters in config.pbtxt, both optional: `max_text_bytes` of one text, and `max_request_terms`, the terms
-that are counted in one request, padding included.
+Parameters in config.pbtxt, all optional: `max_text_bytes` of one text, `max_request_terms`, the terms that
+are counted in one request, padding included, and `max_queue_size` of `serving.models.admission`.
 
 What it needs to know lies in `rows.json` beside it, as `Reader.to_json` writes it. Its inputs and outputs are
 those of its config. Needs numpy alone.
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import heartbeat
+from serving.models.admission import Admission
 from serving.models.responses import answers, inputs
 from serving.models.terms import Terms, inputs_of
 
@@ -258,11 +259,12 @@ class TritonPythonModel:
         self._reader = Reader.from_json(path.read_text(encoding="utf-8"))
         self._inputs: Sequence[str] = [entry["name"] for entry in config["input"]]
         parameters = config.get("parameters", {})
+        self._admission = Admission.of(args["model_name"], config)
         self._limits = {name: int(parameters[name]["string_value"]) for name in LIMITS if name in parameters}
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order; a bad row fails its own request only."""
-        return answers(requests, self._read)
+        return answers(requests, self._read, self._admission)
 
     def _read(self, request: Any) -> dict[str, NDArray]:
         given = dict(zip(self._inputs, inputs(request, *self._inputs), strict=True))

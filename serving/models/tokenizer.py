@@ -11,8 +11,9 @@ Of a share of requests a monitor is shown a row, where whoever starts the server
 `serving.drift.tap`.
 
 Parameters in config.pbtxt: `layout`, `max_length` and `length_buckets` in tokens, `max_text_bytes`,
-`max_sequences` and `max_request_tokens` (optional) of one request, `pad_id`, and what the layout needs or
-understands. Its outputs are the features that the config lists.
+`max_sequences` and `max_request_tokens` (optional) of one request, `max_queue_size` (optional) of
+`serving.models.admission`, `pad_id`, and what the layout needs or understands. Its outputs are the features
+that the config lists.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any, Protocol
 
 from serving import heartbeat
 from serving.drift.tap import Tap
+from serving.models.admission import PARAMETER, Admission
 from serving.models.layouts import LAYOUTS, BadText, Batch, check_growth
 from serving.models.responses import answers, inputs, optional
 from shoal.machine import available_cpus
@@ -65,6 +67,7 @@ class Settings:
         """
         given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         most_tokens = given.pop(_REQUEST_TOKENS, None)
+        given.pop(PARAMETER, None)
         layout = LAYOUTS.get(given.get("layout", ""))
         if layout is None:
             raise ValueError(f"unknown layout {given.get('layout')}; known: {', '.join(LAYOUTS)}")
@@ -147,10 +150,11 @@ class TritonPythonModel:
         path = Path(args["model_repository"]) / args["model_version"] / "tokenizer.json"
         self._layout = LAYOUTS[settings.layout](path, settings.max_length, **settings.options)
         self._tap = Tap(args["model_name"], args["model_version"])
+        self._admission = Admission.of(args["model_name"], config)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order; a bad text fails its own request only."""
-        return answers(requests, self._encode)
+        return answers(requests, self._encode, self._admission)
 
     def _encode(self, request: Any) -> dict[str, Any]:
         settings = self._settings

@@ -8,10 +8,15 @@ import urllib.request
 from serving.embedded import Server
 
 
+def page_of(server: Server) -> str:
+    """The whole page."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.ports.metrics}/metrics", timeout=10) as page:
+        return str(page.read().decode())
+
+
 def metric(server: Server, name: str, label: str = "") -> float:
     """The sum over all labels of a metric of ours, or over those with one label."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.ports.metrics}/metrics", timeout=10) as page:
-        lines = page.read().decode().splitlines()
+    lines = page_of(server).splitlines()
     return sum(
         float(line.split()[-1])
         for line in lines

@@ -1,0 +1,252 @@
+"""A request that finds its network's queue full is refused at once; those that were admitted are answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from google.protobuf import text_format
+from tokenizers import Tokenizer
+from tritonclient.grpc import model_config_pb2 as triton
+from tritonclient.utils import InferenceServerException
+
+from clients import GrpcClient, HttpClient, Overloaded
+from export.text2text import publish
+from export.text2text.recipe import Text2TextRecipe
+from serving.embedded import Server, running
+from serving.models.admission import Admission, Pending, QueueFull, networks_behind
+from serving.models.text2text import Settings
+from serving.text2text.settings import Search
+from tests import tiny
+from tests.generation.metrics import page_of
+
+MOST = 3
+SLOW_SECONDS = 0.1
+# In place of the network, and of an encoder-decoder: one request after the other.
+SLOW = f"""
+import time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.name = "embedding" if args["model_name"].endswith("_encoder") else "generated_text"
+
+    def execute(self, requests):
+        time.sleep({SLOW_SECONDS})
+        made = np.zeros((1, 2), np.float32) if self.name == "embedding" else np.array([[b"slow"]], object)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor(self.name, made)]) for _ in requests]
+"""
+
+
+class Queue:
+    """What the server would say, and when it was asked."""
+
+    def __init__(self) -> None:
+        self.waits: int | None = 0
+        self.asked = 0
+        self.now = 0.0
+
+    def __call__(self) -> int | None:
+        self.asked += 1
+        return self.waits
+
+    def clock(self) -> float:
+        return self.now
+
+
+def _admitted(admission: Admission, count: int) -> int:
+    """How many of so many requests are admitted."""
+    admission.begin()
+    found = 0
+    for _ in range(count):
+        try:
+            admission.admit()
+            found += 1
+        except QueueFull:
+            pass
+    return found
+
+
+def test_no_more_are_admitted_than_may_wait_whatever_ends_meanwhile() -> None:
+    queue, refused = Queue(), list[int]()
+    admission = Admission(4, queue, lambda: refused.append(1), queue.clock)
+    assert _admitted(admission, 10) == 4 and len(refused) == 6
+    assert queue.asked == 1  # the moment is the same
+    queue.waits, queue.now = 4, 1.0
+    assert _admitted(admission, 10) == 0 and queue.asked == 2
+    queue.waits, queue.now = 1, 2.0
+    assert _admitted(admission, 10) == 3  # those in hand count though the server does not know them yet
+    queue.waits, queue.now = 0, 3.0
+    assert _admitted(admission, 3) == 3
+    assert _admitted(admission, 10) == 1  # which passed on at once; the server is asked again in 5 ms
+    assert queue.asked == 4
+
+
+def test_a_light_load_asks_nothing_and_a_silent_server_refuses_nobody() -> None:
+    queue = Queue()
+    admission = Admission(256, queue, clock=queue.clock)
+    assert _admitted(admission, 256) == 256 and queue.asked == 0
+    queue.waits = None
+    assert _admitted(admission, 1000) == 1000 and queue.asked == 1
+    queue.waits, queue.now = 256, 1.0
+    with pytest.raises(QueueFull, match="^the queue is full: 256 requests wait; try again later$"):
+        admission.begin()
+        admission.admit()
+
+
+def test_metrics_that_cannot_be_read_say_nothing() -> None:
+    assert Pending("127.0.0.1:1", ["a_encoder"])() is None
+
+
+def test_the_network_is_found_by_name() -> None:
+    assert networks_behind("a_rows") == ["a_encoder", "a_estimator"]
+    assert networks_behind("a_b_tokenizer") == ["a_b_encoder", "a_b_estimator"]
+
+
+@pytest.mark.parametrize("given", ["0", "-3", "many", "1.5"])
+def test_a_limit_that_is_none_keeps_the_model_from_loading(given: str) -> None:
+    with pytest.raises(ValueError, match=r"max_queue_size is|invalid literal"):
+        Admission.of("a_tokenizer", {"parameters": {"max_queue_size": {"string_value": given}}})
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, _own_cache: None) -> Iterator[Server]:
+    """A tokenizer of ours before a network that takes its time, and an encoder-decoder that does."""
+    models = tmp_path_factory.mktemp("admission")
+    for name in ("slow_tokenizer", "slow_encoder", "slow", "writer"):
+        (models / name / "1").mkdir(parents=True)
+    Tokenizer.from_str(tiny.wordpiece()).save(str(models / "slow_tokenizer" / "1" / "tokenizer.json"))
+    (models / "slow_tokenizer" / "1" / "model.py").write_text(
+        "from serving.models.tokenizer import TritonPythonModel  # noqa: F401\n"
+    )
+    for name in ("slow_encoder", "writer"):
+        (models / name / "1" / "model.py").write_text(SLOW)
+    (models / "slow_tokenizer" / "config.pbtxt").write_text(_tokenizer())
+    (models / "slow_encoder" / "config.pbtxt").write_text(
+        """backend: "python" max_batch_size: 1 dynamic_batching {} instance_group { count: 1 kind: KIND_CPU }
+        input { name: "input_ids" data_type: TYPE_INT64 dims: -1 }
+        output { name: "embedding" data_type: TYPE_FP32 dims: 2 }"""
+    )
+    (models / "slow" / "config.pbtxt").write_text(
+        """platform: "ensemble" max_batch_size: 1
+        input { name: "text" data_type: TYPE_STRING dims: 1 }
+        output { name: "embedding" data_type: TYPE_FP32 dims: 2 }
+        parameters { key: "task" value { string_value: "sentence-similarity" } }
+        ensemble_scheduling {
+          step { model_name: "slow_tokenizer" model_version: -1
+            input_map { key: "text" value: "text" } output_map { key: "input_ids" value: "input_ids" } }
+          step { model_name: "slow_encoder" model_version: -1
+            input_map { key: "input_ids" value: "input_ids" }
+            output_map { key: "embedding" value: "embedding" } } }"""
+    )
+    (models / "writer" / "config.pbtxt").write_text(_writer())
+    with running(models) as started:
+        yield started
+
+
+def _tokenizer() -> str:
+    values = {
+        "layout": "text",
+        "max_length": "64",
+        "length_buckets": "16,64",
+        "max_text_bytes": "32768",
+        "max_sequences": "64",
+        "pad_id": "0",
+        "max_queue_size": str(MOST),
+    }
+    config = triton.ModelConfig(backend="python", max_batch_size=1)
+    config.dynamic_batching.SetInParent()
+    config.input.add(name="text", data_type=triton.DataType.TYPE_STRING, dims=[1])
+    config.output.add(name="input_ids", data_type=triton.DataType.TYPE_INT64, dims=[-1])
+    for key, value in values.items():
+        config.parameters[key].string_value = value
+    return str(text_format.MessageToString(config))
+
+
+def _writer() -> str:
+    """As it is exported, without the output that `SLOW` does not make."""
+    recipe = Text2TextRecipe("t5", max_batch_size=1, max_queue_size=MOST)
+    search = Search.from_json('{"start": 0, "ends": [1], "pad": 0, "max_new_tokens": 4}')
+    settings = Settings(search, 64, 1000)
+    config = publish.config_of(recipe, settings, version=1)
+    config.name = "writer"
+    del config.output[1]
+    return str(text_format.MessageToString(config))
+
+
+def _text(module: Any, text: bytes) -> Any:
+    tensor = module.InferInput("text", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[text]], object))
+    return tensor
+
+
+@pytest.mark.parametrize("model", ["slow", "writer"])
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_burst_is_answered_or_refused_each_once(server: Server, model: str, protocol: str) -> None:
+    """Asked by NVIDIA's clients: thirty at once, of which few find a place."""
+    module = {"grpc": tritonclient.grpc, "http": tritonclient.http}[protocol]
+    began = time.monotonic()
+
+    def ask(number: int) -> tuple[str, float]:
+        client = module.InferenceServerClient(getattr(server, protocol))
+        try:
+            client.infer(model, [_text(module, f"fish {number}".encode())])
+            return "answered", time.monotonic() - began
+        except InferenceServerException as error:
+            return str(error.message()), time.monotonic() - began
+
+    with ThreadPoolExecutor(30) as pool:
+        found = list(pool.map(ask, range(30)))
+    answered = [seconds for said, seconds in found if said == "answered"]
+    refused = [(said, seconds) for said, seconds in found if said != "answered"]
+    assert len(answered) + len(refused) == 30
+    assert MOST <= len(answered) <= 2 * MOST + 4, found
+    said = "queue is full: 3 requests wait" if model == "slow" else "xceeds maximum queue size"
+    assert all(said in text for text, _ in refused)
+    # Refused first, the slowest answered last: an order, not a time.
+    assert sorted(seconds for _, seconds in refused)[len(refused) // 2] < max(answered)
+
+
+@pytest.mark.parametrize("kind", [GrpcClient, HttpClient])
+def test_our_clients_say_that_it_is_overloaded(server: Server, kind: type[GrpcClient | HttpClient]) -> None:
+    address = server.grpc if kind is GrpcClient else server.http
+
+    def ask(number: int) -> str:
+        with kind(address, timeout=60) as client:
+            try:
+                client.infer("slow", {"text": np.array([[f"{number}".encode()]], object)})
+            except Overloaded as error:
+                return str(error)
+            return ""
+
+    with ThreadPoolExecutor(20) as pool:
+        said = [text for text in pool.map(ask, range(20)) if text]
+    assert said and all("the queue is full: 3 requests wait; try again later" in text for text in said)
+
+
+def test_those_that_were_refused_are_counted(server: Server) -> None:
+    def refused() -> float:
+        lines = page_of(server).splitlines()
+        found = [line for line in lines if line.startswith("shoal_queue_refused_total{")]
+        assert all('model="slow_tokenizer"' in line for line in found)
+        return sum(float(line.split()[-1]) for line in found)
+
+    before, client = refused(), tritonclient.grpc.InferenceServerClient(server.grpc)
+
+    def ask(number: int) -> bool:
+        try:
+            client.infer("slow", [_text(tritonclient.grpc, b"fish")])
+            return False
+        except InferenceServerException:
+            return True
+
+    with ThreadPoolExecutor(20) as pool:
+        count = sum(pool.map(ask, range(20)))
+    assert count and refused() - before == count

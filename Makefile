@@ -6,7 +6,7 @@ READY5 := .venv-transformers5/.ready
 PACKED := build/checkpoints/all_minilm_l6_v2
 SUITE := build/json-schema/jsonschema-4.26.0
 
-.PHONY: demo test test-checkpoints test-slow test-faults test-switches test-soak fuzz test-compose test-export test-json-schema test-transformers5 lint types format bench bench-int8 bench-llm bench-drift clean
+.PHONY: demo test test-checkpoints test-slow test-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 lint types format bench bench-int8 bench-llm bench-drift clean
 
 ## demo: export, prove, serve and call SmolLM2-135M and all-MiniLM-L6-v2, load the latter, then stop
 demo: $(READY)
@@ -35,9 +35,14 @@ test-switches: $(READY)
 test-soak: $(READY)
 	$(BIN)/python -m pytest -m faults -s tests/reliability/test_soak.py
 
-## fuzz: parsers that strangers reach, with twenty thousand damaged inputs each (20 minutes)
+## test-overload: ten minutes at four times of what the service can do (needs a quiet machine)
+test-overload: $(READY) model_repository/minilm_encoder/2/model.onnx model_repository/smollm2/config.pbtxt
+	$(BIN)/python -m pytest -m faults -s tests/reliability/test_overload.py
+
+## fuzz: parsers that strangers reach, with twenty thousand damaged inputs each (20 minutes), in eight rounds:
+## Hypothesis remembers what it has tried, and so becomes slower
 fuzz: $(READY)
-	SHOAL_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
+	for round in 1 2 3 4 5 6 7 8; do SHOAL_FUZZ_EXAMPLES=2500 $(BIN)/python -m pytest -q -n 2 tests/test_fuzz.py || exit; done
 
 ## test-compose: docker compose up on a real engine: answers, what is closed, what is killed and comes back
 test-compose: $(READY)

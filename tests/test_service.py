@@ -62,6 +62,14 @@ def _remembered(process: psutil.Process) -> psutil.Process:
     return process
 
 
+@pytest.fixture(scope="module")
+def shared(repository: Path) -> Iterator[Service]:
+    """For tests that change nothing."""
+    made = service.start(repository, ANY)
+    yield made
+    service.stop(made)
+
+
 @pytest.fixture
 def served(own_repository: Path) -> Iterator[Service]:
     made = service.start(own_repository, ANY)
@@ -77,6 +85,36 @@ def _answer(of: Service) -> list[float]:
 def _serves(of: Service) -> str:
     """The version of the encoder that is served."""
     return str(json.loads(of.record.state.read_text())["served"]["minilm_encoder"]["versions"])
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        # By its shared memory a client could overwrite a model's process.
+        ("systemsharedmemory/region/mine/register", {"key": "/x", "offset": 0, "byte_size": 64}),
+        (
+            "cudasharedmemory/region/mine/register",
+            {"raw_handle": {"b64": ""}},
+        ),
+        ("logging", {"log_verbose_level": 9}),
+        ("trace/setting", {"trace_level": ["TIMESTAMPS"]}),
+        ("repository/models/minilm/unload", {}),
+    ],
+)
+def test_what_changes_the_server_is_closed(shared: Service, path: str, body: dict[str, object]) -> None:
+    connection = HTTPConnection(shared.http, timeout=10)
+    connection.request("POST", f"/v2/{path}", json.dumps(body))
+    answer = connection.getresponse()
+    assert answer.status == 403 and b"restricted" in answer.read()
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_health_is_asked_in_any_way(shared: Service, method: str) -> None:
+    connection = HTTPConnection(shared.health.partition("://")[2].partition("/")[0], timeout=10)
+    for path in ("/health", "/health?from=balancer"):
+        connection.request(method, path)
+        answer = connection.getresponse()
+        assert answer.status == 200 and answer.read() == (b"serving\n" if method == "GET" else b"")
 
 
 def test_it_follows_promotions(served: Service) -> None:

@@ -423,7 +423,9 @@ def test_settings_become_arguments(tmp_path: Path) -> None:
     assert "--trace-config=opentelemetry,url=http://otel:4318/v1/traces" in made
     plain = Settings(tmp_path).arguments("", "own456")
     assert not [part for part in plain if "admin" in part or "cache" in part]
-    assert len([part for part in plain if "restricted" in part]) == 2  # model control is never open
+    assert f"--http-restricted-api=shared-memory,trace,logging:{CONTROL_HEADER}=own456" in plain
+    assert f"--grpc-restricted-protocol=shared-memory,trace,logging:{CONTROL_HEADER}=own456" in plain
+    assert len([part for part in plain if "restricted" in part]) == 4  # model control is never open
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,7 @@ class SamplingParams:
         unknown = sorted(set(given) - set(known))
         if unknown:
             named = ", ".join(unknown).encode("ascii", "backslashreplace").decode()  # half a character, say
+            named = named if len(named) <= _MOST_SHOWN else f"{named[:_MOST_SHOWN]}..."
             raise BadRequest(f"unknown in sampling_parameters: {named}; known: {', '.join(known)}")
         asked = {**(defaults or {}), **{name: value for name, value in given.items() if value is not None}}
         read = {name: _READERS[name](name, value) for name, value in asked.items()}
@@ -151,12 +152,17 @@ class SamplingParams:
                 raise BadRequest(f"{name} holds {max(ids)}, the model has tokens 0 to {vocabulary - 1}")
 
 
+_MOST_SHOWN = 100  # characters of what was sent, in an error
+
+
 def _loads(text: str, what: str) -> Any:
     try:
         return json.loads(text, parse_float=Written)
     except RecursionError:
         raise BadRequest(f"{what} is nested too deep") from None
     except ValueError as error:
+        if "integer string conversion" in str(error):  # Python's words are for programmers
+            raise BadRequest(f"{what} holds a number of thousands of digits") from None
         raise BadRequest(f"{what} is not JSON: {error}") from None
 
 
@@ -165,14 +171,15 @@ def _number(name: str, value: Any, low: float, high: float, *, whole: bool) -> A
         try:
             value = int(value) if whole else float(value)
         except ValueError:
-            raise BadRequest(f"{name} is {value!r}, not a number") from None
+            shown = value if len(value) <= _MOST_SHOWN else f"{value[:_MOST_SHOWN]}..."
+            raise BadRequest(f"{name} is {shown!r}, not a number") from None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRequest(f"{name} is {_kind(value)}, not a number")
     if isinstance(value, float) and (not math.isfinite(value) or (whole and value != int(value))):
         raise BadRequest(f"{name} is {value}, it must be {'a whole' if whole else 'a finite'} number")
     if not low <= value <= high:
-        shown = f"{value:g}" if abs(value) < 1e100 else "too large"
-        raise BadRequest(f"{name} is {shown}, it must be from {low:g} to {high:g}")
+        shown = value if abs(value) < 10**20 else f"{value:g}" if abs(value) < 1e100 else "too large"
+        raise BadRequest(f"{name} is {shown}, it must be from {low} to {high}")
     return int(value) if whole else float(value)
 
 

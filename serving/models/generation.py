@@ -46,6 +46,7 @@ from serving.generation.text import bad_word_tokens, encode_prompt
 from serving.generation.trial import Trial
 from serving.models.backend_utils import pb_utils
 from serving.models.metrics import Metrics
+from serving.models.responses import in_short
 from serving.probe import PROBE_KEY
 from shoal.manifest import FILENAME, Manifest
 
@@ -210,8 +211,9 @@ class TritonPythonModel:
         params.check_tokens(self._vocabulary)
         prompt = encode_prompt(self._tokenizer, text, self._settings.begin)
         answer.prepare(text, prompt, params, self._tokenizer)
-        probe = self._is_probe(request)
-        timeout = request.timeout() / 1e6
+        parameters = json.loads(request.parameters())
+        probe = self._is_probe(parameters)
+        timeout = (request.timeout() or _microseconds(parameters.get("timeout", 0))) / 1e6
         return Request(
             prompt=prompt,
             params=params,
@@ -224,12 +226,23 @@ class TritonPythonModel:
             probe=probe,
         )
 
-    def _is_probe(self, request: Any) -> bool:
+    def _is_probe(self, parameters: dict[str, Any]) -> bool:
         """Whether the request's parameter `shoal_probe` is the key that whoever started the server knows."""
         if not self._probe_key:
             return False
-        given = str(json.loads(request.parameters()).get("shoal_probe", ""))
+        given = str(parameters.get("shoal_probe", ""))
         return hmac.compare_digest(given.encode(), self._probe_key.encode())
+
+
+def _microseconds(given: Any) -> int:
+    """A timeout as the body of `generate` has it, which Triton hands on as a parameter like any other.
+
+    Raises:
+        BadRequest: it is none.
+    """
+    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+        raise BadRequest(f"timeout is {str(given)[:40]!r}, it must be a whole number of microseconds")
+    return given
 
 
 class _Answer:
@@ -292,7 +305,8 @@ class _Answer:
 
     def fail(self, code: Any, message: str) -> None:
         """End with an error."""
-        text = message.encode("utf-8", errors="backslashreplace").decode()  # it may quote half a character
+        # It may quote half a character.
+        text = in_short(message).encode("utf-8", errors="backslashreplace").decode()
         self._send(pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code)), final=True)
 
     def _send(self, response: Any, final: bool) -> None:

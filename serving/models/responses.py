@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from serving.models.admission import Admission, QueueFull
 from serving.models.backend_utils import pb_utils
 
+MOST_SAID = 2_000  # characters of an error
+
 
 def inputs(request: Any, *names: str) -> list[NDArray]:
     """The arrays of a request's inputs."""
@@ -57,4 +59,9 @@ def _response(
 
 
 def _failed(error: Exception, code: Any) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(in_short(str(error)), code))
+
+
+def in_short(message: str) -> str:
+    """An error of at most `MOST_SAID` characters, whatever it quotes."""
+    return message if len(message) <= MOST_SAID else f"{message[:MOST_SAID]}..."

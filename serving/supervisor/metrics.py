@@ -129,22 +129,28 @@ class _Processes:
 
 def _listen(metrics: Metrics, address: str, port: int) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
+        timeout = 10.0  # seconds for the next line of a request: who sends half of one keeps no thread
+
         def do_GET(self) -> None:
-            if self.path == "/metrics":
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
                 self._answer(200, generate_latest(metrics.registry), CONTENT_TYPE_LATEST)
-            elif self.path == "/health":
+            elif path == "/health":
                 problem = metrics.problem
                 body = (problem or "serving") + "\n"
                 self._answer(503 if problem else 200, body.encode(), "text/plain; charset=utf-8")
             else:
                 self._answer(404, b"there is /metrics and /health\n", "text/plain; charset=utf-8")
 
+        do_HEAD = do_GET
+
         def _answer(self, status: int, body: bytes, kind: str) -> None:
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             """Scrapes are not news."""

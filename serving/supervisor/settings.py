@@ -13,7 +13,10 @@ from shoal.admin import HEADER
 from shoal.errors import UsageError
 
 # What reads the server itself, or changes it, takes the admin key; inference, metadata and health stay open.
-CLOSED = ("shared-memory", "model-config", "statistics", "trace", "logging")
+# What changes it stays closed where there is no such key: any client could register the shared memory of a
+# model's process, and overwrite it.
+CHANGES = ("shared-memory", "trace", "logging")
+CLOSED = (*CHANGES, "model-config", "statistics")
 # Model control takes a key that the supervisor makes for itself and tells nobody: a load can bring files, so
 # that who may load may run code.
 CONTROL_HEADER = "shoal-control-key"
@@ -95,7 +98,7 @@ class Settings:
         """For tritonserver.
 
         Args:
-            key: what the admin key file holds; "": `CLOSED` is open.
+            key: what the admin key file holds; "": of `CLOSED`, what only reads is open.
             control: the supervisor's own key.
         """
         made = [
@@ -107,6 +110,11 @@ class Settings:
         ]
         if not self.auto_complete:
             made.append("--disable-auto-complete-config")
+        if not key:
+            made += [
+                f"--http-restricted-api={','.join(CHANGES)}:{CONTROL_HEADER}={control}",
+                f"--grpc-restricted-protocol={','.join(CHANGES)}:{CONTROL_HEADER}={control}",
+            ]
         if self.folder is None:  # of a service the lines are read by people
             made.append("--log-format=ISO8601")
         if key:

@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -37,6 +36,16 @@ def server(tiny_repository: Path, monkeypatch: pytest.MonkeyPatch, _own_cache: N
     monkeypatch.setenv("SHOAL_PROBE_KEY", KEY)
     with running(tiny_repository) as started:
         yield started
+
+
+def test_the_timeout_in_the_body_is_a_deadline(server: Server) -> None:
+    """Of `generate` as of any request, though Triton hands it on as a parameter like any other."""
+    long = {"sampling_parameters": '{"max_tokens": 4000, "ignore_eos": true}'}
+    assert "deadline exceeded: no complete answer after" in _ask(server, timeout=50_000, **long)
+    assert _ask(server, timeout=20_000_000) == _ask(server) == _ask(server, timeout=0)
+    for wrong in ("soon", -5, True, 1.5):
+        assert "it must be a whole number of microseconds" in _ask(server, timeout=wrong)
+    assert settled(server, "running")
 
 
 def test_a_probe_is_answered_while_forty_streams_run_and_wait(server: Server) -> None:
@@ -82,9 +91,8 @@ def test_a_probe_is_answered_while_forty_streams_run_and_wait(server: Server) ->
 
 def test_without_a_key_there_are_no_probes() -> None:
     model = TritonPythonModel.__new__(TritonPythonModel)
-    request = SimpleNamespace(parameters=lambda: '{"shoal_probe": ""}')
     model._probe_key = ""
-    assert not model._is_probe(request)
+    assert not model._is_probe({"shoal_probe": ""})
     model._probe_key = KEY
-    assert not model._is_probe(request)
-    assert model._is_probe(SimpleNamespace(parameters=lambda: f'{{"shoal_probe": "{KEY}"}}'))
+    assert not model._is_probe({"shoal_probe": ""})
+    assert model._is_probe({"shoal_probe": KEY})

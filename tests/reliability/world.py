@@ -53,15 +53,16 @@ class World:
     """The service and what surrounds it.
 
     Args:
-        repository: is copied to a disk of its own.
+        repository: is copied.
         folder: for the disk, logs and state.
         flags: more for the supervisor.
+        own_disk: of `DISK_MB`, and shared memory of its own, where this user may mount them.
     """
 
-    def __init__(self, repository: Path, folder: Path, *flags: str) -> None:
+    def __init__(self, repository: Path, folder: Path, *flags: str, own_disk: bool = True) -> None:
         self.disk, self.folder = folder / "disk", folder
         self.disk.mkdir()
-        self.mounts = can_mount()
+        self.mounts = own_disk and can_mount()
         if self.mounts:
             mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(self.disk)]
             subprocess.run(mount, check=True)
@@ -198,9 +199,9 @@ class World:
 
 
 @contextmanager
-def world(repository: Path, folder: Path, *flags: str) -> Iterator[World]:
+def world(repository: Path, folder: Path, *flags: str, own_disk: bool = True) -> Iterator[World]:
     """A service for the length of a block, which begins when it serves."""
-    made = World(repository, folder, *flags)
+    made = World(repository, folder, *flags, own_disk=own_disk)
     try:
         assert made.wait(made.healthy, 120), made.log.read_text()[-3000:]
         yield made

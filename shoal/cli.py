@@ -183,9 +183,13 @@ def stop(
     for found in service.services(chosen):
         clean = service.stop(found)
         stopped.append({"pid": found.pid, "repository": str(found.repository), "killed": not clean})
-    for found in service.ended(chosen):
+    cleared = service.ended(chosen)
+    for found in cleared:
         service.stop(found)
-    if not stopped:
+    if not stopped and cleared and not as_json:
+        err.print("no server ran; the log of one that had ended by itself was removed")
+        return
+    if not stopped and not cleared:
         raise ServerError(f"no server of {repository} runs", hint="shoal status shows what runs")
     if as_json:
         print_json({"stopped": stopped})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,8 @@ from tritonclient.utils import InferenceServerException
 
 from clients import BadInput, ClientError, Denied, GrpcClient, HttpClient, Tls, Unavailable
 from serving import probe
+from serving.distribution import Embedded
+from serving.supervisor import loop
 from serving.supervisor.logs import entry
 from serving.supervisor.readiness import Readiness
 from serving.supervisor.settings import CLOSED, CONTROL_HEADER, Settings, read_key
@@ -401,6 +405,39 @@ def test_what_never_serves_ends_with_its_reason(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert '"level": "error"' in done.stdout and "holds no models" in done.stdout
+
+
+def test_what_served_once_is_never_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It dies nine times, and twice it cannot be started either: the starts come further apart."""
+    now, pauses = [0.0], list[float]()
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        now[0] += seconds
+
+    served = SimpleNamespace(close=lambda: None, server=None)
+    starts, looks = itertools.count(1), itertools.count(1)
+
+    class Dies(loop.Supervisor):
+        def _begin(self) -> Any:
+            self._starts.append(now[0])
+            if next(starts) in (3, 8):
+                raise ServerError("the port is taken")
+            return served
+
+        def _look_after(self, served: object) -> tuple[str, str]:
+            if next(looks) == 10:
+                raise loop._Stop
+            return "killed", "it was killed"
+
+    monkeypatch.setattr(loop.time, "sleep", sleep)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(loop.embedded, "stop", lambda *_, **__: True)
+    monkeypatch.setattr(loop.signal, "signal", lambda *_: None)
+    settings = Settings(tmp_path, watch_port=0, state=tmp_path / "state")
+    assert Dies(settings, Embedded.find()).run() == 0
+    assert pauses[:5] == [0, 0, loop.PAUSE_SECONDS, 0, loop.LONG_PAUSE_SECONDS]
+    assert len(pauses) == 11 and loop.LONG_PAUSE_SECONDS in pauses[6:]
 
 
 def test_settings_become_arguments(tmp_path: Path) -> None:

@@ -29,9 +29,11 @@ from shoal.errors import RepositoryError, ServerError, ShoalError
 from shoal.leases import Leases
 from shoal.rollouts import State
 
-# More starts than this in so many seconds: what is wrong is not mended by starting again.
+# After more starts than this in so many seconds the next ones come further apart. What served once is not given
+# up: what made it die may pass (a client that makes Triton crash, a full disk), and nobody else may start it.
 MOST_STARTS = 5
 WINDOW_SECONDS = 120.0
+LONG_PAUSE_SECONDS = 30.0
 # In which a dead server's models end their requests with an error, where they still can.
 LOST_GRACE = 2.0
 PAUSE_SECONDS = 1.0  # between two starts that fail
@@ -80,7 +82,7 @@ class Supervisor:
         """Until SIGTERM or SIGINT, for the main thread.
 
         Returns:
-            The exit code: 0 after such a signal, 1 where the server cannot be kept serving.
+            The exit code: 0 after such a signal, 1 where the server cannot be started.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
@@ -94,10 +96,8 @@ class Supervisor:
                 embedded.stop(served.server, grace=LOST_GRACE)
                 self._served = None
                 self._rollout.ended()
-                if self._hopeless():
-                    many = f"{MOST_STARTS} starts within {WINDOW_SECONDS:.0f} s did not help"
-                    raise ServerError(f"{many}; the last time: {sentence}", hint="shoal rollback")
                 self.metrics.restarted(reason)
+                self._pause(0.0)
         except _Stop:
             self.metrics.ended("stopping")
             say("stopping: running requests are finished first")
@@ -118,16 +118,23 @@ class Supervisor:
             self._leases.close()
 
     def _start_again(self) -> Served:
-        """`_start`, once more where Triton fails at its start, which it sometimes does without a reason."""
+        """`_start`, until it starts: what keeps it from that may pass, such as a port that is taken."""
         while True:
             try:
                 return self._start()
-            except ServerError as error:
-                if self._hopeless():
-                    raise
+            except ShoalError as error:
+                self.metrics.ended(error.message)
                 say(f"not serving: {error.message}", level="error", reason="start failed")
                 self.metrics.restarted("start failed")
-                time.sleep(PAUSE_SECONDS)  # a port may be free then
+                self._pause(PAUSE_SECONDS)
+
+    def _pause(self, seconds: float) -> None:
+        """Before the next start: so long, or longer where many starts did not help."""
+        if len(self._starts) == MOST_STARTS and time.monotonic() - self._starts[0] < WINDOW_SECONDS:
+            seconds = LONG_PAUSE_SECONDS
+            many = f"{MOST_STARTS} starts within {WINDOW_SECONDS:.0f} s did not help"
+            say(f"{many}: the next one is in {seconds:.0f} s", level="error", hint="shoal rollback")
+        time.sleep(seconds)
 
     def _start(self) -> Served:
         """One server that serves; see `Served.begin`.
@@ -249,9 +256,6 @@ class Supervisor:
         self.metrics.upgraded(refused)
         if self._renew_drift is not None and not refused:
             self._renew_drift()
-
-    def _hopeless(self) -> bool:
-        return len(self._starts) == MOST_STARTS and time.monotonic() - self._starts[0] < WINDOW_SECONDS
 
     @staticmethod
     def _stop(number: int, frame: FrameType | None) -> None:

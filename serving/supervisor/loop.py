@@ -29,8 +29,8 @@ from shoal.errors import RepositoryError, ServerError, ShoalError
 from shoal.leases import Leases
 from shoal.rollouts import State
 
-# After more starts than this in so many seconds the next ones come further apart. What served once is not given
-# up: what made it die may pass (a client that makes Triton crash, a full disk), and nobody else may start it.
+# After more starts than this in so many seconds the next ones come further apart. What served once is not
+# given up: what made it die may pass (a client that makes Triton crash, a full disk), and nobody else starts it.
 MOST_STARTS = 5
 WINDOW_SECONDS = 120.0
 LONG_PAUSE_SECONDS = 30.0

@@ -156,9 +156,8 @@ def _listen(metrics: Metrics, address: str, port: int) -> ThreadingHTTPServer:
             """Scrapes are not news."""
 
     class Listener(ThreadingHTTPServer):
-        request_queue_size = (
-            256  # connections that wait; the default, 5, lets a few idle ones keep others out
-        )
+        # Connections that wait. Of 5, the default, a few idle ones keep the others out.
+        request_queue_size = 256
 
         def handle_error(self, *_: object) -> None:
             """Whoever asked has left."""

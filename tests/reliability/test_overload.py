@@ -1,9 +1,9 @@
 """Ten minutes at four times of what the service can do: `make test-overload`.
 
 Texts for all-MiniLM-L6-v2 by NVIDIA's client, and prompts for SmolLM2-135M over plain HTTP, come at random
-moments (a Poisson process), whether those before them are answered or not. The time of an answer counts from the
-moment in which its request was due. First the most that the service answers is measured; then 0.7 of that is
-sent, and then four times of it.
+moments (a Poisson process), whether those before them are answered or not. The time of an answer counts from
+the moment in which its request was due. First the most that the service answers is measured; then 0.7 of that
+is sent, and then four times of it.
 
 Both models have short queues here (`max_queue_size`), as a promise of latency needs them, and the decoder few
 rows (`max_num_seqs`): each request that runs beside others makes all of them slower.

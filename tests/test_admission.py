@@ -20,7 +20,7 @@ from clients import GrpcClient, HttpClient, Overloaded
 from export.text2text import publish
 from export.text2text.recipe import Text2TextRecipe
 from serving.embedded import Server, running
-from serving.models.admission import Admission, Pending, QueueFull, networks_behind
+from serving.models.admission import Admission, Pending, QueueFull, model_of
 from serving.models.text2text import Settings
 from serving.text2text.settings import Search
 from tests import tiny
@@ -105,9 +105,10 @@ def test_metrics_that_cannot_be_read_say_nothing() -> None:
     assert Pending("127.0.0.1:1", ["a_encoder"])() is None
 
 
-def test_the_network_is_found_by_name() -> None:
-    assert networks_behind("a_rows") == ["a_encoder", "a_estimator"]
-    assert networks_behind("a_b_tokenizer") == ["a_b_encoder", "a_b_estimator"]
+def test_the_model_is_found_by_the_name_of_its_part() -> None:
+    assert model_of("a_rows") == "a"
+    assert model_of("a_b_tokenizer") == "a_b"
+    assert model_of("a_b") == "a_b"
 
 
 @pytest.mark.parametrize("given", ["0", "-3", "many", "1.5"])
@@ -235,7 +236,7 @@ def test_those_that_were_refused_are_counted(server: Server) -> None:
     def refused() -> float:
         lines = page_of(server).splitlines()
         found = [line for line in lines if line.startswith("shoal_queue_refused_total{")]
-        assert all('model="slow_tokenizer"' in line for line in found)
+        assert all('model="slow"' in line for line in found)
         return sum(float(line.split()[-1]) for line in found)
 
     before, client = refused(), tritonclient.grpc.InferenceServerClient(server.grpc)

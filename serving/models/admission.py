@@ -69,9 +69,9 @@ class Admission:
         given = config.get("parameters", {}).get(PARAMETER, {}).get("string_value", str(MAX_QUEUE_SIZE))
         if (most := int(given)) < 1:
             raise ValueError(f"{PARAMETER} is {most}, it must be at least 1")
-        address = os.environ.get(METRICS, "")
-        pending = Pending(address, networks_behind(model_name)) if address else lambda: 0
-        return cls(most, pending, _Counter(model_name))
+        address, model = os.environ.get(METRICS, ""), model_of(model_name)
+        networks = [part_name(model, part) for part in (ENCODER, ESTIMATOR)]
+        return cls(most, Pending(address, networks) if address else lambda: 0, _Counter(model))
 
     def begin(self) -> None:
         """The requests that were admitted before are on their way to the network."""
@@ -101,11 +101,10 @@ class Admission:
         self._waiting = (found or 0) + self._in_hand
 
 
-def networks_behind(step: str) -> list[str]:
-    """Names that the network behind a first step may have."""
-    ends = [part_name("", part) for part in PARTS]
-    model = next((step.removesuffix(end) for end in ends if step.endswith(end)), step)
-    return [part_name(model, part) for part in (ENCODER, ESTIMATOR)]
+def model_of(part: str) -> str:
+    """What users call, of which this is a part."""
+    ends = [part_name("", one) for one in PARTS]
+    return next((part.removesuffix(end) for end in ends if part.endswith(end)), part)
 
 
 class Pending:
@@ -133,16 +132,16 @@ class Pending:
 
 
 class _Counter:
-    """Counts in Triton's metrics."""
+    """Counts in Triton's metrics, for the model that users call."""
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model: str) -> None:
         kinds = pb_utils.MetricFamily
         self._family = kinds(  # Triton wants it to outlive its metric
             name="shoal_queue_refused_total",
             description="Requests that were refused since the queue of their network was full",
             kind=kinds.COUNTER,
         )
-        self._metric = self._family.Metric(labels={"model": model_name})
+        self._metric = self._family.Metric(labels={"model": model})
 
     def __call__(self) -> None:
         self._metric.increment(1)

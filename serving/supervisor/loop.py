@@ -30,7 +30,7 @@ from shoal.leases import Leases
 from shoal.rollouts import State
 
 # After more starts than this in so many seconds the next ones come further apart. What served once is not
-# given up: what made it die may pass (a client that makes Triton crash, a full disk), and nobody else starts it.
+# given up: what made it die may pass (a client that makes Triton crash, a full disk).
 MOST_STARTS = 5
 WINDOW_SECONDS = 120.0
 LONG_PAUSE_SECONDS = 30.0

@@ -21,6 +21,7 @@ from export.tasks.text import SentenceSimilarity
 from export.tokenization import Encoder, TextEncoder
 from serving.models.images import MAX_RESIZED_PIXELS, Processor
 from serving.models.tokenizer import most_request_tokens
+from serving.probe import PRIORITIES
 from shoal.names import ENCODER, OUTPUT, PREPROCESSOR, TOKENIZER, part_name
 
 # ONNX element types as Triton names them.
@@ -124,8 +125,7 @@ def network_config(name: str, exported: Exported, max_batch_size: int, version: 
         config.output.append(tensor_output(spec.name, spec.dtype, spec.dims[1:]))
     # One instance with all CPUs (or the GPU): Triton's own default is two that share them. No kind.
     config.instance_group.add(count=1)
-    # Requests that are waiting run together; none waits for others to come.
-    config.dynamic_batching.SetInParent()
+    set_batching(config)
     _serve_version(config, version)
     return config
 
@@ -231,9 +231,15 @@ def to_text(config: triton.ModelConfig) -> str:
 
 def _python(name: str, recipe: Recipe, task: Task, version: int) -> triton.ModelConfig:
     config = triton.ModelConfig(name=name, backend="python", max_batch_size=batch_size_of(recipe, task))
-    config.dynamic_batching.SetInParent()
+    set_batching(config)
     _serve_version(config, version)
     return config
+
+
+def set_batching(config: triton.ModelConfig) -> None:
+    """Requests that are waiting run together; none waits for others to come. Health checks go first."""
+    config.dynamic_batching.priority_levels = PRIORITIES
+    config.dynamic_batching.default_priority_level = PRIORITIES
 
 
 def _wire_inputs(task: Task, encode: Encoder | None = None) -> list[triton.ModelInput]:

@@ -7,6 +7,7 @@ from the standard library: a health check must not need a client library.
 from __future__ import annotations
 
 import base64
+import hmac
 import http.client
 import json
 import os
@@ -20,9 +21,12 @@ from dataclasses import dataclass
 from typing import Any
 
 Headers = Mapping[str, str]
-# Environment variable of whoever starts a server: a decoder answers a request before all others if the
-# request's parameter `shoal_probe` has its value.
+# Environment variable of whoever starts a server: a model answers a request before all others, however full
+# its queue is, if the request's parameter `shoal_probe` has its value.
 PROBE_KEY = "SHOAL_PROBE_KEY"
+PARAMETER = "shoal_probe"
+# Of Triton's queues, the first is for such requests, the second for all others.
+PRIORITY, PRIORITIES = 1, 2
 BUSY = (429, 503)  # a model refuses because it has too much to do: an answer
 _NOT_LIVE = 400  # Triton listens once it has begun to serve, or has failed to
 # A value of each kind that any model takes; -1 dims become 1.
@@ -42,6 +46,12 @@ def problem(address: str, *, timeout: float = 5.0, headers: Headers | None = Non
     except (OSError, http.client.HTTPException, ValueError) as error:
         return reason_of(error)
     return None
+
+
+def is_probe(parameters: Mapping[str, Any]) -> bool:
+    """Whether a request with these parameters knows the key of whoever started the server."""
+    key = os.environ.get(PROBE_KEY, "")
+    return bool(key) and hmac.compare_digest(str(parameters.get(PARAMETER, "")).encode(), key.encode())
 
 
 class NeverStarts(Exception):
@@ -172,9 +182,7 @@ def smallest(address: str, model: str, timeout: float, headers: Headers) -> Ques
     config = _json(f"{url}/config", timeout, headers)
     if config.get("model_transaction_policy", {}).get("decoupled"):  # not to be had through `infer`
         body = {"text_input": "ready?", "sampling_parameters": '{"max_tokens": 1, "temperature": 0}'}
-        if key := os.environ.get(PROBE_KEY):
-            body["shoal_probe"] = key
-        return Question(model, f"{url}/generate", body, headers, varied=False)
+        return Question(model, f"{url}/generate", {**body, **_key()}, headers, varied=False)
     varied = bool(config.get("response_cache", {}).get("enable"))
     optional = {entry["name"] for entry in config.get("input", ()) if entry.get("optional")}
     tensors = [tensor for tensor in _json(url, timeout, headers)["inputs"] if tensor["name"] not in optional]
@@ -189,7 +197,16 @@ def smallest(address: str, model: str, timeout: float, headers: Headers) -> Ques
             count *= size
         value = _SAMPLES.get(tensor["datatype"], 1)
         inputs.append({**tensor, "shape": shape, "data": [value] * count})
-    return Question(model, f"{url}/infer", {"inputs": inputs}, headers, varied)
+    return Question(model, f"{url}/infer", _before_others(inputs), headers, varied)
+
+
+def _key() -> dict[str, str]:
+    return {PARAMETER: key} if (key := os.environ.get(PROBE_KEY)) else {}
+
+
+def _before_others(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    """A request that waits behind no user's."""
+    return {"inputs": inputs, "parameters": {"priority": PRIORITY, **_key()}}
 
 
 def _sample(sample: dict[str, Any], tensors: list[dict[str, Any]]) -> tuple[Any, dict[str, str]]:
@@ -202,7 +219,7 @@ def _sample(sample: dict[str, Any], tensors: list[dict[str, Any]]) -> tuple[Any,
             {**tensor, "shape": [1, len(sample[tensor["name"]])], "data": sample[tensor["name"]]}
             for tensor in tensors
         ]
-        return {"inputs": given}, {}
+        return _before_others(given), {}
     inputs, content = [], b""
     for name, values in sample.items():
         texts = [base64.b64decode(value) for value in values]
@@ -210,7 +227,7 @@ def _sample(sample: dict[str, Any], tensors: list[dict[str, Any]]) -> tuple[Any,
         size = {"binary_data_size": len(data)}
         inputs.append({"name": name, "datatype": "BYTES", "shape": [1, len(texts)], "parameters": size})
         content += data
-    head = json.dumps({"inputs": inputs}).encode()
+    head = json.dumps(_before_others(inputs)).encode()
     return head + content, {"Inference-Header-Content-Length": str(len(head))}
 
 

@@ -513,6 +513,8 @@ optimization {
   }
 }
 dynamic_batching {
+  priority_levels: 2
+  default_priority_level: 2
 }
 instance_group {
   kind: KIND_GPU

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tritonclient.grpc import model_config_pb2 as triton
 
-from export.config import network_config, tensor_input, tensor_output
+from export.config import network_config, set_batching, tensor_input, tensor_output
 from export.exported import Exported
 from export.tabular.columns import CATEGORY, DOCUMENT, Column
 from serving.models.admission import PARAMETER
@@ -63,7 +63,7 @@ def reader_config(
     config = triton.ModelConfig(
         name=reader_name(settings.name), backend="python", max_batch_size=settings.max_batch_size
     )
-    config.dynamic_batching.SetInParent()
+    set_batching(config)
     config.version_policy.specific.versions.append(version)
     config.input.extend(tensor_input(name, kind, [width]) for name, (kind, width) in inputs.items())
     config.output.extend(tensor_output(spec.name, spec.dtype, spec.dims[1:]) for spec in exported.inputs)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as triton
 
+from export.config import set_batching
 from export.evidence import Verified
 from export.repository import Part, Release
 from export.text2text.recipe import Text2TextRecipe
@@ -38,6 +39,7 @@ def config_of(recipe: Text2TextRecipe, settings: Settings, *, version: int) -> t
     config.output.append(triton.ModelOutput(name=text2text.COUNT, data_type=integer, dims=[1]))
     # One instance with all CPUs. The cache is kept in their memory, whatever else the machine has.
     config.instance_group.add(count=1, kind=triton.ModelInstanceGroup.KIND_CPU)
+    set_batching(config)
     # Triton's own limit: this is no ensemble, in which it would leave requests without an answer.
     config.dynamic_batching.default_queue_policy.max_queue_size = recipe.max_queue_size
     config.version_policy.specific.versions.append(version)

@@ -12,12 +12,14 @@ Requests that the network runs are not counted: it takes at most as many as wait
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from serving.models.backend_utils import pb_utils
+from serving.probe import is_probe
 from shoal.names import ENCODER, ESTIMATOR, PARTS, part_name
 
 # host:port of the metrics of the server that runs this; without it nobody is refused.
@@ -77,15 +79,18 @@ class Admission:
         """The requests that were admitted before are on their way to the network."""
         self._in_hand = 0
 
-    def admit(self) -> None:
+    def admit(self, request: Any) -> None:
         """Count one more.
+
+        Args:
+            request: Triton's; a probe of whoever started the server is always admitted.
 
         Raises:
             QueueFull: it is not admitted.
         """
         if self._waiting >= self._most:
             self._look()
-        if self._waiting >= self._most and self._known:
+        if self._waiting >= self._most and self._known and not is_probe(json.loads(request.parameters())):
             self._refused()
             raise QueueFull(f"the queue is full: {self._waiting} requests wait; try again later")
         self._waiting += 1

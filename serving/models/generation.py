@@ -15,7 +15,6 @@ quantized graphs; so without `speculate` only versions whose precision is fp32 g
 from __future__ import annotations
 
 import gc
-import hmac
 import json
 import os
 import threading
@@ -47,7 +46,7 @@ from serving.generation.trial import Trial
 from serving.models.backend_utils import pb_utils
 from serving.models.metrics import Metrics
 from serving.models.responses import in_short
-from serving.probe import PROBE_KEY
+from serving.probe import is_probe
 from shoal.manifest import FILENAME, Manifest
 
 TEXT_INPUT, TEXT_OUTPUT = "text_input", "text_output"
@@ -142,7 +141,6 @@ class TritonPythonModel:
         self._tap = Tap(args["model_name"], args["model_version"])
         self._metrics = Metrics(self._engine, {"model": args["model_name"], "version": args["model_version"]})
         self._page = heartbeat.start()
-        self._probe_key = os.environ.get(PROBE_KEY, "")
         self._stopping = threading.Event()
         self._admission = Admission(structures, self._engine.submit, limits.max_queue_size)
         self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
@@ -212,7 +210,7 @@ class TritonPythonModel:
         prompt = encode_prompt(self._tokenizer, text, self._settings.begin)
         answer.prepare(text, prompt, params, self._tokenizer)
         parameters = json.loads(request.parameters())
-        probe = self._is_probe(parameters)
+        probe = is_probe(parameters)
         timeout = (request.timeout() or _microseconds(parameters.get("timeout", 0))) / 1e6
         return Request(
             prompt=prompt,
@@ -225,13 +223,6 @@ class TritonPythonModel:
             scored=partial(self._tap.send, prompt, None) if self._tap.wants and not probe else None,
             probe=probe,
         )
-
-    def _is_probe(self, parameters: dict[str, Any]) -> bool:
-        """Whether the request's parameter `shoal_probe` is the key that whoever started the server knows."""
-        if not self._probe_key:
-            return False
-        given = str(parameters.get("shoal_probe", ""))
-        return hmac.compare_digest(given.encode(), self._probe_key.encode())
 
 
 def _microseconds(given: Any) -> int:

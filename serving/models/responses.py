@@ -45,7 +45,7 @@ def _response(
 ) -> Any:
     try:
         if admission is not None:
-            admission.admit()
+            admission.admit(request)
         arrays = answer(request)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in arrays.items()])
     except QueueFull as error:  # counted, and not logged: there may be thousands in a second

@@ -1,8 +1,9 @@
 """Whether a server answers: each model that users call is asked for a real answer, once a second.
 
-A decoder answers the question before users' requests, in a row of its own; before other models it waits in
-Triton's queues as they do. A server that does not answer it in time is not ready, which balancers read at
-`/health`; it is not started again for that, see `serving.supervisor.liveness`.
+A decoder answers the question before users' requests, in a row of its own. To other models it comes by a queue
+of Triton's that is emptied first, and it waits for the batch that runs. A server that does not answer it in time
+is not ready, which balancers read at `/health`; it is not started again for that, see
+`serving.supervisor.liveness`.
 """
 
 from __future__ import annotations

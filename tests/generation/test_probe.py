@@ -14,7 +14,6 @@ import pytest
 from clients import AsyncGrpcClient, ClientError
 from serving.embedded import Server, running
 from serving.heartbeat import Page
-from serving.models.generation import TritonPythonModel
 from tests.generation.metrics import metric, settled
 
 KEY = "3f9a"
@@ -75,7 +74,9 @@ def test_a_probe_is_answered_while_forty_streams_run_and_wait(server: Server) ->
                 print(f"a probe took {page.steps - before} steps")
                 for more in ({}, {"shoal_probe": "another"}, {"shoal_probe": 7}):
                     assert "queue is full: 24 requests wait" in await asyncio.to_thread(_ask, server, **more)
-            assert page.working and page.beats > beats and not ended
+            while page.beats == beats:  # as long as it takes: the questions may have taken less than a beat
+                await asyncio.sleep(0.05)
+            assert page.working and not ended
             assert await asyncio.to_thread(settled, server, "waiting", 24.0)
             assert metric(server, "requests_total") >= requests  # those that were refused; no probe
             for task in tasks:
@@ -87,12 +88,3 @@ def test_a_probe_is_answered_while_forty_streams_run_and_wait(server: Server) ->
     assert "a probe has 1 to 16 tokens and max_tokens 1" in _ask(
         server, shoal_probe=KEY, text_input="a b " * 9
     )
-
-
-def test_without_a_key_there_are_no_probes() -> None:
-    model = TritonPythonModel.__new__(TritonPythonModel)
-    model._probe_key = ""
-    assert not model._is_probe({"shoal_probe": ""})
-    model._probe_key = KEY
-    assert not model._is_probe({"shoal_probe": ""})
-    assert model._is_probe({"shoal_probe": KEY})

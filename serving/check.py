@@ -50,7 +50,13 @@ def check(
         for version in sorted(versions)
         if (path := repository / name / str(version) / FILENAME).exists()
     ]
-    for name in sorted(served):
+    for name, versions in sorted(served.items()):
+        for version in sorted(versions):
+            if not (repository / name / str(version)).is_dir():
+                raise RepositoryError(
+                    f"{repository / name / str(version)} is missing, which {name}'s config serves",
+                    hint="put it back, or shoal promote another version",
+                )
         _check_backend(repository / name / "config.pbtxt", backends, repository)
     known: set[Path] = set()
     for manifest in found:

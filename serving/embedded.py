@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from serving.ports import ANY_PORTS, LOOPBACK, Ports, free_ports
 from serving.server_log import Output, important_lines, lines_of
 from shoal.errors import ServerError
 from shoal.machine import is_elsewhere, kernel
-from shoal.paths import cache_dir, write_json
+from shoal.paths import cache_dir, check_path, write_json
 
 START_SECONDS = 120.0
 STOP_SECONDS = 15.0
@@ -165,6 +166,8 @@ def launch(
         grace: that `stop` will be called with: Triton exits by itself before that is over.
     """
     repository = repository.resolve()
+    check_path(repository, "the repository")
+    check_path(_runs(), "the cache")
     servers()  # clears what dead ones left
     if view is None:
         check(repository, distribution.backends)
@@ -173,7 +176,7 @@ def launch(
     folder = new_folder(_runs())
     server = None
     try:
-        models = view(folder) if view else repository
+        models = view(folder) if view else _in_ascii(repository, folder)
         process = _spawn(distribution, models, ports, folder, arguments, address=address, output=output)
         server = Server(process.pid, time.time(), ports, repository, folder, os.getpid())
         write_json(folder / STATE, server.to_dict())
@@ -277,18 +280,32 @@ def _end_orphans(wanted: set[int]) -> bool:
 
 
 def _runs() -> Path:
-    return cache_dir() / "run"
+    """Where run folders lie: in the cache, but if Triton's Python could import nothing from there."""
+    place = cache_dir() / "run"
+    return place if str(place).isascii() else Path(tempfile.gettempdir()) / f"shoal-{os.getuid()}"
+
+
+def _in_ascii(repository: Path, folder: Path) -> Path:
+    """A path to a repository that Triton's Python can import from."""
+    if str(repository).isascii():
+        return repository
+    link = folder / "models"
+    link.symlink_to(repository)
+    return link
 
 
 def new_folder(place: Path) -> Path:
     """An empty one, for its owner alone.
 
     Raises:
-        ServerError: it cannot be made.
+        ServerError: it cannot be made, or another user owns the place.
     """
     folder = place / uuid.uuid4().hex[:12]
     try:
-        folder.mkdir(parents=True, mode=0o700)
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if place.lstat().st_uid != os.getuid():
+            raise ServerError(f"{place} belongs to another user", hint="set SHOAL_CACHE")
+        folder.mkdir(mode=0o700)
     except OSError as error:
         raise ServerError(f"{folder} cannot be made: {error.strerror}", hint="set SHOAL_CACHE") from error
     return folder

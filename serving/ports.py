@@ -27,8 +27,14 @@ def free_ports(ports: Ports) -> Ports:
     """Replace each 0 by a free port.
 
     Raises:
-        ServerError: one is taken.
+        ServerError: one is taken, or asked for twice.
     """
+    given = [port for port in asdict(ports).values() if port]
+    if len(given) != len(set(given)):
+        raise ServerError(
+            f"two of the ports http {ports.http}, grpc {ports.grpc} and metrics {ports.metrics} are the same",
+            hint="0 is any free one",
+        )
     with ExitStack() as held:
         return Ports(**{name: _hold(name, port, held) for name, port in asdict(ports).items()})
 

@@ -56,6 +56,10 @@ def infer(
     """
     texts = texts or []
     if texts == ["-"]:
+        if sys.stdin is None:
+            raise UsageError(
+                "standard input is closed, which the text was to come from", hint="give the text"
+            )
         texts = [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines() if line.strip()]
     client, address = connect(protocol, url, repository, timeout)
     with client:

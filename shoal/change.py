@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from shoal.errors import RepositoryError
+from shoal.layout import read_regular
 from shoal.paths import TEMPORARY, sync_folder, to_json, write_atomic, write_beside
 
 JOURNAL = ".shoal-change.json"
@@ -87,7 +88,7 @@ def finish_change(repository: Path) -> None:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular(path).decode()
     except FileNotFoundError:
         return None
 

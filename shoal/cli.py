@@ -222,8 +222,12 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         _fail("interrupted", "", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _mute()
         sys.exit(1)
+    except OSError as error:  # a full disk behind standard output, say
+        _mute()
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", "", 1, error)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: an unknown flag, a missing argument
             if not error.format_message():  # no command: the help was printed
@@ -233,6 +237,11 @@ def main() -> NoReturn:
             raise
         line = next(iter(str(error).splitlines()), "")
         _fail(f"{type(error).__name__}: {line}", "this is a defect of Shoal's own", 1, error)
+
+
+def _mute() -> None:
+    """What is still to be printed would fail as Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, hint: str, code: int, trace: Exception | None = None) -> NoReturn:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import stat
 from pathlib import Path
 
 _VERSION = re.compile(r"[0-9]{1,18}")
@@ -24,7 +27,20 @@ def config_of(model: Path) -> str:
     Raises:
         OSError: it cannot be read.
     """
-    return (model / "config.pbtxt").read_text(encoding="utf-8", errors="replace")
+    return read_regular(model / "config.pbtxt").decode("utf-8", errors="replace")
+
+
+def read_regular(path: Path) -> bytes:
+    """Content of a file, never waiting for what is none: to open a pipe takes until somebody writes to it.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        return file.read()
 
 
 def selected_in(config: str) -> set[int]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from shoal.errors import RepositoryError
 from shoal.hashes import Hashes
-from shoal.layout import config_of, is_version, selected_in, versions_in
+from shoal.layout import config_of, is_version, read_regular, selected_in, versions_in
 from shoal.names import PARTS, part_name
 
 FILENAME = "manifest.json"
@@ -84,7 +84,7 @@ class Manifest:
         """
         hint = "export the model again"
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = json.loads(read_regular(path).decode())
             schema = raw["schema"]
             manifest = cls(**raw) if schema == SCHEMA else None
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

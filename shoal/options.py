@@ -73,7 +73,9 @@ HealthPort = Annotated[
     int, typer.Option(help="Port on 127.0.0.1 that says whether it serves, /health; 0: any free one.")
 ]
 Host = Annotated[str, typer.Option(help="Loopback only; a network is served by docker compose.")]
-StartTimeout = Annotated[float, typer.Option(help="Seconds until every model must answer.")]
+StartTimeout = Annotated[
+    float, typer.Option(min=1.0, max=86_400.0, help="Seconds until every model must answer.")
+]
 Detach = Annotated[
     bool, typer.Option("--detach", "-d", help="Return when it is ready; see status, logs, stop.")
 ]

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from shoal.errors import UsageError
+
 TEMPORARY = ".tmp"  # how the name of what is being written ends
 
 
@@ -15,6 +17,26 @@ def cache_dir() -> Path:
     if explicit := os.environ.get("SHOAL_CACHE"):
         return Path(explicit).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "shoal"
+
+
+def named(path: Path) -> str:
+    """A path as people write it, and as libraries take it that are not written in Python.
+
+    `str` of it is not that in a Python that takes names of files for ASCII, as that of Triton's stub does.
+    """
+    return os.fsencode(path).decode(errors="replace")
+
+
+def check_path(path: Path, what: str) -> None:
+    """Refuse a path that Triton, or JSON, has no way to name.
+
+    Raises:
+        UsageError: it is not UTF-8, or has a control character such as the end of a line.
+    """
+    text = str(path)
+    odd = any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in text)
+    if odd:
+        raise UsageError(f"{what} {text!r} is not UTF-8, or has control characters", hint="rename it")
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from shoal.change import JOURNAL, finish_change, write_together
 from shoal.errors import RepositoryError
+from shoal.layout import read_regular
 from shoal.locks import Busy, lock
 from shoal.manifest import Damaged, Manifest, history, selected_versions, served_versions
 from shoal.paths import sync_folder, to_json
@@ -26,6 +27,7 @@ LOCK = ".shoal.lock"
 STAGING = ".shoal-staging-"
 HISTORY = "served.json"
 MOST_ENTRIES = 100
+MOMENT_SECONDS = 10.0  # a promotion waits so long for another to end; an export is not waited for any longer
 LAST_SERVED = 2  # entries of the history whose versions `prune` keeps: what is served, and what to go back to
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -50,7 +52,7 @@ def locked(repository: Path, *, wait: float = 0.0) -> Iterator[Path]:
             descriptor = lock(repository / LOCK, exclusive=True, create=True, wait=wait)
         except Busy:
             raise RepositoryError(
-                f"another export is writing to {repository}",
+                f"another command is writing to {repository}",
                 hint="wait for it to end, or choose another --repository",
             ) from None
         try:
@@ -95,7 +97,7 @@ def finish_broken_change(repository: Path) -> None:
         RepositoryError: another process is changing it, and does not end.
     """
     if (repository / JOURNAL).exists() and os.access(repository, os.W_OK):
-        with locked(repository, wait=10.0):
+        with locked(repository, wait=MOMENT_SECONDS):
             pass
 
 
@@ -150,7 +152,7 @@ def network_of(repository: Path, name: str, found: Collection[tuple[str, int]]) 
     """
     networks = sorted({network for network, _ in found})
     with suppress(OSError):
-        config = (repository / name / "config.pbtxt").read_text()
+        config = read_regular(repository / name / "config.pbtxt").decode()
         called = [network for network in networks if f'model_name: "{network}"' in config]
         return [*called, *(network for network in networks if network == name), *networks][0]
     return networks[0]
@@ -202,7 +204,7 @@ def served_before(repository: Path, network: str) -> list[int]:
     """
     path = repository / network / HISTORY
     try:
-        return [int(version) for version in json.loads(path.read_text(encoding="utf-8"))]
+        return [int(version) for version in json.loads(read_regular(path).decode())]
     except FileNotFoundError:
         version = served_version(repository, network)
         return [] if version is None else [version]
@@ -217,7 +219,7 @@ def promote(repository: Path, name: str, version: int) -> Manifest:
         RepositoryError: there is no such version, its files are not those that were measured, or the
             repository cannot be written; nothing was changed.
     """
-    with locked(repository):
+    with locked(repository, wait=MOMENT_SECONDS):
         manifest = version_of(repository, name, version)
         return _serve(repository, manifest, served_before(repository, manifest.network))
 
@@ -228,7 +230,7 @@ def rollback(repository: Path, name: str) -> Manifest:
     Raises:
         RepositoryError: nothing was, or it is not there any more; nothing was changed.
     """
-    with locked(repository):
+    with locked(repository, wait=MOMENT_SECONDS):
         found = versions_of(repository, name)
         network = network_of(repository, name, found)
         before = served_before(repository, network)
@@ -277,7 +279,7 @@ def prune(repository: Path, name: str, keep: int) -> Pruned:
     Raises:
         RepositoryError: there is no such model, or a folder cannot be removed; then nothing was.
     """
-    with locked(repository) as prefix:
+    with locked(repository, wait=MOMENT_SECONDS) as prefix:
         found = versions_of(repository, name)
         kept = _needed(repository, found)
         damaged = [entry for entry in history(repository, name) if isinstance(entry, Damaged)]

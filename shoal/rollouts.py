@@ -103,10 +103,10 @@ def wait_until_served(repository: Path, configs: Mapping[str, str], timeout: flo
         timeout: seconds.
 
     Raises:
-        RepositoryError: it was refused, with the reason.
+        RepositoryError: it was refused, with the reason; or something else was asked for meanwhile.
         ServerError: no server follows the repository, or it was not served in time.
     """
-    deadline = time.monotonic() + timeout
+    deadline, seen = time.monotonic() + timeout, False
     while True:
         found = states(repository)
         if not found:
@@ -118,11 +118,20 @@ def wait_until_served(repository: Path, configs: Mapping[str, str], timeout: flo
             return
         for reason in filter(None, (_refused(state, configs) for state in found)):
             raise RepositoryError(f"not taken up: {reason}", hint="what was served before still is")
+        if all(_seen(state, configs) for state in found):
+            seen = True
+        elif seen and not any(_seen(state, configs) for state in found):
+            raise RepositoryError("another version was asked for meanwhile", hint="shoal versions")
         if time.monotonic() > deadline:
             raise ServerError(
                 f"it is not served after {timeout:.0f} s", hint="a larger --timeout; shoal logs"
             )
         time.sleep(_POLL_SECONDS)
+
+
+def _seen(state: Mapping[str, Any], configs: Mapping[str, str]) -> bool:
+    """Whether its supervisor has seen that they are asked for."""
+    return all(state["desired"].get(name, {}).get("config") == text for name, text in configs.items())
 
 
 def _serves(state: Mapping[str, Any], configs: Mapping[str, str]) -> bool:

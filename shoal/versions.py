@@ -18,7 +18,9 @@ from shoal.steps import err, out, print_json
 Model = Annotated[str, typer.Argument(help="The model, as users call it.")]
 Version = Annotated[int, typer.Argument(min=1, help="A version of it.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Return when it is served, or say why it was refused.")]
-WaitTimeout = Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds that --wait waits.")]
+WaitTimeout = Annotated[
+    float, typer.Option("--timeout", min=1.0, max=86_400.0, help="Seconds that --wait waits.")
+]
 
 
 def versions(

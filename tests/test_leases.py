@@ -132,9 +132,9 @@ def test_leases_and_locks_work_through_a_bind_mount(repository: Path, tmp_path: 
     if mounted.returncode:
         pytest.skip("needs the right to mount")
     try:
-        with locked(repository), pytest.raises(RepositoryError, match="another export is writing"):
+        with locked(repository), pytest.raises(RepositoryError, match="another command is writing"):
             store.promote(inside, "m", 1)
-        with locked(inside) as prefix, pytest.raises(RepositoryError, match="another export is writing"):
+        with locked(inside) as prefix, pytest.raises(RepositoryError, match="another command is writing"):
             store.promote(repository, "m", 1)
         assert prefix.parent == inside  # no rename leads out of a mount
         (inside / ".shoal-staging-left").mkdir()

@@ -145,7 +145,7 @@ def test_a_repository_that_cannot_be_written_is_refused_at_once(place: str) -> N
 
 
 def test_a_second_export_into_the_same_repository_is_refused(tmp_path: Path) -> None:
-    with pipeline.staging(tmp_path), pytest.raises(RepositoryError, match="another export is writing"):
+    with pipeline.staging(tmp_path), pytest.raises(RepositoryError, match="another command is writing"):
         export(Recipe(), tmp_path)
 
 

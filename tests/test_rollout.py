@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -68,7 +68,7 @@ class World(RuleBasedStateMachine):
         self.restarts = 0
         self.full = self.gone = False
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(follow, "shown_in", lambda _: self.shown())
+        self.patch.setattr(follow, "shown_in", lambda *_: self.shown())
 
     def teardown(self) -> None:
         self.settle()
@@ -137,7 +137,9 @@ class World(RuleBasedStateMachine):
             if kept:  # whatever was refused since
                 assert chosen[f"{name}_network"].versions == (version,)
         self.last = {name: self.last[name] for name in self.last if name in self.wanted or name in chosen}
-        self.follower = Follower(self.rollout, self.folder, self.check, self, lambda _: None, Later)
+        self.follower = Follower(
+            self.rollout, self.folder, lambda target, asked: self.check(target), self, lambda _: None, Later
+        )
 
     @initialize()
     def first(self) -> None:
@@ -302,7 +304,7 @@ class Now(Job):
 @pytest.fixture
 def following(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Following]:
     made = Following(tmp_path)
-    monkeypatch.setattr(follow, "shown_in", lambda _: _service("text", made.wanted))
+    monkeypatch.setattr(follow, "shown_in", lambda *_: _service("text", made.wanted))
     yield made
 
 
@@ -320,8 +322,9 @@ class Following:
         self.rollout.started(_service("text", 1))
         self.follower = Follower(self.rollout, folder, self.trial, self.triton, self.told.append, Now)
 
-    def trial(self, target: Mapping[str, Shown]) -> None:
+    def trial(self, target: Mapping[str, Shown], asked: Callable[[], bool]) -> None:
         self.tried.append(self.now)
+        self.asked = asked
         if self.refuses:
             raise ServerError("it does not start")
 
@@ -342,6 +345,37 @@ def test_what_was_refused_is_tried_again_and_told_once(
     assert set(following.told[:-1]) == {True} and following.told[-1] is False
     assert capfd.readouterr().out.count("not taken up: it does not start") == 1
     assert following.triton.asked == []
+
+
+def test_a_trial_that_nobody_asks_for_any_more_is_told_so(following: Following) -> None:
+    following.wanted = 2
+    for _ in range(3):
+        following.look()
+    asked = following.asked
+    assert asked()
+    following.wanted = 3
+    following.look()
+    assert not asked()
+
+
+def test_a_repository_that_was_empty_for_a_moment_is_no_refusal(
+    following: Following, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(follow, "shown_in", lambda *_: {})
+        following.look()
+        assert "holds no models any more" in following.rollout.reason("text")
+    following.look()
+    assert not following.rollout.refused and following.told == [True, False]
+
+
+def test_what_was_served_and_is_not_since_a_start_is_missing(following: Following) -> None:
+    assert not following.rollout.missing
+    following.rollout.ended()
+    following.rollout.started({})  # a full disk, say
+    assert following.rollout.missing == {"text", "text_network"}
+    following.rollout.started(_service("text", 1))
+    assert not following.rollout.missing
 
 
 def test_what_cannot_be_loaded_after_its_trial_is_taken_back(following: Following) -> None:

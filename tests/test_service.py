@@ -21,6 +21,7 @@ from clients import GrpcClient
 from serving import embedded, service
 from serving.ports import Ports
 from serving.service import Service
+from serving.supervisor.record import Recorder
 from shoal import rollouts
 from shoal.errors import RepositoryError, ServerError, UsageError
 from shoal.paths import write_atomic
@@ -117,6 +118,41 @@ def test_health_is_asked_in_any_way(shared: Service, method: str) -> None:
         assert answer.status == 200 and answer.read() == (b"serving\n" if method == "GET" else b"")
 
 
+def test_places_in_any_alphabet_are_served(
+    own_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though Triton's Python takes names of files for ASCII."""
+    repository = own_repository.rename(tmp_path / "modèles 模型")
+    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "cäche"))
+    made = service.start(repository, ANY)
+    try:
+        assert len(_answer(made)) == 384
+    finally:
+        service.stop(made)
+    with embedded.running(repository) as server, GrpcClient(server.grpc) as client:
+        assert client.embed(["Fish"]).shape == (1, 384)
+
+
+@pytest.mark.parametrize("name", ["two\nlines", os.fsdecode(b"not UTF-8 \xff")])
+def test_a_place_that_cannot_be_named_is_refused(repository: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to(repository)
+    shutil.copytree(repository, tmp_path / f"{name}2", symlinks=True)
+    with pytest.raises(UsageError, match="is not UTF-8, or has control characters"):
+        embedded.start(tmp_path / f"{name}2")
+
+
+def test_what_is_no_file_holds_nobody_up(served: Service) -> None:
+    """A pipe in the repository, whose opening would take until somebody writes to it."""
+    (served.repository / "pipe" / "1").mkdir(parents=True)
+    os.mkfifo(served.repository / "pipe" / "config.pbtxt")
+    time.sleep(2.5)
+    server = _server(served)
+    server.kill()
+    _until(lambda: served.problem)
+    _until(lambda: not served.problem)
+    assert _server(served) != server and len(_answer(served)) == 384
+
+
 def test_it_follows_promotions(served: Service) -> None:
     server, before = _server(served), _answer(served)
     for version in (1, 2):
@@ -158,18 +194,33 @@ def test_a_server_that_was_killed_is_started_again_on_its_ports(served: Service)
     assert [found.pid for found in service.services(served.repository)] == [served.pid]
 
 
+def test_what_cannot_be_started_again_says_why_and_is_once_it_can(own_repository: Path) -> None:
+    """It is not given up, however long that takes."""
+    made = service.start(own_repository, ANY, detach=True)
+    graphs = [own_repository / "minilm_encoder" / version / "model.onnx" for version in "12"]
+    whole = [graph.read_bytes() for graph in graphs]
+    for graph in graphs:
+        os.truncate(graph, 1000)
+    _server(made).kill()
+    _until(lambda: "is not the file that was measured" in str(made.problem))
+    for graph, content in zip(graphs, whole, strict=True):
+        graph.write_bytes(content)
+    _until(lambda: made.problem is None)
+    assert len(_answer(made)) == 384
+    service.stop(made)
+
+
 def test_what_ended_by_itself_tells_why_until_it_is_stopped(own_repository: Path) -> None:
     """Also after somebody has looked."""
     made = service.start(own_repository, ANY, detach=True)
-    os.truncate(own_repository / "minilm_encoder" / "1" / "model.onnx", 1000)
-    os.truncate(own_repository / "minilm_encoder" / "2" / "model.onnx", 1000)
-    _server(made).kill()
-    _until(lambda: not made.alive, 60)
+    os.kill(made.pid, signal.SIGKILL)
+    _until(lambda: not made.alive)
+    Recorder(made.folder, made.record).ended(error=ServerError("there is no memory"))  # as its last words
     for _ in range(2):
         (found,) = service.ended(own_repository)
-        assert found.end is not None and "is not the file that was measured" in found.end.message
-        assert "is not the file that was measured" in str(found.problem)
-        assert "not serving" in found.log.read_text()
+        assert found.end is not None and found.end.message == "there is no memory"
+        assert "there is no memory" in str(found.problem)
+        assert "serving" in found.log.read_text()
     assert service.services(own_repository) == []
     service.stop(found)
     assert service.ended(own_repository) == [] and not found.folder.exists()

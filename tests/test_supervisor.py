@@ -35,8 +35,9 @@ from tritonclient.utils import InferenceServerException
 from clients import BadInput, ClientError, Denied, GrpcClient, HttpClient, Tls, Unavailable
 from serving import probe
 from serving.distribution import Embedded
-from serving.supervisor import loop
+from serving.supervisor import loop, metrics
 from serving.supervisor.logs import entry
+from serving.supervisor.metrics import Metrics
 from serving.supervisor.readiness import Readiness
 from serving.supervisor.settings import CLOSED, CONTROL_HEADER, Settings, read_key
 from shoal.admin import GRPC_HEADER, HEADER
@@ -438,6 +439,21 @@ def test_what_served_once_is_never_given_up(tmp_path: Path, monkeypatch: pytest.
     assert Dies(settings, Embedded.find()).run() == 0
     assert pauses[:5] == [0, 0, loop.PAUSE_SECONDS, 0, loop.LONG_PAUSE_SECONDS]
     assert len(pauses) == 11 and loop.LONG_PAUSE_SECONDS in pauses[6:]
+
+
+def test_a_supervisor_that_hangs_says_so_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a disk that does not answer, say: nobody looks after the server then."""
+    made = Metrics("127.0.0.1", 0)
+    try:
+        made.ready(None)
+        assert made.problem is None
+        now = time.monotonic()
+        monkeypatch.setattr(metrics.time, "monotonic", lambda: now + 60)
+        assert made.problem is not None and "has not looked at its server for 60 s" in made.problem
+        made.ready("minilm did not answer")
+        assert made.problem == "minilm did not answer"
+    finally:
+        made.close()
 
 
 def test_settings_become_arguments(tmp_path: Path) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from clients import GrpcClient
+from serving.check import check
 from serving.embedded import running
 from shoal import repository as store
+from shoal import rollouts
 from shoal.compare import compare
 from shoal.errors import RepositoryError
 from shoal.hashes import sha256
@@ -73,15 +77,44 @@ def test_what_cannot_be_served_changes_nothing(own_repository: Path) -> None:
     assert served(own_repository) == 2
 
 
-def test_two_do_not_write_at_once(own_repository: Path) -> None:
+def test_two_do_not_write_at_once(own_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MOMENT_SECONDS", 0.2)
     with locked(own_repository):
         for change in (
             lambda: store.promote(own_repository, "minilm", 1),
             lambda: store.rollback(own_repository, "minilm"),
             lambda: store.prune(own_repository, "minilm", 1),
         ):
-            with pytest.raises(RepositoryError, match="another export is writing"):
+            with pytest.raises(RepositoryError, match="another command is writing"):
                 change()
+
+
+def test_a_promotion_waits_for_another_to_end(own_repository: Path) -> None:
+    with ThreadPoolExecutor() as pool:
+        with locked(own_repository):
+            waiting = pool.submit(store.promote, own_repository, "minilm", 1)
+            time.sleep(0.3)
+        assert waiting.result(timeout=10).version == 1
+
+
+def test_waiting_ends_where_another_version_is_asked_for(
+    own_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was served for a moment, or never was: `promote --wait` says what happened."""
+
+    def state(text: str) -> dict[str, object]:
+        return {"desired": {"minilm": {"config": text}}, "served": {}, "refused": []}
+
+    said = iter([[state("old")], [state("mine")], [state("mine")], [state("theirs")]])
+    monkeypatch.setattr(rollouts, "states", lambda _: next(said))
+    with pytest.raises(RepositoryError, match="another version was asked for meanwhile"):
+        rollouts.wait_until_served(own_repository, {"minilm": "mine"}, 60)
+
+
+def test_a_version_that_is_gone_is_named(own_repository: Path) -> None:
+    shutil.rmtree(own_repository / "minilm_encoder" / "2")
+    with pytest.raises(RepositoryError, match=r"minilm_encoder/2 is missing, which minilm_encoder's config"):
+        check(own_repository)
 
 
 def test_prune_keeps_the_newest_and_what_is_served(own_repository: Path) -> None:

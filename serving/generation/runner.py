@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from serving.backends.onnxruntime.sessions import providers_of
 from serving.generation.cache import Cache, DeviceCache, HostCache
 from shoal.machine import available_cpus
+from shoal.paths import named
 
 INPUT_IDS, PAST_LENGTHS, TOTAL_LENGTH, LOGIT_ROWS, LOGITS = (
     "input_ids",
@@ -57,7 +58,7 @@ class Runner:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         providers = providers_of(gpu)
         path = path.resolve()  # weights in another file must lie beside the graph, not beside a link to it
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        self._session = onnxruntime.InferenceSession(named(path), options, providers=providers)
         inputs = {value.name: value for value in self._session.get_inputs()}
         self._keys_and_values = [name for name in inputs if name.startswith("past_key_values.")]
         first = inputs[self._keys_and_values[0]]
@@ -71,7 +72,7 @@ class Runner:
         if gpu is None:
             self._cache = HostCache(shape, self._element)
         else:
-            mover = onnxruntime.InferenceSession(str(mover_of(path)), options, providers=providers)
+            mover = onnxruntime.InferenceSession(named(mover_of(path)), options, providers=providers)
             self._cache = DeviceCache(shape, self._element, mover, "cuda", gpu)
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
 

@@ -43,11 +43,12 @@ from serving.generation.sequence import Chunk, Failure, Request
 from serving.generation.structure import Compiler, Structures
 from serving.generation.text import bad_word_tokens, encode_prompt
 from serving.generation.trial import Trial
-from serving.models.backend_utils import pb_utils
+from serving.models.backend_utils import pb_utils, version_folder
 from serving.models.metrics import Metrics
 from serving.models.responses import in_short
 from serving.probe import is_probe
 from shoal.manifest import FILENAME, Manifest
+from shoal.paths import named
 
 TEXT_INPUT, TEXT_OUTPUT = "text_input", "text_output"
 # No token is longer than this, so that a longer text need not be tokenized to be refused.
@@ -113,7 +114,7 @@ class TritonPythonModel:
         """Load the graph and the tokenizer of the version, and start the engine's thread."""
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         settings = Settings.from_config(json.loads(args["model_config"]))
-        folder = Path(args["model_repository"]) / args["model_version"]
+        folder = version_folder(args)
         check_runtime(folder)
         limits = settings.limits
         runner = Runner(
@@ -123,7 +124,7 @@ class TritonPythonModel:
             threads=settings.threads,
             gpu=int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None,
         )
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer = Tokenizer.from_file(named(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._vocabulary = runner.vocabulary

@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from shoal.paths import named
+
 # Of one request, by input: for each row its texts.
 Texts = Mapping[str, Sequence[Sequence[str]]]
 
@@ -146,7 +148,7 @@ def load_tokenizer(
     Args:
         side: where a text that is too long loses tokens.
     """
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_file(named(path))
     tokenizer.enable_truncation(max_length, stride=stride, strategy=strategy, direction=side)
     tokenizer.no_padding()
     return tokenizer
@@ -331,7 +333,7 @@ class Truncating(Layout):
 
     def __init__(self, path: Path, max_length: int, **options: str) -> None:
         super().__init__(path, max_length, **options)
-        self._counter = Tokenizer.from_file(str(path))
+        self._counter = Tokenizer.from_file(named(path))
         self._counter.no_truncation()
         self._most = max_length - self._counter.num_special_tokens_to_add(is_pair=True)
 

@@ -18,7 +18,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from serving import heartbeat
 from serving.models.admission import Admission
+from serving.models.backend_utils import version_folder
 from serving.models.responses import answers, inputs
 from serving.models.terms import Terms, inputs_of
 
@@ -255,7 +255,7 @@ class TritonPythonModel:
         """Read `rows.json` from the version's folder."""
         heartbeat.start()
         config = json.loads(args["model_config"])
-        path = Path(args["model_repository"]) / args["model_version"] / FILENAME
+        path = version_folder(args) / FILENAME
         self._reader = Reader.from_json(path.read_text(encoding="utf-8"))
         self._inputs: Sequence[str] = [entry["name"] for entry in config["input"]]
         parameters = config.get("parameters", {})

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from serving import heartbeat
 from serving.backends.onnxruntime.sessions import check_runtime
-from serving.models.backend_utils import pb_utils
+from serving.models.backend_utils import pb_utils, version_folder
 from serving.models.layouts import BadText, check_growth, load_tokenizer
 from serving.models.responses import answers
 from serving.models.tokenizer import decode
@@ -150,7 +150,7 @@ class TritonPythonModel:
         heartbeat.start()
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._settings = Settings.from_config(json.loads(args["model_config"]))
-        folder = Path(args["model_repository"]) / args["model_version"]
+        folder = version_folder(args)
         check_runtime(folder)
         self._answerer = Answerer(folder, self._settings)
 

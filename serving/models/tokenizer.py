@@ -24,12 +24,12 @@ import random
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from serving import heartbeat
 from serving.drift.tap import Tap
 from serving.models.admission import PARAMETER, Admission
+from serving.models.backend_utils import version_folder
 from serving.models.layouts import LAYOUTS, BadText, Batch, check_growth
 from serving.models.responses import answers, inputs, optional
 from shoal.machine import available_cpus
@@ -147,7 +147,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self._settings = settings = Settings.from_config(config)
         self._features = [output["name"] for output in config["output"]]
-        path = Path(args["model_repository"]) / args["model_version"] / "tokenizer.json"
+        path = version_folder(args) / "tokenizer.json"
         self._layout = LAYOUTS[settings.layout](path, settings.max_length, **settings.options)
         self._tap = Tap(args["model_name"], args["model_version"])
         self._admission = Admission.of(args["model_name"], config)

@@ -38,7 +38,7 @@ class Follower:
         rollout: what is desired, served and so on.
         repository: the model repository.
         trial: starts models in a server of their own, and ends it; raises ShoalError where they are not what
-            was measured, or do not answer.
+            was measured, do not answer, or are not asked for any more, which its second argument says.
         server: the one that users call.
         told: called after each change: whether anything is refused now.
         job: what runs work that takes its time.
@@ -48,7 +48,7 @@ class Follower:
         self,
         rollout: Rollout,
         repository: Path,
-        trial: Callable[[Mapping[str, Shown]], None],
+        trial: Callable[[Mapping[str, Shown], Callable[[], bool]], None],
         server: Server,
         told: Callable[[bool], None],
         job: type[Job] | None = None,
@@ -58,6 +58,7 @@ class Follower:
         self._make_job = job or Job
         self._job: Job | None = None
         self._next = 0.0
+        self._unreadable: dict[str, str] = {}
         self._begun = 0.0
 
     def look(self, draining: Collection[str]) -> None:
@@ -82,10 +83,15 @@ class Follower:
     def _see(self) -> None:
         if (self._repository / JOURNAL).exists():  # its files are changing together
             return
-        try:
-            found = shown_in(self._repository)
-        except OSError:  # between two renames
-            return
+        unreadable: dict[str, str] = {}
+        found = shown_in(
+            self._repository,
+            self._rollout.desired,
+            lambda name, error: unreadable.update({name: error.strerror or str(error)}),
+        )
+        for name in unreadable.keys() - self._unreadable.keys():
+            say(f"not looked at: the config of {name} cannot be read: {unreadable[name]}", level="error")
+        self._unreadable = unreadable
         if not found:
             reason = f"{self._repository} holds no models any more"
             if self._rollout.refuse(self._rollout.served, {}, reason):
@@ -104,7 +110,10 @@ class Follower:
             self._take(attempt)
             return
         say("trying new versions", models=sorted(needed))
-        self._run(lambda: self._trial(needed), lambda error: self._tried(attempt, error))
+        self._run(
+            lambda: self._trial(needed, lambda: self._rollout.is_desired(attempt)),
+            lambda error: self._tried(attempt, error),
+        )
 
     @staticmethod
     def _needed(attempt: Attempt) -> dict[str, Shown]:

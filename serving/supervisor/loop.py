@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from serving import embedded, probe
 from serving.check import check
@@ -151,7 +152,7 @@ class Supervisor:
     def _begin(self) -> Served:
         begun = time.monotonic()
         self._starts.append(begun)
-        self._rollout.see(shown_in(self._repository))
+        self._rollout.see(shown_in(self._repository, self._rollout.desired or self._rollout.good))
         chosen = self._checked()
         view = View(self._repository)
         server = self._launch(
@@ -202,12 +203,16 @@ class Supervisor:
     def _tell(error: ShoalError) -> None:
         say(f"not taken up: {error.message}", level="error", hint=error.hint or "shoal rollback")
 
-    def _trial(self, target: Mapping[str, Shown]) -> None:
+    def _trial(self, target: Mapping[str, Shown], asked: Callable[[], bool]) -> None:
         self._check(target)
         trial = View(self._repository)
-        server = self._launch(
-            Ports(0, 0, 0), LOOPBACK, lambda folder: trial.open(folder, target), probe.problem
-        )
+
+        def problem(address: str, **options: Any) -> str | None:
+            if not asked():
+                raise ServerError("something else is asked for by now")
+            return probe.problem(address, **options)
+
+        server = self._launch(Ports(0, 0, 0), LOOPBACK, lambda folder: trial.open(folder, target), problem)
         embedded.stop(server)
 
     def _launch(
@@ -235,7 +240,7 @@ class Supervisor:
     def _look_after(self, served: Served) -> tuple[str, str]:
         follower = Follower(self._rollout, self._repository, self._trial, served, self._upgraded)
         while (problem := served.liveness.problem() or served.readiness.dead) is None:
-            self.metrics.ready(served.readiness.problem)
+            self.metrics.ready(served.readiness.problem or self._not_served())
             try:
                 follower.look(served.liveness.draining)
             except ShoalError as error:  # it went away as it was asked what it serves
@@ -243,6 +248,12 @@ class Supervisor:
             self._hold()
             time.sleep(LOOK_SECONDS)
         return problem
+
+    def _not_served(self) -> str | None:
+        """Which model was served before, and is not since the last start; None: each is."""
+        for name in sorted(self._rollout.missing):
+            return f"{name} is not served: {self._rollout.reason(name) or 'it is tried again'}"
+        return None
 
     def _hold(self) -> None:
         """Keep `shoal prune` from removing what is served, tried, drains or is the last good."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -16,6 +17,8 @@ from serving.supervisor.readiness import Health
 from shoal.errors import ServerError
 from shoal.machine import available_cpus
 
+STUCK_SECONDS = 15.0  # it looks five times a second
+
 
 class Metrics:
     """Everything that is counted, and the port it is read from.
@@ -27,7 +30,8 @@ class Metrics:
     def __init__(self, address: str, port: int) -> None:
         self.registry = CollectorRegistry()
         self.server: Server | None = None
-        self.problem: str | None = "starting"
+        self._problem: str | None = "starting"
+        self._looked = time.monotonic()
         self._success = self._gauge(
             "shoal_probe_success", "1: the model answered its last question", ["model"]
         )
@@ -56,21 +60,29 @@ class Metrics:
         """Where it listens."""
         return int(self._listener.server_address[1])
 
+    @property
+    def problem(self) -> str | None:
+        """What keeps requests from being answered, or the supervisor from noticing; None: nothing."""
+        still = time.monotonic() - self._looked
+        if self._problem is None and still > STUCK_SECONDS:
+            return f"the supervisor has not looked at its server for {still:.0f} s; the disk may hang"
+        return self._problem
+
     def started(self, server: Server, seconds: float) -> None:
         """Every model of a server has answered."""
-        self.server, self.problem = server, None
+        self.server, self._problem, self._looked = server, None, time.monotonic()
         self._told.clear()
         self._refused.set(0)
         self._up.set(1)
         self._start.set(seconds)
 
     def ready(self, problem: str | None) -> None:
-        """What keeps a server that runs from answering; None: nothing."""
-        self.problem = problem
+        """What keeps a server that runs from answering; None: nothing. To be said again and again."""
+        self._problem, self._looked = problem, time.monotonic()
 
     def ended(self, reason: str) -> None:
         """The server does not serve any more."""
-        self.server, self.problem = None, reason
+        self.server, self._problem = None, reason
         self._up.set(0)
         self._success.clear()
 

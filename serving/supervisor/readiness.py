@@ -1,8 +1,8 @@
 """Whether a server answers: each model that users call is asked for a real answer, once a second.
 
-A decoder answers the question before users' requests, in a row of its own. To other models it comes by a queue
-of Triton's that is emptied first, and it waits for the batch that runs. A server that does not answer it in time
-is not ready, which balancers read at `/health`; it is not started again for that, see
+A decoder answers the question before users' requests, in a row of its own. To other models it comes by a
+queue of Triton's that is emptied first, and waits for the batch that runs. A server that does not answer it
+in time is not ready, which balancers read at `/health`; it is not started again for that, see
 `serving.supervisor.liveness`.
 """
 

@@ -123,11 +123,11 @@ class Rollout:
 
     def see(self, found: Models) -> None:
         """The repository shows this now."""
-        if found == self.desired:
-            return
+        before = self.desired, self.refused
         self.desired = dict(found)
-        self.refused = [refusal for refusal in self.refused if self._is_desired(refusal)]
-        self.save()
+        self.refused = [refusal for refusal in self.refused if self.is_desired(refusal)]
+        if (self.desired, self.refused) != before:
+            self.save()
 
     def first(self) -> Models:
         """What to load into a server that starts: the last good, and what is desired of groups without.
@@ -183,7 +183,7 @@ class Rollout:
         self.refused = [
             refusal
             for refusal in self.refused
-            if self._is_desired(refusal)
+            if self.is_desired(refusal)
             and any(loaded.get(name) != self.desired.get(name) for name in refusal.names)
         ]
         self.save()
@@ -253,6 +253,11 @@ class Rollout:
             self.save()
 
     @property
+    def missing(self) -> set[str]:
+        """Models that were served, are still to be, and are not, in no version."""
+        return (self.good.keys() & self.desired.keys()) - self.served.keys()
+
+    @property
     def held(self) -> set[tuple[str, int]]:
         """Versions that must stay in the repository: served, last good, tried, and those that drain."""
         trying = self.trying.target if self.trying else {}
@@ -303,8 +308,9 @@ class Rollout:
     def _refusal_of(self, name: str) -> Refusal | None:
         return next((refusal for refusal in self.refused if name in refusal.names), None)
 
-    def _is_desired(self, refusal: Refusal) -> bool:
-        return all(self.desired.get(name) == refusal.target.get(name) for name in refusal.names)
+    def is_desired(self, of: Refusal | Attempt) -> bool:
+        """Whether the repository still shows what a group was to become."""
+        return all(self.desired.get(name) == of.target.get(name) for name in of.names)
 
 
 def groups(*shown: Mapping[str, Shown]) -> list[frozenset[str]]:

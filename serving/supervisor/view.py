@@ -10,7 +10,7 @@ Source: Model Control Mode EXPLICIT in Triton's model_management.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,17 +39,29 @@ class Shown:
         return frozenset(_STEP.findall(self.config)) if _ENSEMBLE.search(self.config) else frozenset()
 
 
-def shown_in(repository: Path) -> dict[str, Shown]:
+def shown_in(
+    repository: Path,
+    known: Mapping[str, Shown] | None = None,
+    unreadable: Callable[[str, OSError], None] = lambda name, error: None,
+) -> dict[str, Shown]:
     """Model -> what is shown of it.
 
-    Raises:
-        OSError: a config cannot be read.
+    Args:
+        known: stays of a model whose config cannot be read; without it such a model is left out.
+        unreadable: is told of each such model.
     """
     found = {}
     for path in sorted(repository.glob("*/config.pbtxt")):
-        config = config_of(path.parent)
-        versions = selected_in(config) or (set() if _ENSEMBLE.search(config) else versions_in(path.parent))
-        found[path.parent.name] = Shown(config, tuple(sorted(versions)))
+        name = path.parent.name
+        try:
+            config = config_of(path.parent)
+            ensemble = bool(_ENSEMBLE.search(config))
+            versions = selected_in(config) or (set() if ensemble else versions_in(path.parent))
+            found[name] = Shown(config, tuple(sorted(versions)))
+        except OSError as error:
+            unreadable(name, error)
+            if known is not None and name in known:
+                found[name] = known[name]
     return found
 
 

@@ -13,6 +13,7 @@ import triton_python_backend_utils as pb_utils
 from serving import heartbeat
 from serving.backends.onnxruntime.sessions import Arrays, check_runtime, open_session, run_together
 from serving.backends.onnxruntime.settings import BadConfig, Settings
+from serving.models.backend_utils import version_folder
 
 DEFAULT_FILE = "model.onnx"
 DEFAULT_MAX_BATCH_SIZE = 4  # what Triton documents for auto-completed models that can batch
@@ -62,7 +63,7 @@ class TritonPythonModel:
         heartbeat.start()
         config = json.loads(args["model_config"])
         filename = config.get("default_model_filename") or DEFAULT_FILE
-        path = Path(args["model_repository"]) / args["model_version"] / filename
+        path = version_folder(args) / filename
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         check_runtime(path.parent)
         self._session = open_session(path, Settings.from_config(config), gpu=gpu)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from serving.backends.onnxruntime.settings import ACCELERATORS, BadConfig, Settings
 from shoal.errors import install_hint
 from shoal.manifest import FILENAME, Manifest
+from shoal.paths import named
 
 Arrays = Mapping[str, NDArray]
 
@@ -90,10 +91,12 @@ def _load(
 ) -> onnxruntime.InferenceSession:
     try:
         # Resolved: weights in another file must lie beside the graph, not beside a link to it.
-        return onnxruntime.InferenceSession(str(path.resolve()), options, providers=providers)
+        return onnxruntime.InferenceSession(named(path.resolve()), options, providers=providers)
     except Exception as error:  # onnxruntime raises its own classes, which share no base but this
         reason = str(error).strip().splitlines()[0]
-        raise RuntimeError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {reason}") from error
+        raise RuntimeError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {named(path)}: {reason}"
+        ) from error
 
 
 def _add_openvino(options: onnxruntime.SessionOptions) -> None:

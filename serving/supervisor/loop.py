@@ -6,7 +6,6 @@ import os
 import secrets
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
@@ -30,11 +29,12 @@ from shoal.errors import RepositoryError, ServerError, ShoalError
 from shoal.leases import Leases
 from shoal.rollouts import State
 
-# After more starts than this in so many seconds the next ones come further apart. What served once is not
-# given up: what made it die may pass (a client that makes Triton crash, a full disk).
-MOST_STARTS = 5
-WINDOW_SECONDS = 120.0
-LONG_PAUSE_SECONDS = 30.0
+# A server that ends so soon after its start ended early. After a few of these in a row the next starts come
+# further apart. What served once is not given up: what made it end may pass, such as a client that makes Triton
+# crash, or a full disk.
+EARLY_SECONDS = 10.0
+EARLY_ENDS = 3
+LONGEST_PAUSE_SECONDS = 30.0
 # In which a dead server's models end their requests with an error, where they still can.
 LOST_GRACE = 2.0
 PAUSE_SECONDS = 1.0  # between two starts that fail
@@ -67,7 +67,7 @@ class Supervisor:
         if settings.folder is not None:
             for_people()
         self._pipe = Pipe()
-        self._starts: deque[float] = deque(maxlen=MOST_STARTS)
+        self._started_before, self._early = False, 0
         self.metrics = Metrics(settings.address, settings.watch_port)
         self._state = State(settings.state, self._repository)
         self._rollout = Rollout.load(self._state.path, time.monotonic)
@@ -89,7 +89,8 @@ class Supervisor:
             signal.signal(number, self._stop)
         try:
             while True:
-                served = self._start_again() if self._starts else self._start()
+                served = self._start_again() if self._started_before else self._start()
+                self._started_before, begun = True, time.monotonic()
                 reason, sentence = self._look_after(served)
                 self.metrics.ended(sentence)
                 say(f"not serving: {sentence}", level="error", reason=reason)
@@ -98,6 +99,7 @@ class Supervisor:
                 self._served = None
                 self._rollout.ended()
                 self.metrics.restarted(reason)
+                self._early = self._early + 1 if time.monotonic() - begun < EARLY_SECONDS else 0
                 self._pause(0.0)
         except _Stop:
             self.metrics.ended("stopping")
@@ -127,14 +129,18 @@ class Supervisor:
                 self.metrics.ended(error.message)
                 say(f"not serving: {error.message}", level="error", reason="start failed")
                 self.metrics.restarted("start failed")
+                self._early += 1
                 self._pause(PAUSE_SECONDS)
 
     def _pause(self, seconds: float) -> None:
-        """Before the next start: so long, or longer where many starts did not help."""
-        if len(self._starts) == MOST_STARTS and time.monotonic() - self._starts[0] < WINDOW_SECONDS:
-            seconds = LONG_PAUSE_SECONDS
-            many = f"{MOST_STARTS} starts within {WINDOW_SECONDS:.0f} s did not help"
-            say(f"{many}: the next one is in {seconds:.0f} s", level="error", hint="shoal rollback")
+        """Before the next start: so long, or longer where starts do not help."""
+        if self._early >= EARLY_ENDS:
+            seconds = max(seconds, min(LONGEST_PAUSE_SECONDS, 2.0 ** (self._early - EARLY_ENDS)))
+            say(
+                f"{self._early} servers in a row ended early: the next start is in {seconds:.0f} s",
+                level="error",
+                hint="shoal rollback",
+            )
         time.sleep(seconds)
 
     def _start(self) -> Served:
@@ -151,7 +157,6 @@ class Supervisor:
 
     def _begin(self) -> Served:
         begun = time.monotonic()
-        self._starts.append(begun)
         self._rollout.see(shown_in(self._repository, self._rollout.desired or self._rollout.good))
         chosen = self._checked()
         view = View(self._repository)

@@ -30,8 +30,8 @@ from shoal.leases import Leases
 from shoal.rollouts import State
 
 # A server that ends so soon after its start ended early. After a few of these in a row the next starts come
-# further apart. What served once is not given up: what made it end may pass, such as a client that makes Triton
-# crash, or a full disk.
+# further apart. What served once is not given up: what made it end may pass, such as a full disk, or a client
+# that makes Triton crash.
 EARLY_SECONDS = 10.0
 EARLY_ENDS = 3
 LONGEST_PAUSE_SECONDS = 30.0

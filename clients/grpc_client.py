@@ -29,6 +29,21 @@ from shoal.admin import GRPC_HEADER
 DEFAULT_URL = "127.0.0.1:8001"
 
 
+class _Connection(triton.InferenceServerClient):
+    """Closes its channel once. NVIDIA's class closes it again when it is collected.
+
+    Under gevent gRPC counts each close. A second one makes it stop while other channels are open, or wait for
+    ever for a lock as Python ends.
+    """
+
+    _closed = False
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            super().close()
+
+
 class GrpcClient(BlockingClient):
     """A blocking client; safe to share between threads.
 
@@ -52,7 +67,7 @@ class GrpcClient(BlockingClient):
         self._admin = {GRPC_HEADER: admin_key} if admin_key else None
         self._options = tls.grpc_options() if tls else {}
         with translated(url):
-            self._client = triton.InferenceServerClient(url, **self._options)
+            self._client = _Connection(url, **self._options)
 
     def infer(
         self,
@@ -90,7 +105,7 @@ class GrpcClient(BlockingClient):
         deadline = time.monotonic() + timeout
         with translated(self.url):
             # A client has one stream at most; those of one address share their connections.
-            stream = triton.InferenceServerClient(self.url, **self._options)
+            stream = _Connection(self.url, **self._options)
             final = ended = False
             try:
                 # Without `triton_grpc_error`, which gives errors a status and makes Triton 2.51 crash where

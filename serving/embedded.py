@@ -167,7 +167,7 @@ def launch(
     """
     repository = repository.resolve()
     check_path(repository, "the repository")
-    check_path(_runs(), "the cache")
+    check_path(cache_dir(), "the cache")
     servers()  # clears what dead ones left
     if view is None:
         check(repository, distribution.backends)

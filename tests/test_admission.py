@@ -28,6 +28,7 @@ from serving.models.text2text import Settings
 from serving.text2text.settings import Search
 from tests import tiny
 from tests.generation.metrics import page_of
+from tests.test_limits import PARAMETERS
 
 MOST = 3
 KEY = "3f9a"
@@ -164,15 +165,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, _own_cache: None) -> Iterat
 
 
 def _tokenizer() -> str:
-    values = {
-        "layout": "text",
-        "max_length": "64",
-        "length_buckets": "16,64",
-        "max_text_bytes": "32768",
-        "max_sequences": "64",
-        "pad_id": "0",
-        "max_queue_size": str(MOST),
-    }
+    values = PARAMETERS | {"max_queue_size": str(MOST)}
     config = triton.ModelConfig(backend="python", max_batch_size=1)
     set_batching(config)
     config.input.add(name="text", data_type=triton.DataType.TYPE_STRING, dims=[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trustme
+from grpc import _channel
 from tritonclient.utils import InferenceServerException
 
 import clients
@@ -236,3 +238,15 @@ def test_zeros_at_the_end_of_a_text_are_part_of_it(text: str, form: str) -> None
     """A token may be one; NumPy's own types for text drop them."""
     value = {"array": np.array([text.encode()], object), "plain": text, "list": [text]}[form]
     assert part_of({"text_output": value}).text == text
+
+
+def test_a_connection_is_closed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it is collected: gRPC counts each close under gevent, and a second may never return."""
+    closed = list[object]()
+    monkeypatch.setattr(_channel.Channel, "close", lambda channel: closed.append(channel))  # noqa: PLW0108 - bound
+    client = GrpcClient("127.0.0.1:1")
+    client.close()
+    client.close()
+    del client
+    gc.collect()
+    assert len(closed) == 1

@@ -93,4 +93,4 @@ def test_locusts_own_web_page(server: Server) -> None:
         assert stats["fail_ratio"] == 0
     finally:
         process.terminate()
-        process.wait(timeout=90)  # it lets its users end what they began, beside whatever else runs
+        process.wait(timeout=20)

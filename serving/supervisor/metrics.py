@@ -17,7 +17,7 @@ from serving.supervisor.readiness import Health
 from shoal.errors import ServerError
 from shoal.machine import available_cpus
 
-STUCK_SECONDS = 15.0  # it looks five times a second
+STUCK_SECONDS = 15.0  # it looks four times a second
 
 
 class Metrics:

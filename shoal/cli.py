@@ -226,7 +226,7 @@ def main() -> NoReturn:
         sys.exit(1)
     except OSError as error:  # a full disk behind standard output, say
         _mute()
-        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", "", 1, error)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: an unknown flag, a missing argument

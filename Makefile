@@ -6,7 +6,7 @@ READY5 := .venv-transformers5/.ready
 PACKED := build/checkpoints/all_minilm_l6_v2
 SUITE := build/json-schema/jsonschema-4.26.0
 
-.PHONY: demo test test-checkpoints test-slow test-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 lint types format bench bench-int8 bench-llm bench-drift clean
+.PHONY: demo test test-checkpoints test-slow test-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 lint types format bench bench-int8 bench-llm bench-queue bench-drift clean
 
 ## demo: export, prove, serve and call SmolLM2-135M and all-MiniLM-L6-v2, load the latter, then stop
 demo: $(READY)
@@ -87,6 +87,10 @@ bench-llm: $(READY) model_repository/smollm2/config.pbtxt
 ## bench-int8: our INT8, dynamic, static and of a distilled student, beside plain dynamic quantization (7 minutes)
 bench-int8: $(READY)
 	$(BIN)/python -m export.bench_int8
+
+## bench-queue: what settings of Triton's dynamic batcher cost requests that come while the model runs (5 minutes)
+bench-queue: $(READY)
+	$(BIN)/python -m loadtest.bench_queue
 
 ## bench-drift: how far rows of the same and of another kind are from a reference
 bench-drift: $(READY)

@@ -21,7 +21,6 @@ from export.tasks.text import SentenceSimilarity
 from export.tokenization import Encoder, TextEncoder
 from serving.models.images import MAX_RESIZED_PIXELS, Processor
 from serving.models.tokenizer import most_request_tokens
-from serving.probe import PRIORITIES
 from shoal.names import ENCODER, OUTPUT, PREPROCESSOR, TOKENIZER, part_name
 
 # ONNX element types as Triton names them.
@@ -237,9 +236,12 @@ def _python(name: str, recipe: Recipe, task: Task, version: int) -> triton.Model
 
 
 def set_batching(config: triton.ModelConfig) -> None:
-    """Requests that are waiting run together; none waits for others to come. Health checks go first."""
-    config.dynamic_batching.priority_levels = PRIORITIES
-    config.dynamic_batching.default_priority_level = PRIORITIES
+    """Requests that are waiting run together; none waits for others to come.
+
+    Nothing is set, neither priorities nor a queue policy: with either of them Triton 2.51 lets a request that
+    comes while the model runs wait until another one comes, or for half a second.
+    """
+    config.dynamic_batching.SetInParent()
 
 
 def _wire_inputs(task: Task, encode: Encoder | None = None) -> list[triton.ModelInput]:

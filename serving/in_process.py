@@ -80,8 +80,7 @@ class InProcess:
                 return {key: _bytes(value) for key, value in model.network(_texts(inputs)).items()}
             except Exception as error:
                 raise Refused(str(error).strip() or type(error).__name__) from error
-        request = stand_in.InferenceRequest(inputs, [entry.name for entry in model.config.output])
-        (response,) = self._open(name).execute([request])
+        (response,) = self._responses(name, inputs)
         return _arrays(response)
 
     def stream(self, name: str, inputs: Arrays) -> list[dict[str, NDArray]]:
@@ -90,6 +89,10 @@ class InProcess:
         Raises:
             Refused: one of them is an error, or the last did not come within ten minutes.
         """
+        return [_arrays(response) for response in self._responses(name, inputs)]
+
+    def _responses(self, name: str, inputs: Arrays) -> list[Any]:
+        """What `execute` returns, or what it sends from then on."""
         found: list[Any] = []
         ended = threading.Event()
 
@@ -101,10 +104,12 @@ class InProcess:
 
         outputs = [entry.name for entry in self.models[name].config.output]
         sender = stand_in.ResponseSender(receive)
-        self._open(name).execute([stand_in.InferenceRequest(inputs, outputs, sender)])
+        returned = self._open(name).execute([stand_in.InferenceRequest(inputs, outputs, sender)])
+        if returned and returned[0] is not None:
+            return list(returned)
         if not ended.wait(STREAM_SECONDS):
             raise Refused(f"{name} did not end its answer within {STREAM_SECONDS:.0f} seconds")
-        return [_arrays(response) for response in found]
+        return found
 
     def close(self) -> None:
         """End the Python models."""

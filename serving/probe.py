@@ -21,12 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 Headers = Mapping[str, str]
-# Environment variable of whoever starts a server: a model answers a request before all others, however full
-# its queue is, if the request's parameter `shoal_probe` has its value.
+# Environment variable of whoever starts a server: no full queue refuses a request whose parameter
+# `shoal_probe` has its value, and a model that keeps its queue itself answers it before all others.
 PROBE_KEY = "SHOAL_PROBE_KEY"
 PARAMETER = "shoal_probe"
-# Of Triton's queues, the first is for such requests, the second for all others.
-PRIORITY, PRIORITIES = 1, 2
 BUSY = (429, 503)  # a model refuses because it has too much to do: an answer
 _NOT_LIVE = 400  # Triton listens once it has begun to serve, or has failed to
 # A value of each kind that any model takes; -1 dims become 1.
@@ -99,6 +97,18 @@ class Question:
                 if tensor["datatype"] == "BYTES":
                     tensor["data"][0] = f"{tensor['data'][0]} {time.time_ns()}"
         return request(self.url, body, self.headers)
+
+
+def answered(question: Question, *, timeout: float = 5.0) -> int:
+    """How many requests its model has answered since it was loaded, those from a cache not counted.
+
+    Raises:
+        OSError: the server does not answer.
+        ValueError, KeyError, http.client.HTTPException: it is not Triton.
+    """
+    url = f"{question.url.rpartition('/')[0]}/stats"
+    versions = _json(url, timeout, question.headers)["model_stats"]
+    return sum(int(version["inference_count"]) for version in versions)
 
 
 def questions(address: str, *, timeout: float = 5.0, headers: Headers | None = None) -> list[Question]:
@@ -197,16 +207,16 @@ def smallest(address: str, model: str, timeout: float, headers: Headers) -> Ques
             count *= size
         value = _SAMPLES.get(tensor["datatype"], 1)
         inputs.append({**tensor, "shape": shape, "data": [value] * count})
-    return Question(model, f"{url}/infer", _before_others(inputs), headers, varied)
+    return Question(model, f"{url}/infer", _admitted(inputs), headers, varied)
 
 
 def _key() -> dict[str, str]:
     return {PARAMETER: key} if (key := os.environ.get(PROBE_KEY)) else {}
 
 
-def _before_others(inputs: list[dict[str, Any]]) -> dict[str, Any]:
-    """A request that waits behind no user's."""
-    return {"inputs": inputs, "parameters": {"priority": PRIORITY, **_key()}}
+def _admitted(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    """A request that no full queue refuses."""
+    return {"inputs": inputs, "parameters": _key()}
 
 
 def _sample(sample: dict[str, Any], tensors: list[dict[str, Any]]) -> tuple[Any, dict[str, str]]:
@@ -219,7 +229,7 @@ def _sample(sample: dict[str, Any], tensors: list[dict[str, Any]]) -> tuple[Any,
             {**tensor, "shape": [1, len(sample[tensor["name"]])], "data": sample[tensor["name"]]}
             for tensor in tensors
         ]
-        return _before_others(given), {}
+        return _admitted(given), {}
     inputs, content = [], b""
     for name, values in sample.items():
         texts = [base64.b64decode(value) for value in values]
@@ -227,7 +237,7 @@ def _sample(sample: dict[str, Any], tensors: list[dict[str, Any]]) -> tuple[Any,
         size = {"binary_data_size": len(data)}
         inputs.append({"name": name, "datatype": "BYTES", "shape": [1, len(texts)], "parameters": size})
         content += data
-    head = json.dumps(_before_others(inputs)).encode()
+    head = json.dumps(_admitted(inputs)).encode()
     return head + content, {"Inference-Header-Content-Length": str(len(head))}
 
 

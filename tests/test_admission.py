@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +27,7 @@ from serving import probe
 from serving.embedded import Server, running
 from serving.models.admission import Admission, Pending, QueueFull, model_of
 from serving.models.text2text import Settings
+from serving.supervisor.readiness import Readiness
 from serving.text2text.settings import Search
 from tests import tiny
 from tests.generation.metrics import page_of
@@ -33,20 +36,44 @@ from tests.test_limits import PARAMETERS
 MOST = 3
 KEY = "3f9a"
 SLOW_SECONDS = 0.1
-# In place of the network, and of an encoder-decoder: one request after the other.
-SLOW = f"""
+# In place of the network: one request after the other.
+ENCODER = f"""
 import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
-    def initialize(self, args):
-        self.name = "embedding" if args["model_name"].endswith("_encoder") else "generated_text"
-
     def execute(self, requests):
         time.sleep({SLOW_SECONDS})
-        made = np.zeros((1, 2), np.float32) if self.name == "embedding" else np.array([[b"slow"]], object)
-        return [pb_utils.InferenceResponse([pb_utils.Tensor(self.name, made)]) for _ in requests]
+        made = np.zeros((1, 2), np.float32)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("embedding", made)]) for _ in requests]
+"""
+# In place of an encoder-decoder, behind its queue.
+WRITER = f"""
+import time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from serving.models.queue import Queue
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.queue = Queue(self.answers, lambda request: 1, most_rows=1, most={MOST}, model="writer")
+
+    def answers(self, requests):
+        text = pb_utils.get_input_tensor_by_name(requests[0], "text").as_numpy()[0, 0]
+        if text == b"raise":
+            raise RuntimeError("of the model")
+        time.sleep({SLOW_SECONDS})
+        made = np.array([[b"slow"]], object)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("generated_text", made)]) for _ in requests]
+
+    def execute(self, requests):
+        for request in requests:
+            self.queue.add(request)
+        return [None] * len(requests)
+
+    def finalize(self):
+        self.queue.close()
 """
 
 
@@ -135,12 +162,12 @@ def server(tmp_path_factory: pytest.TempPathFactory, _own_cache: None) -> Iterat
     (models / "slow_tokenizer" / "1" / "model.py").write_text(
         "from serving.models.tokenizer import TritonPythonModel  # noqa: F401\n"
     )
-    for name in ("slow_encoder", "writer"):
-        (models / name / "1" / "model.py").write_text(SLOW)
+    (models / "slow_encoder" / "1" / "model.py").write_text(ENCODER)
+    (models / "writer" / "1" / "model.py").write_text(WRITER)
     (models / "slow_tokenizer" / "config.pbtxt").write_text(_tokenizer())
     (models / "slow_encoder" / "config.pbtxt").write_text(
         """backend: "python" max_batch_size: 1
-        dynamic_batching { priority_levels: 2 default_priority_level: 2 }
+        dynamic_batching { }
         instance_group { count: 1 kind: KIND_CPU }
         input { name: "input_ids" data_type: TYPE_INT64 dims: -1 }
         output { name: "embedding" data_type: TYPE_FP32 dims: 2 }"""
@@ -176,10 +203,10 @@ def _tokenizer() -> str:
 
 
 def _writer() -> str:
-    """As it is exported, without the output that `SLOW` does not make."""
+    """As it is exported, without the output that `WRITER` does not make."""
     recipe = Text2TextRecipe("t5", max_batch_size=1, max_queue_size=MOST)
     search = Search.from_json('{"start": 0, "ends": [1], "pad": 0, "max_new_tokens": 4}')
-    settings = Settings(search, 64, 1000)
+    settings = Settings(search, 64, 1000, max_queue_size=MOST)
     config = publish.config_of(recipe, settings, version=1)
     config.name = "writer"
     del config.output[1]
@@ -215,8 +242,7 @@ def test_a_burst_is_answered_or_refused_each_once(server: Server, model: str, pr
     # As many as may wait, those that run, and those whose places became free before the last one came.
     came = max(seconds for _, seconds in refused)
     assert MOST <= len(answered) <= 2 * MOST + 2 + came / SLOW_SECONDS, found
-    said = "queue is full: 3 requests wait" if model == "slow" else "xceeds maximum queue size"
-    assert all(said in text for text, _ in refused)
+    assert all("the queue is full: 3 requests wait; try again later" in text for text, _ in refused)
     # Refused first, the slowest answered last: an order, not a time.
     assert sorted(seconds for _, seconds in refused)[len(refused) // 2] < max(answered)
 
@@ -239,10 +265,10 @@ def test_our_clients_say_that_it_is_overloaded(server: Server, kind: type[GrpcCl
 
 
 @pytest.mark.parametrize("model", ["slow", "writer"])
-def test_a_health_check_waits_behind_nobody(
+def test_a_health_check_is_answered_while_users_are_refused(
     server: Server, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is answered while users are refused, and before those that were admitted earlier."""
+    """A model that keeps its queue itself answers it before those that were admitted earlier."""
     monkeypatch.setenv(probe.PROBE_KEY, KEY)
     question = probe.smallest(server.http, model, 10, {})
     client = tritonclient.grpc.InferenceServerClient(server.grpc)
@@ -264,7 +290,67 @@ def test_a_health_check_waits_behind_nobody(
         at = time.monotonic()
         found = [user.result() for user in users]
     assert not all(found)  # the queue was full
-    assert sum(other > at for other in answered) >= 2
+    if model == "writer":
+        assert sum(other > at for other in answered) >= 2
+
+
+def test_a_model_that_answers_users_is_ready_however_long_the_question_waits(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question may wait half as long as an answer takes here, so that none ever comes in time."""
+    monkeypatch.setattr("serving.supervisor.readiness.ASK_SECONDS", 2.5 * SLOW_SECONDS)
+    monkeypatch.setattr("serving.supervisor.readiness.ANSWER_SECONDS", 0.5 * SLOW_SECONDS)
+    client = tritonclient.grpc.InferenceServerClient(server.grpc)
+    told: list[str | None] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            with suppress(InferenceServerException):
+                client.infer("slow", [_text(tritonclient.grpc, b"fish")])
+
+    users = [threading.Thread(target=ask) for _ in range(2)]
+    for user in users:
+        user.start()
+    readiness = Readiness(
+        {"slow": probe.smallest(server.http, "slow", 10, {})}, lambda *_: told.append(readiness.problem)
+    )
+    while len(told) < 4:
+        time.sleep(0.01)
+    over.set()
+    for user in users:
+        user.join()
+    assert told[:4] == [None] * 4
+    del told[:]
+    while len(told) < 4:
+        time.sleep(0.01)
+    readiness.close()
+    assert told[-1] == "slow did not answer: timed out"
+
+
+@pytest.mark.parametrize("model", ["slow", "writer"])
+def test_a_request_that_comes_while_the_model_runs_is_next(server: Server, model: str) -> None:
+    """Where Triton's queue has a policy or priorities it waits for half a second, or for another request."""
+    client = tritonclient.grpc.InferenceServerClient(server.grpc)
+
+    def ask(after: float) -> float:
+        time.sleep(after)
+        began = time.monotonic()
+        client.infer(model, [_text(tritonclient.grpc, b"fish")])
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(2) as pool:
+        found = [list(pool.map(ask, [0, SLOW_SECONDS / 2])) for _ in range(6)]
+    ratios = sorted(second / first for first, second in found)
+    assert ratios[2] < 3, found  # about 1.5; 5 with such a policy
+
+
+def test_an_error_of_the_model_ends_its_request_and_the_next_is_answered(server: Server) -> None:
+    client = tritonclient.grpc.InferenceServerClient(server.grpc)
+    with pytest.raises(InferenceServerException, match="of the model"):
+        client.infer("writer", [_text(tritonclient.grpc, b"raise")])
+    made = client.infer("writer", [_text(tritonclient.grpc, b"fish")])
+    assert made.as_numpy("generated_text").tolist() == [[b"slow"]]
 
 
 def test_a_key_that_is_wrong_opens_no_lane(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,18 +361,18 @@ def test_a_key_that_is_wrong_opens_no_lane(monkeypatch: pytest.MonkeyPatch) -> N
         assert not probe.is_probe(wrong)
 
 
-def test_those_that_were_refused_are_counted(server: Server) -> None:
+@pytest.mark.parametrize("model", ["slow", "writer"])
+def test_those_that_were_refused_are_counted(server: Server, model: str) -> None:
     def refused() -> float:
-        lines = page_of(server).splitlines()
-        found = [line for line in lines if line.startswith("shoal_queue_refused_total{")]
-        assert all('model="slow"' in line for line in found)
+        beginning = f'shoal_queue_refused_total{{model="{model}"'
+        found = [line for line in page_of(server).splitlines() if line.startswith(beginning)]
         return sum(float(line.split()[-1]) for line in found)
 
     before, client = refused(), tritonclient.grpc.InferenceServerClient(server.grpc)
 
     def ask(number: int) -> bool:
         try:
-            client.infer("slow", [_text(tritonclient.grpc, b"fish")])
+            client.infer(model, [_text(tritonclient.grpc, b"fish")])
             return False
         except InferenceServerException:
             return True

@@ -513,8 +513,6 @@ optimization {
   }
 }
 dynamic_batching {
-  priority_levels: 2
-  default_priority_level: 2
 }
 instance_group {
   kind: KIND_GPU

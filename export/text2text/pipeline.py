@@ -158,4 +158,5 @@ def settings_of(original: PreTrainedModel, recipe: Text2TextRecipe, checkpoint: 
         min(recipe.max_length or stated, stated),
         recipe.max_text_bytes,
         library.truncation_side,
+        max_queue_size=recipe.max_queue_size,
     )

@@ -40,8 +40,6 @@ def config_of(recipe: Text2TextRecipe, settings: Settings, *, version: int) -> t
     # One instance with all CPUs. The cache is kept in their memory, whatever else the machine has.
     config.instance_group.add(count=1, kind=triton.ModelInstanceGroup.KIND_CPU)
     set_batching(config)
-    # Triton's own limit: this is no ensemble, in which it would leave requests without an answer.
-    config.dynamic_batching.default_queue_policy.max_queue_size = recipe.max_queue_size
     config.version_policy.specific.versions.append(version)
     values = {
         "task": recipe.TASK,
@@ -49,6 +47,7 @@ def config_of(recipe: Text2TextRecipe, settings: Settings, *, version: int) -> t
         "max_length": str(settings.max_length),
         "max_text_bytes": str(settings.max_text_bytes),
         "max_num_batched_tokens": str(settings.max_num_batched_tokens),
+        "max_queue_size": str(settings.max_queue_size),
     }
     if settings.truncation_side != "right":
         values["truncation_side"] = settings.truncation_side

@@ -33,7 +33,14 @@ _PENDING = "nv_inference_pending_request_count"
 
 
 class QueueFull(Exception):
-    """The request may succeed later; the message says how many wait."""
+    """The request may succeed later.
+
+    Args:
+        waiting: requests that wait.
+    """
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"the queue is full: {waiting} requests wait; try again later")
 
 
 class Admission:
@@ -73,7 +80,8 @@ class Admission:
             raise ValueError(f"{PARAMETER} is {most}, it must be at least 1")
         address, model = os.environ.get(METRICS, ""), model_of(model_name)
         networks = [part_name(model, part) for part in (ENCODER, ESTIMATOR)]
-        return cls(most, Pending(address, networks) if address else lambda: 0, _Counter(model))
+        pending = Pending(address, networks) if address else lambda: 0
+        return cls(most, pending, refused_metric(model).count)
 
     def begin(self) -> None:
         """The requests that were admitted before are on their way to the network."""
@@ -92,7 +100,7 @@ class Admission:
             self._look()
         if self._waiting >= self._most and self._known and not is_probe(json.loads(request.parameters())):
             self._refused()
-            raise QueueFull(f"the queue is full: {self._waiting} requests wait; try again later")
+            raise QueueFull(self._waiting)
         self._waiting += 1
         self._in_hand += 1
 
@@ -136,17 +144,31 @@ class Pending:
             return None
 
 
-class _Counter:
-    """Counts in Triton's metrics, for the model that users call."""
+class Metric:
+    """A metric of one model among Triton's own.
 
-    def __init__(self, model: str) -> None:
-        kinds = pb_utils.MetricFamily
-        self._family = kinds(  # Triton wants it to outlive its metric
-            name="shoal_queue_refused_total",
-            description="Requests that were refused since the queue of their network was full",
-            kind=kinds.COUNTER,
-        )
+    Args:
+        kind: `COUNTER` or `GAUGE`.
+        name, text: what Prometheus shows.
+        model: that users call.
+    """
+
+    def __init__(self, kind: str, name: str, text: str, model: str) -> None:
+        families = pb_utils.MetricFamily
+        # Triton wants the family to outlive its metric.
+        self._family = families(name=name, description=text, kind=getattr(families, kind))
         self._metric = self._family.Metric(labels={"model": model})
 
-    def __call__(self) -> None:
+    def set(self, value: float) -> None:
+        """A gauge's value from now on."""
+        self._metric.set(value)
+
+    def count(self) -> None:
+        """One more of a counter."""
         self._metric.increment(1)
+
+
+def refused_metric(model: str) -> Metric:
+    """Counts the requests that find a queue full."""
+    text = "Requests that were refused since the queue was full"
+    return Metric("COUNTER", "shoal_queue_refused_total", text, model)

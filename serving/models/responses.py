@@ -49,16 +49,20 @@ def _response(
         arrays = answer(request)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in arrays.items()])
     except QueueFull as error:  # counted, and not logged: there may be thousands in a second
-        return _failed(error, pb_utils.TritonError.UNAVAILABLE)
+        return failed(error)
     except ValueError as error:
         pb_utils.Logger.log_warn(f"[request id: {request.request_id()}] refused: {error}")
-        return _failed(error, pb_utils.TritonError.INVALID_ARG)
+        return failed(error)
     except Exception as error:  # noqa: BLE001 - the requests beside this one must not fail with it
         pb_utils.Logger.log_error(f"[request id: {request.request_id()}] {type(error).__name__}: {error}")
-        return _failed(error, pb_utils.TritonError.INTERNAL)
+        return failed(error)
 
 
-def _failed(error: Exception, code: Any) -> Any:
+def failed(error: Exception) -> Any:
+    """The response to a request that an error ended: a ValueError is the caller's fault."""
+    codes = pb_utils.TritonError
+    code = codes.UNAVAILABLE if isinstance(error, QueueFull) else codes.INTERNAL
+    code = codes.INVALID_ARG if isinstance(error, ValueError) else code
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(in_short(str(error)), code))
 
 

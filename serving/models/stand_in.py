@@ -58,7 +58,7 @@ class InferenceResponse:
 
 
 class ResponseSender:
-    """Where a decoupled model sends its responses.
+    """Where a model sends responses that it does not return.
 
     Args:
         receive: is called with each response (None: only a flag came) and whether it is the last.
@@ -80,7 +80,7 @@ class InferenceRequest:
     Args:
         inputs: arrays by name.
         outputs: names of the outputs that are asked for.
-        sender: of a decoupled model.
+        sender: of a model that does not return its responses.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class InferenceRequest:
 
     def get_response_sender(self) -> ResponseSender:
         if self._sender is None:
-            raise RuntimeError("only a decoupled model has a response sender")
+            raise RuntimeError("this request has no response sender")
         return self._sender
 
     def request_id(self) -> str:

@@ -1,16 +1,17 @@
 """Text in, another text out: Triton's side of `serving.text2text`, for encoder-decoder models.
 
-The requests that wait run as one batch, or in several where they have more than `max_num_batched_tokens`
-tokens: each text is answered as it would be alone, and leaves the batch when its answer is done; the
-responses go out together. A text that is empty, not UTF-8 or of more than
-`max_text_bytes` bytes is an error of its request alone; text longer than `max_length` tokens is truncated.
+The requests that wait (`serving.models.queue`) run as one batch of at most `max_batch_size` texts, or in
+several where they have more than `max_num_batched_tokens` tokens: each text is answered as it would be alone,
+and leaves the batch when its answer is done; the responses go out together. A text that is empty, not UTF-8
+or of more than `max_text_bytes` bytes is an error of its request alone; text longer than `max_length` tokens
+is truncated.
 
 Inputs: `text` BYTES [n, 1], and optionally `max_new_tokens` INT32 [n, 1], to have shorter answers than the
 model gives. Outputs: `generated_text` BYTES [n, 1] and `num_output_tokens` INT32 [n, 1], the end included.
 
 Parameters in config.pbtxt: `search`, see `serving.text2text.settings`, `max_length` in tokens and
-`max_text_bytes`; optionally `truncation_side`, where a text that is too long loses tokens, and
-`max_num_batched_tokens`; `task` is for clients to read. It runs on the CPU.
+`max_text_bytes`; optionally `truncation_side`, where a text that is too long loses tokens,
+`max_num_batched_tokens` and `max_queue_size`; `task` is for clients to read. It runs on the CPU.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving import heartbeat
 from serving.backends.onnxruntime.sessions import check_runtime
+from serving.models.admission import MAX_QUEUE_SIZE, PARAMETER
 from serving.models.backend_utils import pb_utils, version_folder
 from serving.models.layouts import BadText, check_growth, load_tokenizer
+from serving.models.queue import Queue
 from serving.models.responses import answers
 from serving.models.tokenizer import decode
 from serving.text2text import search
@@ -49,6 +51,7 @@ class Settings:
     Attributes:
         max_num_batched_tokens: most tokens that are in memory at once: rows times beams times the longest
             text with its answer. A text that has more by itself is answered by itself.
+        max_queue_size: requests that may wait.
     """
 
     search: Search
@@ -56,15 +59,19 @@ class Settings:
     max_text_bytes: int
     truncation_side: str = "right"
     max_num_batched_tokens: int = MAX_BATCHED_TOKENS
+    max_queue_size: int = MAX_QUEUE_SIZE
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Settings:
         """From a Triton model config as a dict.
 
         Raises:
-            ValueError: a parameter is missing, unknown or not a number.
+            ValueError: a parameter is missing, unknown or not a number, or nothing may wait.
         """
         given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        waiting = int(given.pop(PARAMETER, MAX_QUEUE_SIZE))
+        if waiting < 1:
+            raise ValueError(f"{PARAMETER} is {waiting}, it must be at least 1")
         side = given.pop("truncation_side", "right")
         batched = int(given.pop("max_num_batched_tokens", MAX_BATCHED_TOKENS))
         wrong = sorted(set(given) ^ set(PARAMETERS))
@@ -73,7 +80,7 @@ class Settings:
                 f"parameters must be {', '.join(PARAMETERS)}; missing or unknown: {', '.join(wrong)}"
             )
         length, size = (int(given[key]) for key in ("max_length", "max_text_bytes"))
-        return cls(Search.from_json(given["search"]), length, size, side, batched)
+        return cls(Search.from_json(given["search"]), length, size, side, batched, waiting)
 
 
 @dataclass(frozen=True)
@@ -147,14 +154,32 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the version's graphs and its tokenizer."""
-        heartbeat.start()
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self._settings = Settings.from_config(json.loads(args["model_config"]))
+        config = json.loads(args["model_config"])
+        self._settings = Settings.from_config(config)
         folder = version_folder(args)
         check_runtime(folder)
         self._answerer = Answerer(folder, self._settings)
+        self._queue = Queue(
+            self._answers,
+            _rows,
+            most_rows=config["max_batch_size"],
+            most=self._settings.max_queue_size,
+            model=args["model_name"],
+        )
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[Any]) -> list[None]:
+        """Have each request wait; answers come from the queue's thread."""
+        for request in requests:
+            self._queue.add(request)
+        return [None] * len(requests)
+
+    def finalize(self) -> None:
+        """Stop after the batch that runs; requests that wait are told so."""
+        self._queue.close()
+        del self._queue
+
+    def _answers(self, requests: Sequence[Any]) -> list[Any]:
         """One response a request, in order; a bad text fails its own request only."""
         asked = [_tried(self._read, request) for request in requests]
         good = [entry for entry in asked if isinstance(entry, Asked)]
@@ -194,6 +219,10 @@ class TritonPythonModel:
             if not 1 <= limit <= most:
                 raise BadText(f"{LIMIT} is {limit}, it must be from 1 to {most}")
         return limits
+
+
+def _rows(request: Any) -> int:
+    return len(pb_utils.get_input_tensor_by_name(request, TEXT).as_numpy())
 
 
 def _tried(call: Any, *arguments: Any) -> Any:

@@ -1,9 +1,10 @@
-"""Whether a server answers: each model that users call is asked for a real answer, once a second.
+"""Whether a server answers: once a second each model that users call must have given a real answer.
 
-A decoder answers the question before users' requests, in a row of its own. To other models it comes by a
-queue of Triton's that is emptied first, and waits for the batch that runs. A server that does not answer it
-in time is not ready, which balancers read at `/health`; it is not started again for that, see
-`serving.supervisor.liveness`.
+Where it has answered users since the last look, that is the answer. Else it is asked one itself. A decoder
+and an encoder-decoder answer that before users' requests. To other models the question waits with them in
+Triton's queue, which has no lane for it (see `export.config.set_batching`); a model that goes on answering
+those before it is ready meanwhile. A server that does not answer in time is not ready, which balancers read
+at `/health`; it is not started again for that, see `serving.supervisor.liveness`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Health:
     """What is known of a model.
 
     Attributes:
-        seconds: its last answer took so long.
+        seconds: the last answer that it was asked for took so long.
         failures: questions without an answer since then.
         reason: of the last failure.
         failed: kind of failure -> how many.
@@ -80,7 +81,12 @@ class Readiness:
 
     def _ask(self, question: probe.Question) -> None:
         health = self.health[question.model]
+        answered = _Answered(question)
         while not self._ended.wait(ASK_SECONDS):
+            if answered.more():
+                health.failures = health.dead = 0
+                self._told(question.model, health)
+                continue
             start = time.monotonic()
             kind = ""
             try:
@@ -94,9 +100,30 @@ class Readiness:
                 kind, health.reason = "no answer", probe.reason_of(error)
             if self._ended.is_set():
                 return
+            if answered.more() and kind == "no answer":
+                kind = "busy"
             health.seconds = time.monotonic() - start
             health.failures = 0 if kind in ("", "busy") else health.failures + 1
             health.dead = health.dead + 1 if kind == "error" and _DEAD.search(health.reason) else 0
             if kind:
                 health.failed[kind] = health.failed.get(kind, 0) + 1
             self._told(question.model, health)
+
+
+class _Answered:
+    """How many answers a model has given, as Triton counts them."""
+
+    def __init__(self, question: probe.Question) -> None:
+        self._question = question
+        self._count = self._read()
+
+    def more(self) -> bool:
+        """Whether it has given one since the last look; no, if the server does not say."""
+        before, self._count = self._count, self._read()
+        return self._count > before >= 0
+
+    def _read(self) -> int:
+        try:
+            return probe.answered(self._question, timeout=ANSWER_SECONDS)
+        except (OSError, http.client.HTTPException, ValueError, KeyError):
+            return -1

@@ -6,7 +6,8 @@ the moment in which its request was due. First the most that the service answers
 is sent, and then four times of it.
 
 Both models have short queues here (`max_queue_size`), as a promise of latency needs them, and the decoder few
-rows (`max_num_seqs`): each request that runs beside others makes all of them slower.
+rows (`max_num_seqs`): each request that runs beside others makes all of them slower. Each has a CPU of its own
+(`intra_op_thread_count`), so that the one under more load does not take it from the other.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import asyncio
 import itertools
 import os
 import random
-import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -27,6 +27,8 @@ import aiohttp
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton_grpc
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as triton
 from tritonclient.utils import InferenceServerException
 
 from tests.conftest import ROOT
@@ -39,8 +41,9 @@ CALM, TIMES = 0.7, 4.0
 DEADLINE = 30.0  # seconds
 TEXTS, PROMPTS = "minilm", "smollm2"
 SETTINGS = {
-    "minilm_tokenizer": {"max_queue_size": "2"},
-    "smollm2": {"max_queue_size": "1", "max_num_seqs": "4"},
+    "minilm_tokenizer": {"max_queue_size": "1"},
+    "minilm_encoder": {"intra_op_thread_count": "1"},
+    "smollm2": {"max_queue_size": "1", "max_num_seqs": "2", "intra_op_thread_count": "1"},
 }
 USERS = {TEXTS: 5, PROMPTS: 5}  # who call one after the other while the capacity is measured
 WORDS = [
@@ -177,11 +180,10 @@ def _repository(folder: Path) -> Path:
 
 
 def _config(path: Path, settings: dict[str, str]) -> str:
-    text = path.read_text()
+    config = text_format.Parse(path.read_text(), triton.ModelConfig())
     for key, value in settings.items():
-        text, count = re.subn(rf'(key: "{key}"\s+value {{\s+string_value: )"\d+"', rf'\1"{value}"', text)
-        assert count == 1, f"{path} has no {key}"
-    return text
+        config.parameters[key].string_value = value
+    return str(text_format.MessageToString(config))
 
 
 async def _run(service: World) -> dict[str, Any]:

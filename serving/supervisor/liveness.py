@@ -5,6 +5,10 @@ hung (it neither beats nor uses the CPU, with no thread that could run); the eng
 and has made no step for `STUCK_SECONDS`; or a change of versions failed, and what was served before could
 not be loaded again. A server that is slow, or refuses because it has too much to do, is
 alive.
+
+A model's process that is stopped is killed at once, so that it never goes on. After a second Triton 2.51
+gives up on it and fails its requests; what it answers once it goes on is then taken for the answer to other
+requests, whose callers get it, or ends the server.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import http.client
 import threading
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +28,7 @@ from serving.embedded import Server, stubs
 from serving.heartbeat import Page
 
 LOOK_SECONDS = 0.25  # between two looks
+STOPPED_SECONDS = 0.2  # between two looks for processes that are stopped; who is at both is killed
 SILENT_SECONDS = 2.0  # without a beat, without CPU time, and without a thread that could run: hung
 DEAF_SECONDS = 60.0  # without a beat, whatever the process does
 STUCK_SECONDS = 60.0  # of an engine with work, without a step
@@ -63,6 +69,7 @@ class Liveness:
         self._process = psutil.Process(server.pid)
         self._stubs: dict[psutil.Process, str] = {}
         self._leaving: dict[psutil.Process, str] = {}
+        self._killed: set[psutil.Process] = set()
         self._open: dict[int, Page] = {}
         self._silences: dict[int, _Silence] = {}
         self._answered = 0
@@ -71,6 +78,7 @@ class Liveness:
         self._lost = ""
         self.adopt()
         threading.Thread(target=self._ask, name="liveness", daemon=True).start()
+        threading.Thread(target=self._end_stopped, name="stopped", daemon=True).start()
 
     def problem(self) -> tuple[str, str] | None:
         """What is wrong now: a reason for the metrics, and a sentence; None: nothing."""
@@ -93,6 +101,8 @@ class Liveness:
 
     def _of_models(self, now: float) -> tuple[str, str] | None:
         for process, model in self._stubs.items():
+            if process in self._killed:
+                return "model process hung", f"the process of {model} was stopped, and is ended"
             if _ended(process):
                 return "model process died", f"the process of {model} ended"
             page = self._page(process.pid)
@@ -145,6 +155,17 @@ class Liveness:
                 continue
             self._answered += 1
 
+    def _end_stopped(self) -> None:
+        """In a thread of its own: nothing that waits elsewhere may hold this up."""
+        before: set[psutil.Process] = set()
+        while not self._closed.wait(STOPPED_SECONDS):
+            found = {process for process in [*self._stubs, *self._leaving] if _is_stopped(process)}
+            for process in found & before:
+                self._killed.add(process)
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            before = found
+
     def _page(self, pid: int) -> Page | None:
         if pid not in self._open:
             path = self._server.heartbeats / str(pid)
@@ -181,6 +202,13 @@ def _could_run(pid: int) -> bool:
         if state in _RUNNABLE:
             return True
     return False
+
+
+def _is_stopped(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP))
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _ended(process: psutil.Process) -> bool:

@@ -68,6 +68,7 @@ test-transformers5: $(READY5)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 types: $(READY)
 	$(BIN)/mypy
 

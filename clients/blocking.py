@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from clients import answers
 from clients.answers import Call, Entity, Found, Generated, Label, ZeroShotLabel
-from clients.chat import ChatTemplate, Message
 from clients.errors import BadInput
 from clients.generation import Answer, Part, flags_of, joined, request_arrays
 from clients.vocabulary import (
@@ -26,6 +25,7 @@ from clients.vocabulary import (
     embedding_of,
     prompted,
 )
+from shoal.chat import ChatTemplate, Message
 
 Client = TypeVar("Client", bound="BlockingClient")
 T = TypeVar("T")

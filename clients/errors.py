@@ -20,7 +20,7 @@ import grpc
 from tritonclient.utils import InferenceServerException
 
 from shoal.admin import VARIABLE
-from shoal.errors import ClientError
+from shoal.errors import BadInput, ClientError
 
 __all__ = [
     "BadInput",
@@ -40,10 +40,6 @@ class Unavailable(ClientError):
 
 class Overloaded(ClientError):
     """The server refused the request because its queue is full."""
-
-
-class BadInput(ClientError):
-    """The request can never succeed as it is."""
 
 
 class UnknownModel(BadInput):

@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from export import pipeline, verify
-from export.pipeline import Source
+from export import verify
+from export.encoder.build import build
+from export.encoder.prepare import Source, prepare
 from export.recipe import Recipe
 from export.reference import ROWS, described, reference_rows, take_reference
 from export.source import find_checkpoint
@@ -232,10 +233,10 @@ def _run(options: argparse.Namespace) -> None:
     progress = Bars(Console(stderr=True))
     recipe = Recipe(source=options.source, precisions=("int8",))
     with tempfile.TemporaryDirectory() as folder:
-        source = pipeline.prepare(recipe, find_checkpoint(recipe.source), Path(folder))
+        source = prepare(recipe, find_checkpoint(recipe.source), Path(folder))
         if source.task.layout != "text":
             raise UsageError(f"{recipe.source} reads more than one text", hint="an embedder or a classifier")
-        model = verify.open_network(pipeline.build(source, Path(folder), progress)[0]["int8"], "int8")
+        model = verify.open_network(build(source, Path(folder), progress)[0]["int8"], "int8")
         lines = _lines(source, model, options.eval_data, progress)
     formula = [noise_of(count) for count in SAMPLES]
     out = Console(width=130)

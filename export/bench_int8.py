@@ -15,7 +15,9 @@ from pathlib import Path
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from rich.console import Console
 
-from export import pipeline, verify
+from export import verify
+from export.encoder.build import build, compress
+from export.encoder.prepare import prepare
 from export.exported import Exported
 from export.recipe import Recipe
 from export.source import find_checkpoint
@@ -40,17 +42,17 @@ def main() -> None:
     checkpoint = find_checkpoint(recipe.source)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        source = pipeline.prepare(recipe, checkpoint, work)
-        graphs, _ = pipeline.build(source, work, progress)
+        source = prepare(recipe, checkpoint, work)
+        graphs, _ = build(source, work, progress)
         with progress.step("Quantize plainly, for comparison"):
             quantize_dynamic(
                 work / "plain.onnx", work / "dynamic.onnx", weight_type=QuantType.QInt8, per_channel=True
             )
         graphs["plain dynamic"] = Exported.read(work / "dynamic.onnx")
-        student, report = pipeline.compress(replace(source, recipe=smaller), progress)
+        student, report = compress(replace(source, recipe=smaller), progress)
         name = f"int8, {options.layers} layers"
         (work / "student").mkdir()
-        graphs[name] = pipeline.build(student, work / "student", progress)[0]["int8"]
+        graphs[name] = build(student, work / "student", progress)[0]["int8"]
         evidence = verify.measure(
             source.subject, graphs, eval_data=options.eval_data, notes={name: report}, progress=progress
         )

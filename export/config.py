@@ -9,7 +9,6 @@ import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
-from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
 from export.exported import Exported
@@ -221,11 +220,6 @@ def _request_tokens(recipe: Recipe, max_length: int) -> int:
     if recipe.max_request_tokens is None:
         return most_request_tokens(recipe.max_sequences, max_length)
     return max(recipe.max_request_tokens, max_length)  # one sequence always fits
-
-
-def to_text(config: triton.ModelConfig) -> str:
-    """As `config.pbtxt`, fields in the protobuf's order, maps sorted by key."""
-    return text_format.MessageToString(config, use_index_order=True)
 
 
 def _python(name: str, recipe: Recipe, task: Task, version: int) -> triton.ModelConfig:

@@ -8,10 +8,11 @@ import onnxruntime
 
 from export.engines.library import Library
 from export.recipe import ACCELERATED, ENGINES
+from serving.onnxruntime.sessions import CPU
 from shoal.errors import ExportError
 from shoal.machine import gpus
 
-CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
+CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
 
 def provider_of(precision: str, on_gpu: Sequence[str]) -> str:

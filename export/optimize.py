@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.transformers import optimizer
 from onnxruntime.transformers.fusion_options import FusionOptions
 
 from export.exported import Exported
+from serving.onnxruntime.sessions import measured_session
 
 Feed = Mapping[str, NDArray]
 _LAST = 2e-3  # of what is compared: sums in another order
@@ -102,9 +102,7 @@ def _gives(path: Path, feeds: Sequence[Feed], expected: Sequence[Sequence[NDArra
 
 
 def _run(path: Path, feed: Feed) -> list[NDArray]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # a graph that cannot run is an answer here, not an error to show
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = measured_session(path)
     found: list[NDArray] = session.run(None, {value.name: feed[value.name] for value in session.get_inputs()})
     return found
 

@@ -26,12 +26,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from export.exported import Exported
 from export.graph import CONTRIB, Graph
+from serving.onnxruntime.sessions import measured_session
 from shoal.errors import ExportError
 from shoal.machine import available_cpus
 from shoal.progress import Silent
@@ -151,11 +151,9 @@ def observe(
     """Values of the fp32 graph for one feed after another, as [rows, channels], padding left out."""
     model = onnx.load(path, load_external_data=False)
     model.graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in names)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = available_cpus()
     observed = path.with_name(f"observed-{path.name}")  # beside the weights, where those are in a second file
     onnx.save(model, observed)
-    session = onnxruntime.InferenceSession(str(observed), options, providers=["CPUExecutionProvider"])
+    session = measured_session(observed, threads=available_cpus())
     observed.unlink()
     for feed in calibration:
         values = session.run(list(names), dict(feed))

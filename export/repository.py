@@ -25,7 +25,6 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as triton
 
-from export import config
 from export.evidence import Verified
 from shoal import machine
 from shoal.change import write_together
@@ -33,6 +32,7 @@ from shoal.errors import RepositoryError
 from shoal.hashes import sha256
 from shoal.layout import versions_in
 from shoal.manifest import FILENAME, Manifest, manifests
+from shoal.model_config import to_text
 from shoal.names import ENCODER, ESTIMATOR, part_name
 from shoal.paths import sync_folder, to_json
 from shoal.repository import locked, served_before, served_texts
@@ -197,7 +197,7 @@ def write(
                 _stage(part, staged / part.name / str(numbers[part.name]), work)
             fresh |= new and part.name == network
             hashes |= {f"{part.name}/{numbers[part.name]}/{name}": value for name, value in content.items()}
-        configs = {part.name: config.to_text(part.config(numbers[part.name])) for part in release.parts}
+        configs = {part.name: to_text(part.config(numbers[part.name])) for part in release.parts}
         number = numbers[network]
         manifest = _manifest(release, provenance, number, hashes, configs)
         place = Path(network) / str(number) / FILENAME

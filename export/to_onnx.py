@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
@@ -21,6 +20,7 @@ from export.loading import of_a_library
 from export.opened import Opened
 from export.tasks.heads import Head
 from export.tasks.task import Task
+from serving.onnxruntime.sessions import measured_session
 from shoal.errors import ExportError
 from shoal.progress import Silent
 
@@ -82,9 +82,7 @@ def _check(
     Raises:
         ExportError: it does.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised as well
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = measured_session(path)
     names = [value.name for value in session.get_outputs()]
     known = {value.name for value in session.get_inputs()}
     for sample, expected in zip(samples, results, strict=True):

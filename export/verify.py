@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from export.device import CPU, provider_of
+from export.device import provider_of
 from export.engines.engine import Engine
 from export.evidence import Evidence
 from export.exported import Exported
@@ -25,6 +24,7 @@ from export.recipe import ON_GPU
 from export.tasks.task import NO_ANSWER, Feed, Outputs, Row, Task
 from export.tasks.text import SentenceSimilarity, spearman
 from export.tokenization import Encoder
+from serving.onnxruntime.sessions import CPU, measured_session
 from shoal import corpus
 from shoal.errors import ExportError
 from shoal.machine import available_cpus
@@ -70,12 +70,8 @@ def open_session(path: Path, provider: str = CPU) -> Model:
     Raises:
         ExportError: ONNX Runtime cannot use the GPU.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = available_cpus()
-    options.log_severity_level = 4  # what goes wrong is raised as well
-    providers = list(dict.fromkeys((provider, CPU)))
-    session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-    if session.get_providers()[0] != providers[0]:  # it falls back to the CPU without a word
+    session = measured_session(path, threads=available_cpus(), provider=provider)
+    if session.get_providers()[0] != provider:  # it falls back to the CPU without a word
         raise ExportError(f"{path.name} must be measured on an NVIDIA GPU, and onnxruntime cannot use it")
     inputs = [value.name for value in session.get_inputs()]
     outputs = [value.name for value in session.get_outputs()]

@@ -22,12 +22,12 @@ from rich.console import Console
 from clients import GrpcClient
 from export.tasks.task import Row
 from export.tokenization import TextEncoder
-from serving.backends.onnxruntime.sessions import open_session
-from serving.backends.onnxruntime.settings import Settings
 from serving.embedded import running
+from serving.onnxruntime.options import Options
+from serving.onnxruntime.sessions import open_session
 from shoal import corpus, machine, show
 from shoal.errors import RepositoryError
-from shoal.manifest import manifests
+from shoal.manifest import manifests, served_versions
 from shoal.paths import write_json
 from shoal.progress import Bars
 
@@ -80,13 +80,12 @@ def measure(repository: Path, model: str) -> dict[str, Any]:
             f"{repository} needs an fp32 and an int8 version of {model}", hint="shoal export"
         )
     served = versions["int8"]
-    config = (repository / served.network / "config.pbtxt").read_text()
-    if f"versions: {served.version}\n" not in config:
+    if served_versions(repository / served.network) != {served.version}:
         raise RepositoryError(f"{served.network} does not serve its int8 version", hint="shoal export")
     tokenizer = next(repository / name for name in served.files if name.endswith("tokenizer.json"))
     encode = TextEncoder(tokenizer, "text", 256, 0, ("input_ids", "attention_mask"))
     texts = {tokens: text_of(tokens, encode, 32) for tokens in LENGTHS}
-    settings = Settings.from_config({"instance_group": [{"count": 1}]})
+    settings = Options.from_config({"instance_group": [{"count": 1}]})
     sessions = {
         precision: open_session(
             repository / manifest.network / str(manifest.version) / "model.onnx", settings

@@ -37,7 +37,7 @@ from serving.generation.params import SamplingParams
 from serving.generation.runner import Runner
 from serving.generation.scheduler import Limits
 from serving.generation.sequence import Chunk, Request
-from shoal import corpus, machine, show
+from shoal import corpus, machine, model_config, show
 from shoal.manifest import Manifest, manifests
 from shoal.paths import cache_dir
 from shoal.progress import Bars
@@ -122,13 +122,10 @@ def served_alone(repository: Path, manifest: Manifest) -> Iterator[embedded.Serv
 
 
 def _without_prefix_cache(config: str, version: int) -> str:
-    from google.protobuf import text_format  # noqa: PLC0415
-    from tritonclient.grpc import model_config_pb2  # noqa: PLC0415
-
-    read = text_format.Parse(config, model_config_pb2.ModelConfig())
+    read = model_config.parse(config)
     read.parameters.pop("prefix_cache_tokens", None)
     read.version_policy.specific.versions[:] = [version]
-    return str(text_format.MessageToString(read))
+    return model_config.to_text(read)
 
 
 async def _load(url: str, model: str, texts: Sequence[str], concurrency: int, rounds: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from locust import User, constant, events, task
 
 from clients import ClientError, GrpcClient, HttpClient
-from shoal import corpus, requests
+from shoal import corpus, tensors
 from shoal.admin import key_from_environment
 
 grpc_gevent.init_gevent()  # gRPC's own threads must yield to Locust's greenlets
@@ -120,7 +120,7 @@ class RowUser(LoadUser):
         self.action, self.varies = "infer", False
         try:
             config = self.client.config(model)
-            self.row = requests.sample_arrays(config, self.client.metadata(model))
+            self.row = tensors.sample_arrays(config, self.client.metadata(model))
         except ClientError:
             return  # what is asked of it fails, and is counted
         task = config.get("parameters", {}).get("task", {}).get("string_value", "")

@@ -7,7 +7,6 @@ runs the command where nothing is wrong, and else says what is and exits with 1.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from shoal.engine import check_fits, triton_runner
 from shoal.errors import RepositoryError, ShoalError
 from shoal.layout import config_of
 from shoal.manifest import FILENAME, Manifest, manifests, selected_versions
+from shoal.model_config import backend_of
 from shoal.repository import finish_broken_change
 
 EMBEDDED = ("onnxruntime", "python")  # backends of the embedded server
@@ -77,9 +77,8 @@ def _check_backend(config: Path, backends: Collection[str] | None, repository: P
         text = config_of(config.parent)
     except OSError as error:
         raise RepositoryError(f"{config} cannot be read: {error}", hint="export the model again") from error
-    stated = re.search(r'^(?:backend: "(\w+)"|platform: "(tensorrt)_plan")', text, re.MULTILINE)
-    backend = (stated[1] or stated[2]) if stated else None
-    if backend is not None and backends is not None and backend not in backends:
+    backend = backend_of(text)
+    if backend and backends is not None and backend not in backends:
         every = manifests(repository)
         others = [m for m in every if m.network == config.parent.name and not m.engine]
         other = f"shoal promote {others[-1].model} {others[-1].version}" if others else ""

@@ -1,6 +1,6 @@
 """`python -m shoal` is the command `shoal`."""
 
-from shoal.cli import main
+from shoal.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -8,8 +8,9 @@ ShoalError                     message + hint: what failed, and what to do about
 ├── RepositoryError            the model repository cannot be read, trusted or written
 ├── ServerError                Triton could not be started, found or stopped
 └── ClientError                a request was not answered with a result (see `clients.errors`)
+    └── BadInput               the request can never succeed as it is
 
-Library code raises; `shoal.cli.main` alone turns an error into one line and an exit code.
+Library code raises; `shoal.cli.app.main` alone turns an error into one line and an exit code.
 """
 
 from __future__ import annotations
@@ -79,3 +80,7 @@ class ServerError(ShoalError):
 
 class ClientError(ShoalError):
     """A request was not answered with a result."""
+
+
+class BadInput(ClientError):
+    """The request can never succeed as it is."""

@@ -41,9 +41,3 @@ def read_regular(path: Path) -> bytes:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
         return file.read()
-
-
-def selected_in(config: str) -> set[int]:
-    """Versions that a config selects by number; empty where it selects none."""
-    policy = re.search(r"\bspecific\s*\{([^}]*)\}", config)
-    return {int(version) for version in re.findall(r"\b[0-9]{1,18}\b", policy[1])} if policy else set()

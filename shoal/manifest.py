@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shoal import model_config
 from shoal.errors import RepositoryError
 from shoal.hashes import Hashes
-from shoal.layout import config_of, is_version, read_regular, selected_in, versions_in
+from shoal.layout import config_of, is_version, read_regular, versions_in
 from shoal.names import PARTS, part_name
 
 FILENAME = "manifest.json"
@@ -173,7 +174,7 @@ class Damaged:
 def served_versions(model: Path) -> set[int]:
     """Versions that the config of a model's folder selects by number; empty where it selects none."""
     try:
-        return selected_in(config_of(model))
+        return model_config.selected_versions(config_of(model))
     except OSError:
         return set()
 

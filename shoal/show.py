@@ -78,7 +78,7 @@ def _short(text: str) -> str:
 
 
 def differences(found: Mapping[str, Any], names: Sequence[str]) -> Table:
-    """What `shoal.compare.compare` found, a line for each difference."""
+    """What `shoal.cli.compare.compare` found, a line for each difference."""
     made = table("", ["", "", *(f"#{name}" for name in names)], wraps=["", *names])
     for part in ("files", "evidence", "recipe", "tools"):
         for index, (key, pair) in enumerate(found[part].items()):

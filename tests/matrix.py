@@ -21,8 +21,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from export import router, verify
-from export.generation import pipeline as generation
+from export import run, verify
+from export.generation import build as generation
 from export.generation import verify as generation_verify
 from export.generation.recipe import GenerationRecipe
 from export.recipe import Recipe
@@ -337,7 +337,7 @@ def try_case(case: Case, folder: Path, repository: Path, precisions: Sequence[st
             settings["task"] = RANKING
         try:
             with little_evidence():
-                router.export(
+                run.export(
                     kind(**settings),
                     repository,
                     on_evidence=lambda found: evidence.update({entry.precision: entry for entry in found}),

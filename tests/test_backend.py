@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from clients import GrpcClient
-from serving.backends.onnxruntime.sessions import open_session, run_together
-from serving.backends.onnxruntime.settings import BadConfig, Settings
 from serving.embedded import running, start
+from serving.onnxruntime.options import BadConfig, Options
+from serving.onnxruntime.sessions import open_session, run_together
 from serving.ports import Ports
 from shoal.errors import ServerError
 from shoal.machine import available_cpus, gpus
@@ -43,7 +43,7 @@ def test_documented_options_reach_the_session() -> None:
         intra_op_thread_count="1", inter_op_thread_count="3", execution_mode="1", enable_mem_arena="0"
     )
     config["optimization"] = {"graph": {"level": 1}}
-    options = Settings.from_config(config).session_options()
+    options = Options.from_config(config).session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 3)
     assert options.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL
     assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -53,7 +53,7 @@ def test_documented_options_reach_the_session() -> None:
 
 @pytest.mark.parametrize("instances", [1, 2, 64])
 def test_instances_share_the_cpus(instances: int) -> None:
-    options = Settings.from_config({"instance_group": [{"count": instances}]}).session_options()
+    options = Options.from_config({"instance_group": [{"count": instances}]}).session_options()
     assert options.intra_op_num_threads == max(1, available_cpus() // instances)
 
 
@@ -76,7 +76,7 @@ def test_instances_share_the_cpus(instances: int) -> None:
 )
 def test_what_it_does_not_know_is_refused_by_name(config: dict[str, Any], said: str) -> None:
     with pytest.raises(BadConfig, match=said):
-        Settings.from_config(config)
+        Options.from_config(config)
 
 
 def test_an_unknown_parameter_stops_the_server_with_its_name(encoder: Path) -> None:
@@ -91,21 +91,21 @@ def test_a_gpu_instance_without_a_gpu_runtime_says_what_is_missing(repository: P
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(BadConfig, match=r"needs CUDAExecutionProvider.*install onnxruntime-gpu"):
-        open_session(repository / "minilm_encoder" / "1" / "model.onnx", Settings.from_config({}), gpu=0)
+        open_session(repository / "minilm_encoder" / "1" / "model.onnx", Options.from_config({}), gpu=0)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not gpus(), reason="needs an NVIDIA GPU, and onnxruntime-gpu")
 def test_a_gpu_instance_agrees_with_the_cpu(repository: Path) -> None:
     path = repository / "minilm_encoder" / "1" / "model.onnx"
-    on_cpu, on_gpu = (open_session(path, Settings.from_config({}), gpu=gpu) for gpu in (None, 0))
+    on_cpu, on_gpu = (open_session(path, Options.from_config({}), gpu=gpu) for gpu in (None, 0))
     assert on_gpu.get_providers()[0] == "CUDAExecutionProvider"
     expected, got = (session.run(None, FEED)[0] for session in (on_cpu, on_gpu))
     assert (expected * got).sum(axis=1).min() > 0.999
 
 
 def test_requests_joined_and_split_keep_their_order(repository: Path) -> None:
-    session = open_session(repository / "minilm_encoder" / "1" / "model.onnx", Settings.from_config({}))
+    session = open_session(repository / "minilm_encoder" / "1" / "model.onnx", Options.from_config({}))
     chance = np.random.default_rng(0)
     requests = [
         {"input_ids": chance.integers(1000, 20000, (rows, 8)), "attention_mask": np.ones((rows, 8), np.int64)}
@@ -151,7 +151,7 @@ def test_openvino_on_the_real_server(encoder: Path, repository: Path) -> None:
         with pytest.raises(ServerError, match="openvino takes Intel CPUs only, and this one is by"):
             start(encoder.parent, Ports(0, 0, 0))
         return
-    expected = open_session(encoder / "1" / "model.onnx", Settings.from_config({})).run(None, FEED)[0]
+    expected = open_session(encoder / "1" / "model.onnx", Options.from_config({})).run(None, FEED)[0]
     with running(encoder.parent) as server, GrpcClient(server.grpc) as client:
         (stub,) = psutil.Process(server.pid).children()
         assert any("openvino" in Path(m.path).name for m in stub.memory_maps())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from export import router
+from export import run
 from serving.embedded import running
 from tests.conftest import ROOT
 
@@ -24,13 +24,13 @@ def test_a_checkpoint_as_it_is_published(source: str, tmp_path: Path) -> None:
             archive.extractall(tmp_path / "checkpoint")
         source = str(tmp_path / "checkpoint")
     repository = tmp_path / "model_repository"
-    outcome = router.export(router.recipe_of({"source": source, "name": "real"}), repository)
+    outcome = run.export(run.recipe_of({"source": source, "name": "real"}), repository)
     for entry in outcome.evidence:
         print(source, entry.precision, entry.raw)
         assert entry.failures == []
         assert entry.raw is not None and entry.raw.tokens == 1.0
     with running(repository) as server:
-        manifest, answers = router.verify_wire("real", repository, server.grpc)
+        manifest, answers = run.verify_wire("real", repository, server.grpc)
     print(source, manifest.precision, "over the wire", answers)
     assert answers.failures == []
     # The same files, in another process and over a protocol: the same answers.

@@ -15,8 +15,8 @@ import pytest
 import typer.main
 
 from serving.embedded import Server
-from shoal import cli
-from shoal.cli import app
+from shoal.cli import app as cli
+from shoal.cli.app import app
 from shoal.errors import ServerError
 from tests import tiny
 from tests.conftest import ROOT
@@ -252,7 +252,7 @@ def test_what_fails_after_its_document_prints_no_other(here: Call, monkeypatch: 
 def test_doctor_under_each_extra(
     monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], missing: list[str], runtime: str | None
 ) -> None:
-    from shoal import doctor
+    from shoal.cli import doctor
 
     about = ("transformers", "optimum-onnx", "onnxruntime", "onnxruntime-gpu")
 

@@ -192,7 +192,7 @@ import sys
 heavy = "torch transformers optimum onnx onnxruntime tokenizers locust matplotlib scipy pytriton".split()
 for name in heavy:
     sys.modules[name] = None
-import clients, shoal.cli
+import clients, shoal.cli.app
 assert not [m for m in sys.modules if m.split(".")[0] in heavy and sys.modules[m] is not None]
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)

@@ -46,10 +46,10 @@ from export.compress.losses import softmax_divergence, squared
 from export.compress.prune import prune
 from export.compress.texts import batch, read_texts, sentences, split
 from export.optimize import fuse_around_matmuls
-from export.pipeline import export
 from export.raw import encoder
 from export.raw.evidence import RawTolerance
 from export.recipe import Recipe
+from export.run import export
 from export.sentence import Sentence
 from export.tasks.heads import Classification, Embedding
 from export.to_onnx import to_onnx

@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer
 
-from export import pipeline
 from export.compress.apply import network_feed
 from export.compress.distill import Settings, _rise_and_fall, distill
 from export.compress.importance import measure_importance
 from export.compress.losses import Distance
 from export.compress.prune import prune
+from export.encoder.build import compress
+from export.encoder.prepare import prepare
 from export.recipe import Recipe
 from export.source import find_checkpoint
 from export.tasks.heads import Head
@@ -51,7 +52,7 @@ class Pair:
         architecture, config, task = CHECKPOINTS[name]
         path = tiny.make(folder / "teacher", architecture, **config)
         recipe = Recipe(source=str(path), name="x", task=task)
-        self.source = pipeline.prepare(recipe, find_checkpoint(str(path)), folder)
+        self.source = prepare(recipe, find_checkpoint(str(path)), folder)
         self.teacher: Head = self.source.head
         self.student, _ = prune(self.teacher, [self.feed(TEXTS)], layers=1)
         self.student.backbone.save_pretrained(folder / "student")
@@ -278,9 +279,9 @@ def test_heads_of_rows_of_several_sequences_leave_by_how_much_the_output_moves(p
 def test_a_vision_transformer_is_refused_by_name(tmp_path: Path) -> None:
     path = tiny.make_vit(tmp_path / "vit", num_labels=3)
     recipe = Recipe(source=str(path), name="x", layers=1, distill_steps=1)
-    source = pipeline.prepare(recipe, find_checkpoint(str(path)), tmp_path)
+    source = prepare(recipe, find_checkpoint(str(path)), tmp_path)
     with pytest.raises(ExportError, match="the architecture vit cannot be made smaller"):
-        pipeline.compress(source, Silent())
+        compress(source, Silent())
 
 
 def test_a_text_that_cannot_be_a_row_is_told(tmp_path: Path) -> None:
@@ -288,12 +289,12 @@ def test_a_text_that_cannot_be_a_row_is_told(tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("".join(f"The text {number} has a [MASK] of its own.\n" for number in range(30)))
     recipe = Recipe(source=str(path), name="x", layers=1, distill_steps=1, distill_text=texts)
-    source = pipeline.prepare(recipe, find_checkpoint(str(path)), tmp_path)
+    source = prepare(recipe, find_checkpoint(str(path)), tmp_path)
     with pytest.raises(UsageError, match="text to learn from cannot be: text 0 has 2 times"):
-        pipeline.compress(source, Silent())
+        compress(source, Silent())
     with pytest.raises(UsageError, match="none.txt cannot be read"):
         missing = replace(recipe, distill_text=tmp_path / "none.txt")
-        pipeline.compress(replace(source, recipe=missing), Silent())
+        compress(replace(source, recipe=missing), Silent())
 
 
 def _tensors(feed: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -303,7 +304,7 @@ def _tensors(feed: Mapping[str, Any]) -> dict[str, Tensor]:
 def test_a_pruned_classifier_answers_like_its_teacher_again(tmp_path: Path) -> None:
     """The teacher has learned a rule of three classes; the student sees its probabilities and no label."""
     path = tiny.make(tmp_path / "rule", "BertForSequenceClassification", num_labels=3, num_hidden_layers=3)
-    source = pipeline.prepare(Recipe(source=str(path), name="x"), find_checkpoint(str(path)), tmp_path)
+    source = prepare(Recipe(source=str(path), name="x"), find_checkpoint(str(path)), tmp_path)
     teacher = source.head
 
     def feed(texts: list[str], max_length: int = 48) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 from serving.embedded import Server
-from shoal.cli import app
+from shoal.cli.app import app
 from tests.conftest import ROOT
 
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")], key=str)

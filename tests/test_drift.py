@@ -25,9 +25,10 @@ from transformers import AutoTokenizer
 
 from clients import GrpcClient
 from export import bench_drift
-from export.pipeline import export, prepare
+from export.encoder.prepare import prepare
 from export.recipe import Recipe
 from export.reference import reference_rows, take_reference
+from export.run import export
 from export.source import find_checkpoint
 from serving.drift.monitor import Monitor, Watched, Window, asks, bound, watched_in
 from serving.drift.statistics import Histogram, Reference, Vocabulary, answer_features, distance, noise

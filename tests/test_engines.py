@@ -24,7 +24,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from export import device
-from export.config import network_config, to_text
+from export.config import network_config
+from export.encoder.parts import profiles_of
+from export.encoder.prepare import prepare
 from export.engines import build, run
 from export.engines.build import Plan, build_engine
 from export.engines.config import accelerated_config, plan_config
@@ -35,17 +37,18 @@ from export.engines.prepare import numeric_part, to_fp16
 from export.engines.run import profile_for
 from export.engines.shapes import Profile, Shape, from_buckets, from_traffic, read_traffic, whole
 from export.exported import Exported, TensorSpec
-from export.pipeline import export, prepare, profiles_of
 from export.recipe import Recipe
+from export.run import export
 from export.source import find_checkpoint
 from export.to_onnx import to_onnx
 from export.verify import open_session
-from serving.backends.onnxruntime.settings import BadConfig, Settings
 from serving.check import EMBEDDED, check
+from serving.onnxruntime.options import BadConfig, Options
 from shoal.engine import Runner, check_fits, compute_capability
 from shoal.errors import ExportError, MissingDependency, RepositoryError, UsageError
 from shoal.hashes import sha256
 from shoal.manifest import manifests
+from shoal.model_config import to_text
 from shoal.progress import Advance, Silent
 from shoal.repository import promote
 from tests.tiny import make
@@ -558,7 +561,7 @@ def test_config_of_onnxruntime_with_tensorrt() -> None:
         "trt_profile_max_shapes": "input_ids:64x256,attention_mask:64x256",
     }
     with pytest.raises(BadConfig, match="parameters of the accelerator tensorrt are not supported"):
-        Settings.from_config(MessageToDict(config, preserving_proto_field_name=True))
+        Options.from_config(MessageToDict(config, preserving_proto_field_name=True))
 
 
 # In a repository

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from export import router, to_onnx
+from export import run, to_onnx
 from export.backbone import load_head
 from export.exported import MAX_IR_VERSION, MAX_OPSET
 from export.opened import open_checkpoint
@@ -52,8 +52,8 @@ def test_an_encoder_decoder_without_optimum_is_refused_in_one_line(
 ) -> None:
     monkeypatch.setattr(text2text, "find_spec", lambda name: None)
     source = tiny.make_encoder_decoder(tmp_path / "checkpoint", "T5ForConditionalGeneration")
-    recipe = router.recipe_of({"source": str(source), "name": "writer"})
+    recipe = run.recipe_of({"source": str(source), "name": "writer"})
     assert isinstance(recipe, Text2TextRecipe)
     with pytest.raises(ExportError, match=r"optimum, which needs transformers 4 .*\.\[export\]"):
-        router.export(recipe, tmp_path / "repository")
+        run.export(recipe, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-import export.tabular.pipeline as tabular
-from export import router
+from export import run
 from export.repository import Provenance, Release, staging, write
 from serving.check import check
 from shoal import repository as store
@@ -65,13 +64,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> list[Made]:
         return write(releases, repository, work, provenance)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tabular, "write", keep)
+        patch.setattr(run, "write", keep)
         for place, columns in enumerate((3, 3, 4)):
             rows = chance.normal(size=(60, columns))
             path = folder / f"model-{place}.pkl"
             joblib.dump(LogisticRegression().fit(rows, rows.sum(axis=1) > 0), path)
             values = {"source": str(path), "trust_pickle": True, "name": "tiny"}
-            router.export(router.recipe_of(values), folder / "model_repository")
+            run.export(run.recipe_of(values), folder / "model_repository")
     return found
 
 

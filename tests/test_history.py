@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from export import router
+from export import run
 from serving.check import check
 from shoal import hashes
 from shoal import repository as store
@@ -188,7 +188,7 @@ def test_a_damaged_manifest_of_the_history_blocks_nothing(
     done = store.prune(repository, "m", 1)
     assert done.kept[2] == "cannot be read" and path.exists()
     with pytest.raises(RepositoryError, match="export the model again"):
-        router.verify_published("m", repository)
+        run.verify("m", repository)
 
 
 def test_a_damaged_manifest_that_is_served_is_told_and_another_is_promoted(repository: Path) -> None:

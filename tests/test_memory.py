@@ -21,12 +21,13 @@ from tokenizers import Tokenizer, normalizers
 from tritonclient.grpc import model_config_pb2 as triton
 
 from clients import BadInput, GrpcClient
-from export.config import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, to_text
+from export.config import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from export.tasks.images import smallest_image
 from serving.embedded import Server, running
 from serving.models.images import Processor
 from serving.models.rows import Reader
 from serving.models.terms import Terms
+from shoal.model_config import to_text
 from tests import tiny
 from tests.memory import narrow, peak, stub_of
 from tests.test_images import exif_bomb, jpeg_with

@@ -11,9 +11,9 @@ import pytest
 
 from export.device import CUDA
 from export.outcome import Outcome
-from export.pipeline import export
 from export.precisions import MAKERS
 from export.recipe import ON_GPU, PRECISIONS, Recipe
+from export.run import export
 from export.verify import open_session
 from shoal.errors import ExportError
 from shoal.machine import gpus

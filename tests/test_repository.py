@@ -16,12 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from export import evidence, pipeline
+from export import evidence, verify
+from export.encoder import build
+from export.encoder.parts import release
+from export.encoder.prepare import Source, prepare
 from export.evidence import Verified
 from export.exported import Exported
-from export.pipeline import Outcome, Source, export, prepare, release
+from export.outcome import Outcome
 from export.recipe import Recipe
-from export.repository import Provenance, write
+from export.repository import Provenance, staging, write
+from export.run import export
 from export.source import find_checkpoint
 from export.tasks.text import SentenceSimilarity
 from serving.check import check
@@ -35,7 +39,7 @@ from tests.conftest import ROOT
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Less evidence, for tests of what is done with it."""
     monkeypatch.setattr(SentenceSimilarity, "lengths", (16,))
-    monkeypatch.setattr(pipeline.verify, "SPEED_ROUNDS", 1)
+    monkeypatch.setattr(verify, "SPEED_ROUNDS", 1)
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -145,7 +149,7 @@ def test_a_repository_that_cannot_be_written_is_refused_at_once(place: str) -> N
 
 
 def test_a_second_export_into_the_same_repository_is_refused(tmp_path: Path) -> None:
-    with pipeline.staging(tmp_path), pytest.raises(RepositoryError, match="another command is writing"):
+    with staging(tmp_path), pytest.raises(RepositoryError, match="another command is writing"):
         export(Recipe(), tmp_path)
 
 
@@ -171,7 +175,7 @@ def test_killed_while_publishing_never_serves_a_mixed_pair(
 
     def publish(repository: Path, tokenizer: Path, precision: str) -> None:
         number = {"fp32": 1, "int8": 2}[precision]
-        with pipeline.staging(repository) as work:
+        with staging(repository) as work:
             graph = Path(shutil.copy(source / "minilm_encoder" / str(number) / "model.onnx", work))
             item = Verified(Exported.read(graph), outcome.evidence[number - 1])
             provenance = Provenance("minilm", Recipe().to_dict(), {"id": "test"}, {})
@@ -255,7 +259,7 @@ def test_a_write_error_is_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch:
     def broken(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(pipeline, "to_onnx", broken)
+    monkeypatch.setattr(build, "to_onnx", broken)
     with pytest.raises(OSError, match="Input/output error"):
         export(Recipe(), tmp_path / "repository")
     assert not _leftovers(tmp_path / "repository")
@@ -287,6 +291,6 @@ def test_an_interrupted_export_leaves_no_half_version(
         assert not _leftovers(repository)
     else:
         assert len(_leftovers(repository)) == 1
-        with pipeline.staging(repository):  # the next export clears up
+        with staging(repository):  # the next export clears up
             assert len(_leftovers(repository)) == 1
         assert not _leftovers(repository)

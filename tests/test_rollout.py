@@ -25,7 +25,7 @@ SERVICES = st.sampled_from(["text", "table"])
 def _service(name: str, version: int) -> dict[str, Shown]:
     """An ensemble of a network and a tokenizer that both models share, whose config does not change."""
     network = f"{name}_network"
-    ensemble = f'platform: "ensemble"\nstep {{ model_name: "{network}" }}\n'
+    ensemble = f'platform: "ensemble" ensemble_scheduling {{ step {{ model_name: "{network}" }} }}'
     return {
         name: Shown(ensemble, ()),
         network: Shown(f"version_policy {{ specific {{ versions: {version} }} }}", (version,)),
@@ -255,7 +255,7 @@ TestWorld.settings = settings(
 
 
 def test_models_that_share_a_step_change_together() -> None:
-    ensemble = 'platform: "ensemble"\nstep { model_name: "tokenizer" }\n'
+    ensemble = 'platform: "ensemble" ensemble_scheduling { step { model_name: "tokenizer" } }'
     shown = {
         "one": Shown(ensemble, ()),
         "two": Shown(ensemble, ()),

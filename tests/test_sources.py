@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from export import pipeline
-from shoal import cli
+from export import config
+from export.encoder import prepare
+from shoal.cli import app as cli
 from tests import tiny
 from tests.broken import CASES, CONFIG, WEIGHTS, cut, write
 
@@ -117,7 +118,7 @@ def test_what_a_library_raises_is_kept_in_a_log(
 def test_what_is_ours_stays_a_defect(
     sound: dict[str, Path], shoal: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "network_inputs", lambda *_: pipeline.config.buckets_of(None, 8))
+    monkeypatch.setattr(prepare, "network_inputs", lambda *_: config.buckets_of(None, 8))
     ended, said = shoal(sound["classes"], "--precision", "fp32")
     assert ended == 1
     assert re.search(r"error: AttributeError: .* \(this is a defect of Shoal's own; traceback: ", said), said

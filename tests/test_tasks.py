@@ -22,9 +22,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from clients import AsyncGrpcClient, BadInput, GrpcClient, HttpClient
 from export import verify
-from export.pipeline import export
 from export.recipe import Recipe
-from export.router import verify_wire
+from export.run import export, verify_wire
 from export.source import find_checkpoint
 from export.tasks import TASKS, task_of
 from export.tasks.images import sample_image

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from clients import AsyncGrpcClient, BadInput, Generated, GrpcClient, HttpClient
-from export import quantize, router
+from export import quantize, run
 from export.evidence import Verified
 from export.opened import open_tokenizer
 from export.recipe import Recipe
@@ -39,8 +39,8 @@ from serving.embedded import Server, running
 from serving.models.text2text import Answerer, Settings
 from serving.text2text.search import answer
 from serving.text2text.settings import Search
-from shoal import corpus, requests
-from shoal.compare import compare
+from shoal import corpus, tensors
+from shoal.cli.compare import compare
 from shoal.errors import ExportError, NotProven, UsageError
 from shoal.evidence import evidence_table
 from shoal.manifest import manifests
@@ -124,14 +124,12 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def repository(checkpoints: Path, labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("text2text") / "model_repository"
     for name in MODELS:
-        recipe = router.recipe_of({"source": str(checkpoints / name), "name": name, "precisions": ["fp32"]})
+        recipe = run.recipe_of({"source": str(checkpoints / name), "name": name, "precisions": ["fp32"]})
         assert isinstance(recipe, Text2TextRecipe)  # read from the checkpoint's own config
-        assert router.export(recipe, made).task == "text2text-generation"
+        assert run.export(recipe, made).task == "text2text-generation"
     for name in TAUGHT:
-        recipe = router.recipe_of(
-            {"source": str(checkpoints / name), "name": name, "eval_data": str(labelled)}
-        )
-        assert [entry.failures for entry in router.export(recipe, made).evidence] == [[], []]
+        recipe = run.recipe_of({"source": str(checkpoints / name), "name": name, "eval_data": str(labelled)})
+        assert [entry.failures for entry in run.export(recipe, made).evidence] == [[], []]
     return made
 
 
@@ -273,7 +271,7 @@ def test_evidence(repository: Path) -> None:
 
 
 def test_verify_published(repository: Path) -> None:
-    outcome = router.verify_published("marian-greedy", repository)
+    outcome = run.verify("marian-greedy", repository)
     (evidence,) = outcome.evidence
     assert (outcome.task, evidence.failures) == ("text2text-generation", [])
     assert evidence_table([evidence.to_dict()], "marian").row_count == 1
@@ -296,7 +294,7 @@ def test_evidence_of_int8(checkpoints: Path, repository: Path, model: str) -> No
 
 @pytest.mark.parametrize("name", TAUGHT)
 def test_raw_inputs_over_the_wire(served: Server, repository: Path, name: str) -> None:
-    manifest, answers = router.verify_wire(name, repository, served.grpc)
+    manifest, answers = run.verify_wire(name, repository, served.grpc)
     assert answers.failures == [] and answers.tokens == 1.0
     assert (answers.inputs, answers.agreement) == tuple(
         manifest.evidence["raw"][figure] for figure in ("inputs", "agreement")
@@ -304,7 +302,7 @@ def test_raw_inputs_over_the_wire(served: Server, repository: Path, name: str) -
 
 
 def test_verify_scores_labelled_data(checkpoints: Path, repository: Path, labelled: Path) -> None:
-    outcome = router.verify_published("t5-taught", repository, eval_data=labelled)
+    outcome = run.verify("t5-taught", repository, eval_data=labelled)
     pairs = read_pairs(labelled)
     texts, targets = zip(*pairs, strict=True)
     expected = chrf(
@@ -328,7 +326,7 @@ def test_verify_scores_labelled_data(checkpoints: Path, repository: Path, labell
 def test_a_bad_int8_is_refused(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize, "WEIGHT_MAX", 1)
     source = str(checkpoints / "marian-taught")
-    outcome = router.export(Text2TextRecipe(source, name="rough"), tmp_path / "repository")
+    outcome = run.export(Text2TextRecipe(source, name="rough"), tmp_path / "repository")
     exact, rough = outcome.evidence
     assert not exact.failures
     assert any(failure.startswith("tokens agree 0.") for failure in rough.failures)
@@ -378,7 +376,7 @@ def test_a_bad_labelled_file_is_told_before_anything_is_made(
         (tmp_path / name).touch()
     recipe = Text2TextRecipe(str(checkpoints / "t5-taught"), name="x", eval_data=tmp_path / name)
     with pytest.raises(UsageError, match=re.escape(said)) as caught:
-        router.export(recipe, tmp_path / "repository")
+        run.export(recipe, tmp_path / "repository")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "repository").exists()
 
@@ -475,10 +473,10 @@ def test_checkpoints_that_cannot_be(checkpoints: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ExportError, match="is a WhisperForConditionalGeneration for speech seq to seq, which is not"
     ):
-        recipe = router.recipe_of(
+        recipe = run.recipe_of(
             {"source": str(refused(architectures=["WhisperForConditionalGeneration"])), "name": "x"}
         )
-        router.export(recipe, repository)
+        run.export(recipe, repository)
     with pytest.raises(ExportError, match="one vocabulary for texts and another for answers"):
         find_encoder_decoder(str(refused(share_encoder_decoder_embeddings=False)))
     slow = refused()
@@ -495,7 +493,7 @@ def test_checkpoints_that_cannot_be(checkpoints: Path, tmp_path: Path) -> None:
         Text2TextRecipe("x", precisions=("int4",))
     with pytest.raises(UsageError, match="num_beams is 0, it must be at least 1"):
         Text2TextRecipe("x", num_beams=0)
-    asked = router.recipe_of({"source": str(checkpoints / "t5"), "name": "x", "task": "sentence-similarity"})
+    asked = run.recipe_of({"source": str(checkpoints / "t5"), "name": "x", "task": "sentence-similarity"})
     assert isinstance(asked, Recipe)  # what is asked for counts
 
 
@@ -505,7 +503,7 @@ def test_other_architectures_of_the_family(tmp_path: Path) -> None:
         options = {"spread": 2.0} if kind == "MT5" else {}
         source = tiny.make_encoder_decoder(tmp_path / kind, f"{kind}ForConditionalGeneration", **options)
         recipe = Text2TextRecipe(str(source), max_new_tokens=8)
-        exact, small = router.export(recipe, tmp_path / "repository").evidence
+        exact, small = run.export(recipe, tmp_path / "repository").evidence
         assert exact.failures == []
         assert small.precision == "int8"  # it is built, whatever is then said of it
 
@@ -521,9 +519,9 @@ def test_the_tokenizer_of_these_tests_is_that_of_transformers(checkpoints: Path)
 def test_what_is_optional_need_not_be_typed(served: Server) -> None:
     with GrpcClient(served.grpc) as client:
         config, metadata = client.config("t5-greedy"), client.metadata("t5-greedy")
-        assert list(requests.arrays_of(config, metadata, ["Fish swim."], [])) == ["text"]
-        assert list(requests.sample_arrays(config, metadata)) == ["text"]
-        limited = requests.arrays_of(config, metadata, ["Fish swim."], ["max_new_tokens=1"])
+        assert list(tensors.arrays_of(config, metadata, ["Fish swim."], [])) == ["text"]
+        assert list(tensors.sample_arrays(config, metadata)) == ["text"]
+        limited = tensors.arrays_of(config, metadata, ["Fish swim."], ["max_new_tokens=1"])
         assert client.infer("t5-greedy", limited)["num_output_tokens"].tolist() == [[1]]
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer
 
 from clients import ClientError, GrpcClient, Unavailable, UnknownModel
-from export import router
+from export import run
 from serving.supervisor.view import View, shown_in
 from shoal.paths import write_atomic
 from shoal.repository import promote, rollback, served_version
@@ -168,7 +168,7 @@ def test_what_cannot_be_loaded_does_not_take_the_place(upgraded: Supervised, own
 
 
 def test_a_model_comes_and_goes(upgraded: Supervised, own_repository: Path) -> None:
-    router.export(router.recipe_of({"source": "example:forest"}), own_repository)
+    run.export(run.recipe_of({"source": "example:forest"}), own_repository)
     _until(lambda: upgraded.log.read_text().count("serving new versions") == 1, upgraded)
     row = load_breast_cancer().data[:1]
     with GrpcClient(upgraded.grpc) as client:
@@ -193,7 +193,9 @@ def test_a_view_shows_what_is_served(tmp_path: Path) -> None:
     repository = tmp_path / "models"
     _model(repository, "network", "version_policy { specific { versions: 2 } }", 1, 2)
     _model(repository, "other", "", 1, 3)
-    _model(repository, "all", 'platform: "ensemble"\nmodel_name: "network"\n', 1)
+    _model(
+        repository, "all", 'platform: "ensemble" ensemble_scheduling { step { model_name: "network" } }', 1
+    )
     view = View(repository)
     models = view.open(_folder(tmp_path / "run"))
     names = {

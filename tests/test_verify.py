@@ -10,7 +10,7 @@ import pytest
 
 from export.evidence import Evidence, Verified, verified
 from export.exported import Exported
-from export.pipeline import Outcome
+from export.outcome import Outcome
 from export.raw.evidence import RawEvidence, RawTolerance
 from shoal.errors import NotProven
 

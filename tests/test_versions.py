@@ -15,7 +15,7 @@ from serving.check import check
 from serving.embedded import running
 from shoal import repository as store
 from shoal import rollouts
-from shoal.compare import compare
+from shoal.cli.compare import compare
 from shoal.errors import RepositoryError
 from shoal.hashes import sha256
 from shoal.manifest import Manifest, manifests

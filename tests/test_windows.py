@@ -18,8 +18,9 @@ except ImportError:  # transformers 5 has no such pipeline to compare with
 
 from clients import GrpcClient
 from export import verify
-from export.pipeline import Source, export, prepare
+from export.encoder.prepare import Source, prepare
 from export.recipe import Recipe
+from export.run import export
 from export.source import find_checkpoint
 from export.tasks.task import Feed, Outputs
 from serving.embedded import Server, running

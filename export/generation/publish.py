@@ -9,7 +9,6 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as triton
 
-from export import config as texts
 from export.evidence import Verified
 from export.exported import Exported
 from export.generation.checkpoint import DecoderSettings
@@ -18,6 +17,7 @@ from export.generation.recipe import GenerationRecipe
 from export.generation.verify import files_of
 from export.repository import Part, Published, Release, check_kind, put_in_place, versions
 from export.source import Checkpoint
+from shoal.model_config import to_text
 
 MODEL_PY = "from serving.models.generation import TritonPythonModel  # noqa: F401\n"
 
@@ -80,6 +80,6 @@ def write_vllm(repository: Path, work: Path, decoder: Decoder) -> Published:
     config.version_policy.specific.versions.append(version)
     if decoder.settings.chat_template:
         config.parameters["chat_template"].string_value = decoder.settings.chat_template
-    selected = {Path(recipe.name) / "config.pbtxt": texts.to_text(config)}
+    selected = {Path(recipe.name) / "config.pbtxt": to_text(config)}
     put_in_place(repository, staged, [recipe.name], selected)
     return Published(recipe.name, version, "vllm", new=True)

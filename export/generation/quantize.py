@@ -47,6 +47,7 @@ from export.generation.to_onnx import (
 )
 from export.graph import CONTRIB, Graph
 from export.quantize import WEIGHT_MAX, quantize_table, symmetric_scales
+from serving.onnxruntime.sessions import measured_session
 from shoal.machine import available_cpus
 from shoal.progress import Silent
 
@@ -202,10 +203,7 @@ def _opened(model: onnx.ModelProto, path: Path) -> tuple[Graph, onnxruntime.Infe
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in _products(Graph(model))
     )
     save(model, path)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = available_cpus()
-    options.log_severity_level = 4  # what goes wrong is raised as well
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = measured_session(path, threads=available_cpus())
     model = onnx.load(path)  # again: weights that were saved apart are no longer in it
     del model.graph.output[outputs:]
     return Graph(model), session

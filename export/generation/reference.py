@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from clients.chat import ChatTemplate
-from clients.errors import BadInput
 from export.generation.checkpoint import DecoderSettings
 from serving.drift.statistics import Reference, Vocabulary
 from serving.generation.runner import Runner
@@ -20,6 +18,8 @@ from serving.generation.sampling import surprise
 from serving.generation.sequence import SCORED_TOKENS
 from serving.generation.text import encode_prompt
 from shoal import corpus
+from shoal.chat import ChatTemplate
+from shoal.errors import BadInput
 
 ROWS = 128  # each is run through the graph
 

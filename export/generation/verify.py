@@ -208,21 +208,18 @@ def measure(
     chosen: Sample,
     *,
     progress: Silent,
-    precisions: Mapping[str, str] | None = None,
 ) -> dict[str, GenerationEvidence]:
     """Measure every candidate; speeds are taken in turn, so that they compare.
 
     Args:
-        candidates: name -> exported graph.
-        precisions: name -> precision, where the names are not those.
+        candidates: precision -> exported graph.
     """
-    precisions = precisions or {name: name for name in candidates}
     runners = {
         name: Runner(
             exported.path,
             rows=max(*SPEED_BATCHES, PROMPTS),
             max_length=LEAST_CONTEXT,
-            gpu=0 if precisions[name] in GenerationRecipe.ON_GPU else None,
+            gpu=0 if name in GenerationRecipe.ON_GPU else None,
         )
         for name, exported in candidates.items()
     }
@@ -240,7 +237,7 @@ def measure(
     speeds = _speeds(runners, progress)
     return {
         name: GenerationEvidence(
-            precision=precisions[name],
+            precision=name,
             size_bytes=sum(part.stat().st_size for part in files_of(exported.path)),
             perplexity=perplexities[name],
             reference_perplexity=reference.perplexity,

@@ -13,8 +13,6 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 from tritonclient.grpc import model_config_pb2 as triton
 
-from clients.chat import ChatTemplate
-from clients.errors import BadInput
 from export.originals.original import Row, quiet
 from export.originals.texts import Writer
 from export.raw.agreement import Outputs, texts
@@ -25,6 +23,8 @@ from export.raw.texts import hard_texts
 from export.raw.tokens import Ids, cause
 from serving.generation.text import encode_prompt
 from serving.in_process import InProcess, Model, Refused
+from shoal.chat import ChatTemplate
+from shoal.errors import BadInput
 from shoal.progress import Silent
 
 NEW_TOKENS = 5

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from google.protobuf import text_format
 from transformers.pipelines import PIPELINE_REGISTRY
-from tritonclient.grpc import model_config_pb2 as triton
 
 from export import kinds, verify
+from export.encoder.prepare import Source
 from export.exported import Exported
 from export.loading import of_a_library
 from export.opened import Opened
@@ -18,19 +17,17 @@ from export.originals import pipelines, sentences
 from export.originals.original import Original
 from export.raw.agreement import COMPARE
 from export.raw.cases import Limits, cases_of
-from export.raw.evidence import RawEvidence, RawTolerance
-from export.raw.measure import Reference, ask_original, compare
-from export.raw.served import Caller, version_folder
+from export.raw.evidence import RawTolerance
+from export.raw.measure import Reference, ask_original
+from export.raw.served import version_folder
 from export.raw.tokens import Sequences
 from export.repository import Part
 from export.tokenization import ImageEncoder, TextEncoder
 from serving.in_process import InProcess, Model
+from shoal import model_config
 from shoal.manifest import Manifest
 from shoal.names import TOKENIZER, part_name
 from shoal.progress import Silent
-
-if TYPE_CHECKING:
-    from export.pipeline import Source
 
 # Two vectors whose cosine is 0.985 are 0.17 of their length apart.
 _EXACT = {kinds.EMBEDDING: RawTolerance(2e-3), "": RawTolerance(1e-3)}
@@ -131,12 +128,6 @@ def _tokenizer(opened: Opened) -> Any:
     return opened.tokenizer
 
 
-def compared(reference: Reference, caller: Caller, source: Source, precision: str) -> RawEvidence:
-    """The figures of a version."""
-    tolerance = tolerance_of(source.task.name, precision, smaller=source.recipe.compresses)
-    return compare(reference, caller, source.recipe.name, tolerance)
-
-
 def in_process(parts: Sequence[Part], exported: Exported, precision: str, work: Path) -> InProcess:
     """What would be published, joined in this process.
 
@@ -170,7 +161,7 @@ def published(manifest: Manifest, repository: Path, network: verify.Model) -> In
     places = {folder.parts[0]: repository / folder for folder in folders}
     models = {}
     for name, text in manifest.configs.items():
-        config = text_format.Parse(text, triton.ModelConfig())
+        config = model_config.parse(text)
         if name == manifest.network:
             models[name] = Model(config, network=network)
         elif config.platform == "ensemble":

@@ -59,6 +59,22 @@ class Reference:
     ask: Ask = ask
 
 
+@dataclass(frozen=True)
+class RawAnswers:
+    """What the original answers, with what a version must reach; see `export.families.Answers`.
+
+    Attributes:
+        tolerance: by the precision of a version.
+    """
+
+    reference: Reference
+    tolerance: Callable[[str], RawTolerance]
+
+    def compared(self, caller: Caller, model: str, precision: str) -> RawEvidence:
+        """How the answers of a model agree with the original's."""
+        return compare(self.reference, caller, model, self.tolerance(precision))
+
+
 def ask_original(
     original: Original,
     rows: Sequence[Row],

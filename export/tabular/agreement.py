@@ -17,16 +17,17 @@ from numpy.typing import NDArray
 
 from export.exported import Exported
 from export.raw.evidence import RawEvidence, RawTolerance
-from export.raw.served import Wire
+from export.raw.served import Caller
 from export.tabular.asking import Asker, differences
 from export.tabular.columns import NUMBER, Rows
+from export.tabular.estimator import Estimator
 from export.tabular.evidence import TOLERANCE
 from export.tabular.original import Answers
 from export.tabular.sample import Sample
-from export.tabular.source import Estimator
-from export.tabular.to_onnx import on_the_wire, open_session
+from export.tabular.to_onnx import on_the_wire
 from serving.in_process import Refused
 from serving.models.rows import BadRow, Reader
+from serving.onnxruntime.sessions import measured_session
 from shoal.errors import NotProven
 from shoal.machine import available_cpus
 
@@ -57,7 +58,7 @@ class Served:
         Raises:
             BadRow: by the function, of a row that is refused.
         """
-        session = open_session(self.exported.path, available_cpus())
+        session = measured_session(self.exported.path, threads=available_cpus())
 
         def answer(rows: Rows) -> Answers:
             made = session.run(None, self.feed(rows))
@@ -67,7 +68,7 @@ class Served:
 
         return answer
 
-    def over(self, wire: Wire, model: str) -> Answer:
+    def over(self, caller: Caller, model: str) -> Answer:
         """The same function, of a server.
 
         Raises:
@@ -76,7 +77,7 @@ class Served:
 
         def answer(rows: Rows) -> Answers:
             sent = on_the_wire(self.estimator.columns, self.estimator.named, rows, self.numbers)
-            made = wire.infer(model, sent)
+            made = caller.infer(model, sent)
             if self.estimator.classes:
                 return Answers(_decoded(made["label"]), made["score"].astype(np.float64))
             return Answers(None, made["prediction"].astype(np.float64))

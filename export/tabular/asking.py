@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.tabular.columns import Rows
+from export.tabular.estimator import Estimator
 from export.tabular.original import Answers
-from export.tabular.source import Estimator
 
 
 class Asker:

@@ -18,8 +18,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from export.tabular.classes import classes_of
 from export.tabular.columns import Rows
+from export.tabular.estimator import Estimator, make
 from export.tabular.original import Original
-from export.tabular.source import EXAMPLE, EXAMPLES, Estimator, make
+from export.tabular.source import EXAMPLE, EXAMPLES
 from shoal.errors import UsageError
 
 

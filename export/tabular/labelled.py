@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.tabular.columns import CATEGORY, DOCUMENT, Column, Rows
-from export.tabular.source import Estimator
+from export.tabular.estimator import Estimator
 from shoal.errors import UsageError
 
 LEAST = 10  # rows

@@ -18,7 +18,7 @@ class TabularRecipe:
     """Settings of one export.
 
     Attributes:
-        source: a file or an example, see `export.tabular.source`.
+        source: a file or an example, see `export.tabular.find`.
         name: what users will call the model; "": from the source.
         precisions: fp32 alone: trees and linear models compute in it.
         max_batch_size: most rows in one request and in one batch.

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from export.tabular import edges, limits, values
 from export.tabular.asking import Asker, differences, scale_of
 from export.tabular.columns import CATEGORY, Column, Rows, joined
+from export.tabular.estimator import Estimator
 from export.tabular.original import Answers
-from export.tabular.source import Estimator
 from serving.models.rows import Check
 from shoal.errors import ExportError, UsageError
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -22,8 +22,9 @@ from export.tabular import convert  # noqa: F401 - registers the conversions
 from export.tabular.columns import CATEGORY, DOCUMENT, Column, Rows
 from export.tabular.convert.graph import ML, Block, Dense, Document, Graph, Table
 from export.tabular.convert.registry import Context
-from export.tabular.source import Estimator
+from export.tabular.estimator import Estimator
 from serving.models.terms import Terms
+from serving.onnxruntime.sessions import measured_session
 from shoal.errors import ExportError
 from shoal.wire import FEATURES
 
@@ -64,7 +65,7 @@ def to_onnx(estimator: Estimator, path: Path, *, top_k: int = TOP_K, numbers: st
     Raises:
         ExportError: a part of the estimator has no conversion, or the result is not valid ONNX.
     """
-    context = Context(Graph())
+    context = Context(Graph(), _fallback)
     table = _table(context.graph, estimator, numbers)
     try:
         if estimator.classes:
@@ -95,9 +96,15 @@ def to_onnx(estimator: Estimator, path: Path, *, top_k: int = TOP_K, numbers: st
     return Network(Exported.read(path), tuple(context.texts), doubts, blur)
 
 
+def _fallback() -> Any:
+    from export.tabular.convert import fallback  # noqa: PLC0415 - skl2onnx loads slowly
+
+    return fallback
+
+
 def _settle_width(model: onnx.ModelProto, path: Path) -> None:
     """Write how many numbers a prediction has, which a row of nothing tells."""
-    session = open_session(path)
+    session = measured_session(path)
     nothing: dict[str, NDArray] = {}
     for entry in session.get_inputs():
         shape = [size if isinstance(size, int) else 1 for size in entry.shape]
@@ -108,18 +115,6 @@ def _settle_width(model: onnx.ModelProto, path: Path) -> None:
     for value, found in zip(model.graph.output, session.run(None, nothing), strict=True):
         value.type.tensor_type.shape.dim[1].dim_value = found.shape[1]
     onnx.save(model, path)
-
-
-def open_session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
-    """A graph on the CPU.
-
-    Args:
-        threads: 0: as ONNX Runtime chooses.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def on_the_wire(columns: Sequence[Column], named: bool, rows: Rows, numbers: str) -> dict[str, NDArray]:

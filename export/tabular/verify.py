@@ -9,14 +9,14 @@ import numpy as np
 from sklearn.metrics import r2_score
 
 from export.raw.evidence import RawEvidence
-from export.raw.served import Wire
+from export.raw.served import Caller
 from export.tabular.agreement import Served, compare, in_batches
 from export.tabular.asking import differences
 from export.tabular.evidence import PRECISION, TabularEvidence
 from export.tabular.original import Answers
 from export.tabular.sample import Sample
-from export.tabular.to_onnx import open_session
 from serving.models.rows import BadRow
+from serving.onnxruntime.sessions import measured_session
 from shoal.machine import available_cpus
 from shoal.progress import Silent
 
@@ -72,14 +72,15 @@ def measure(served: Served, sample: Sample, *, progress: Silent | None = None) -
     )
 
 
-def measure_wire(served: Served, sample: Sample, wire: Wire, model: str, batch: int) -> RawEvidence:
+def measure_wire(served: Served, sample: Sample, caller: Caller, model: str, batch: int) -> RawEvidence:
     """Compare what a server answers with what the original says.
 
     Args:
+        caller: has the model.
         model: its name there.
         batch: how many rows a request has.
     """
-    found = compare(served.over(wire, model), served, sample, (batch,))
+    found = compare(served.over(caller, model), served, sample, (batch,))
     return found.raw(served.estimator.call, sample)
 
 
@@ -110,7 +111,7 @@ def _metric(sample: Sample, got: Answers, classes: tuple[str, ...]) -> tuple[str
 
 def _speeds(served: Served, sample: Sample, progress: Silent) -> dict[str, tuple[float, float]]:
     """Median seconds of one row and of 256 rows; both models in turn, so that they compare."""
-    session = open_session(served.exported.path, available_cpus())
+    session = measured_session(served.exported.path, threads=available_cpus())
     original, rows = served.estimator.original, sample.rows
     full = rows.take(np.arange(SPEED_BATCH) % len(rows))
     seconds: dict[str, tuple[list[float], list[float]]] = {"exported": ([], []), "original": ([], [])}

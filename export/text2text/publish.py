@@ -7,19 +7,13 @@ from pathlib import Path
 from tritonclient.grpc import model_config_pb2 as triton
 
 from export.config import set_batching
-from export.evidence import Verified
-from export.repository import Part, Release
+from export.repository import Part
 from export.text2text.recipe import Text2TextRecipe
 from export.text2text.to_onnx import Graphs
 from serving.models import text2text
 from serving.models.text2text import TOKENIZER, Settings
 
 MODEL_PY = "from serving.models.text2text import TritonPythonModel  # noqa: F401\n"
-
-
-def release(verified: Verified, graphs: Graphs, recipe: Text2TextRecipe, settings: Settings) -> Release:
-    """Proven graphs, as they are published."""
-    return Release(verified, (part_of(graphs, recipe, settings),), recipe.name)
 
 
 def part_of(graphs: Graphs, recipe: Text2TextRecipe, settings: Settings) -> Part:

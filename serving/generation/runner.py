@@ -16,8 +16,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from serving.backends.onnxruntime.sessions import providers_of
 from serving.generation.cache import Cache, DeviceCache, HostCache
+from serving.onnxruntime.options import session_options
+from serving.onnxruntime.sessions import providers_of
 from shoal.machine import available_cpus
 from shoal.paths import named
 
@@ -51,11 +52,7 @@ class Runner:
     def __init__(
         self, path: Path, *, rows: int, max_length: int, threads: int | None = None, gpu: int | None = None
     ) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or available_cpus()
-        options.log_severity_level = 3
-        # Workers that spin after a step take the CPU from Triton and from sampling.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options = session_options(threads or available_cpus())
         providers = providers_of(gpu)
         path = path.resolve()  # weights in another file must lie beside the graph, not beside a link to it
         self._session = onnxruntime.InferenceSession(named(path), options, providers=providers)

@@ -30,7 +30,6 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from serving import heartbeat
-from serving.backends.onnxruntime.sessions import check_runtime
 from serving.drift.tap import Tap
 from serving.generation.admission import Admission
 from serving.generation.deliveries import described
@@ -46,6 +45,7 @@ from serving.generation.trial import Trial
 from serving.models.backend_utils import pb_utils, version_folder
 from serving.models.metrics import Metrics
 from serving.models.responses import in_short
+from serving.onnxruntime.sessions import check_runtime
 from serving.probe import is_probe
 from shoal.manifest import FILENAME, Manifest
 from shoal.paths import named

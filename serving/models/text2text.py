@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.backends.onnxruntime.sessions import check_runtime
 from serving.models.admission import MAX_QUEUE_SIZE, PARAMETER
 from serving.models.backend_utils import pb_utils, version_folder
 from serving.models.layouts import BadText, check_growth, load_tokenizer
 from serving.models.queue import Queue
 from serving.models.responses import answers
 from serving.models.tokenizer import decode
+from serving.onnxruntime.sessions import check_runtime
 from serving.text2text import search
 from serving.text2text.runner import Runner
 from serving.text2text.settings import Search

@@ -9,16 +9,14 @@ Source: Model Control Mode EXPLICIT in Triton's model_management.md.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal.layout import config_of, selected_in, versions_in
+from shoal import model_config
+from shoal.layout import config_of, versions_in
 
-_ENSEMBLE = re.compile(r'^platform: "ensemble"', re.MULTILINE)
 _BYTECODE = "__pycache__"
-_STEP = re.compile(r'\bmodel_name: "([^"]+)"')
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Shown:
     @property
     def steps(self) -> frozenset[str]:
         """Models that an ensemble passes its requests through; of others, none."""
-        return frozenset(_STEP.findall(self.config)) if _ENSEMBLE.search(self.config) else frozenset()
+        return model_config.steps_of(self.config)
 
 
 def shown_in(
@@ -55,8 +53,9 @@ def shown_in(
         name = path.parent.name
         try:
             config = config_of(path.parent)
-            ensemble = bool(_ENSEMBLE.search(config))
-            versions = selected_in(config) or (set() if ensemble else versions_in(path.parent))
+            ensemble = model_config.is_ensemble(config)
+            selected = model_config.selected_versions(config)
+            versions = selected or (set() if ensemble else versions_in(path.parent))
             found[name] = Shown(config, tuple(sorted(versions)))
         except OSError as error:
             unreadable(name, error)

@@ -16,8 +16,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from serving.backends.onnxruntime.sessions import open_session
-from serving.backends.onnxruntime.settings import Settings
+from serving.onnxruntime.options import Options
+from serving.onnxruntime.sessions import open_session
 
 INPUT_IDS, ATTENTION_MASK, ENCODER_MASK, LOGITS = (
     "input_ids",
@@ -47,7 +47,7 @@ class Runner:
     """
 
     def __init__(self, folder: Path) -> None:
-        settings = Settings.from_config({})
+        settings = Options.from_config({})
         self.encoder = open_session(folder / ENCODER, settings)
         self.decoder = open_session(folder / DECODER, settings)
         self.cross = [value.name for value in self.encoder.get_outputs()]

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from clients import GrpcClient, HttpClient
+from export import run
 from export.exported import Exported
-from export.generation import pipeline, publish, verify
+from export.generation import build, publish, verify
 from export.generation.checkpoint import find_decoder
+from export.generation.family import decoder_of
 from export.generation.recipe import GenerationRecipe
 from export.generation.to_onnx import to_onnx
 from export.outcome import Outcome
@@ -38,7 +40,7 @@ def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_queue_size=24,
     )
     graph: Exported = to_onnx(folder, root / "model.onnx")
-    decoder = pipeline.decoder_of(recipe, find_decoder(recipe.source), root)
+    decoder = decoder_of(recipe, find_decoder(recipe.source), root)
     part = publish.part_of(graph, decoder)
     model = root / "model_repository" / "tiny"
     version = version_folder(part.files, root / "version")
@@ -55,9 +57,9 @@ def decoder_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outc
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify, "WINDOWS", 4)
         patch.setattr(verify, "SPEED_ROUNDS", 1)
-        patch.setattr(pipeline, "CALIBRATION_WRITTEN", 8)
-        patch.setattr(pipeline, "CALIBRATION_WINDOWS", 8)
-        return repository, pipeline.export(GenerationRecipe(), repository)
+        patch.setattr(build, "CALIBRATION_WRITTEN", 8)
+        patch.setattr(build, "CALIBRATION_WINDOWS", 8)
+        return repository, run.export(GenerationRecipe(), repository)
 
 
 @pytest.fixture(scope="session")

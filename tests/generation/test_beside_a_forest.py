@@ -20,10 +20,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from clients import BadInput, GrpcClient, HttpClient
-from export import router
-from export.tabular.source import find_estimator
+from export import run
+from export.tabular.find import find_estimator
 from serving.embedded import Server, running
-from shoal.compare import compare
+from shoal.cli.compare import compare
 from shoal.errors import NotProven, RepositoryError, UsageError
 from shoal.manifest import manifests
 from tests.tiny import make
@@ -58,9 +58,9 @@ def everything(
     repository = tmp_path_factory.mktemp("beside") / "model_repository"
     shutil.copytree(decoder_repository, repository, copy_function=os.link)
     for source in ("example:forest", str(files / "shop.skops"), str(files / "price.skops")):
-        router.export(router.recipe_of({"source": source}), repository)
+        run.export(run.recipe_of({"source": source}), repository)
     names = make(files / "names", "BertForTokenClassification", num_labels=3, num_hidden_layers=1)
-    router.export(router.recipe_of({"source": str(names), "precisions": ["fp32"]}), repository)
+    run.export(run.recipe_of({"source": str(names), "precisions": ["fp32"]}), repository)
     with running(repository) as server:
         yield repository, server
 
@@ -119,13 +119,13 @@ def test_a_regression(caller: Client, files: Path) -> None:
 
 def test_published_versions_can_be_measured_again(everything: tuple[Path, Server], files: Path) -> None:
     repository, _ = everything
-    assert not router.verify_published("forest", repository).evidence[0].failures
+    assert not run.verify("forest", repository).evidence[0].failures
     path = files / "price.skops"
     kept = path.read_bytes()
     path.write_bytes(kept + b"\0")
     try:
         with pytest.raises(RepositoryError, match=r"price.skops is not what price_estimator/1 was made from"):
-            router.verify_published("price", repository)
+            run.verify("price", repository)
     finally:
         path.write_bytes(kept)
 
@@ -147,7 +147,7 @@ def test_settings_that_are_for_something_else() -> None:
         ({"source": "example:forest", "top_k": 0}, "top_k is 0, it must be at least 1"),
     ]:
         with pytest.raises(UsageError, match=said):
-            router.recipe_of(values)
+            run.recipe_of(values)
 
 
 def test_an_estimator_that_is_not_proven_is_not_published(
@@ -157,5 +157,5 @@ def test_an_estimator_that_is_not_proven_is_not_published(
 
     monkeypatch.setattr(evidence, "TOLERANCE", evidence.Tolerance(min_agreement=1.1))
     with pytest.raises(NotProven, match="fp32: agreement 1.0000 < 1.1"):
-        router.export(router.recipe_of({"source": "example:forest"}), tmp_path / "repository")
+        run.export(run.recipe_of({"source": "example:forest"}), tmp_path / "repository")
     assert not list((tmp_path / "repository").glob("[!.]*"))

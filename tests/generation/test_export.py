@@ -16,11 +16,11 @@ from export.evidence import Verified
 from export.exported import Exported
 from export.generation.checkpoint import DecoderSettings, find_decoder, generates
 from export.generation.config import generation_config
-from export.generation.pipeline import export
 from export.generation.recipe import GenerationRecipe, name_of
 from export.generation.to_onnx import to_onnx
 from export.generation.verify import GenerationEvidence
 from export.outcome import Outcome
+from export.run import export
 from serving.embedded import running, start
 from serving.generation.runner import mover_of
 from shoal.errors import ExportError, NotProven, RepositoryError, UsageError

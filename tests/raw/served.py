@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from export.encoder.parts import parts_of
+from export.encoder.prepare import Source, prepare
 from export.originals.original import Row
-from export.pipeline import Source, parts_of, prepare
 from export.raw import encoder
 from export.raw.evidence import RawEvidence, RawTolerance
+from export.raw.measure import compare
 from export.raw.served import Caller
 from export.recipe import Recipe
 from export.source import find_checkpoint
@@ -42,7 +44,8 @@ def evidence(source: Source, caller: Caller, rows: Sequence[Row] | None = None) 
         if rows is not None:
             patch.setattr(encoder, "cases_of", lambda task, limits: list(rows))
         reference = encoder.reference_of(source, Silent())
-    return encoder.compared(reference, caller, source, "fp32")
+    tolerance = encoder.tolerance_of(source.task.name, "fp32", smaller=source.recipe.compresses)
+    return compare(reference, caller, source.recipe.name, tolerance)
 
 
 def edit(path: Path, **changes: Any) -> None:

@@ -18,7 +18,8 @@ import torch
 from PIL import ImageOps
 from transformers import PreTrainedTokenizerFast
 
-from export import pipeline, tokenization
+from export import run, tokenization
+from export.encoder import prepare
 from export.originals.original import Failed
 from export.raw import agreement, cases
 from export.raw.evidence import RawEvidence, RawTolerance
@@ -74,7 +75,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], Callable[[pytest.MonkeyPatch, Pa
     "the folder's own tokenizer.json": (
         lambda f: edit(f / "tokenizer_config.json", tokenizer_class="BertTokenizer", do_lower_case=False),
         lambda patch, f: patch.setattr(
-            pipeline,
+            prepare,
             "write_tokenizer",
             lambda library, work: Path(shutil.copy(f / "tokenizer.json", work)),
         ),
@@ -82,7 +83,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], Callable[[pytest.MonkeyPatch, Pa
     ),
     "the wrong side is cut": (
         lambda f: edit(f / "tokenizer_config.json", truncation_side="left", model_max_length=16),
-        lambda patch, f: patch.setattr(pipeline, "served_settings", lambda opened: {}),
+        lambda patch, f: patch.setattr(prepare, "served_settings", lambda opened: {}),
         r"token ids agree on .*\(truncation \(model_max_length, truncation_side\)",
     ),
     "the wrong activation": (
@@ -131,7 +132,7 @@ def test_what_a_coarse_or_smaller_version_may_lose_hides_no_fault(
     monkeypatch.setattr(heads, "_activated", lambda logits, activation: torch.softmax(logits, -1))
     settings = Recipe.from_dict({"source": str(folder), "name": "m", **recipe})
     with pytest.raises(NotProven, match=r"the model is read wrongly \(raw inputs agree 0.0% < 100%"):
-        pipeline.export(settings, tmp_path / "repository")
+        run.export(settings, tmp_path / "repository")
     assert not list((tmp_path / "repository").glob("[!.]*"))
 
 

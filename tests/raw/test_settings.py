@@ -400,7 +400,7 @@ def test_a_shorter_length_by_the_recipe(tmp_path: Path, architecture: str, task:
 
 
 def test_a_module_that_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:
-    from export.pipeline import prepare
+    from export.encoder.prepare import prepare
     from export.recipe import Recipe
     from export.source import find_checkpoint
     from shoal.errors import ExportError

@@ -8,7 +8,7 @@ import joblib
 import numpy as np
 from sklearn.linear_model import Ridge
 
-from export import router
+from export import run
 from tests import tiny
 
 VERSIONS = (1, 2)
@@ -38,5 +38,5 @@ def make(folder: Path) -> Path:
             given = {"name": name, "precisions": ["fp32"], **values}
             if name == ROWS:
                 del given["precisions"]
-            router.export(router.recipe_of(given), repository)
+            run.export(run.recipe_of(given), repository)
     return repository

@@ -6,8 +6,8 @@ the moment in which its request was due. First the most that the service answers
 is sent, and then four times of it.
 
 Both models have short queues here (`max_queue_size`), as a promise of latency needs them, and the decoder few
-rows (`max_num_seqs`): each request that runs beside others makes all of them slower. Each has a CPU of its own
-(`intra_op_thread_count`), so that the one under more load does not take it from the other.
+rows (`max_num_seqs`): each request that runs beside others makes all of them slower. Each has a CPU of its
+own (`intra_op_thread_count`), so that the one under more load does not take it from the other.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from export.tabular.agreement import Served
 from export.tabular.classes import classes_of
 from export.tabular.columns import CATEGORY, DOCUMENT, Rows
+from export.tabular.estimator import Estimator, make
 from export.tabular.evidence import TabularEvidence
 from export.tabular.original import Original
 from export.tabular.sample import ROUNDING, Sample, sample
-from export.tabular.source import Estimator, make
 from export.tabular.to_onnx import DOUBLE, FLOAT, to_onnx
 from export.tabular.verify import measure
 from serving.models.rows import Reader

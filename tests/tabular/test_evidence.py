@@ -24,16 +24,16 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEnc
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeRegressor
 
-from export import router
+from export import run
 from export.evidence import Verified
 from export.exported import Exported
 from export.raw.evidence import RawEvidence, RawTolerance
 from export.tabular import values
 from export.tabular.agreement import Served
 from export.tabular.evidence import TabularEvidence
+from export.tabular.find import find_estimator
 from export.tabular.original import Original
 from export.tabular.sample import sample
-from export.tabular.source import find_estimator
 from export.tabular.verify import measure
 from serving.models.rows import Check
 from shoal.errors import NotProven
@@ -289,9 +289,9 @@ def test_what_the_original_decides_otherwise_is_told(model: Any, said: str, tmp_
     chance = np.random.default_rng(5)
     noisy = np.where(chance.random(len(TARGET)) < 0.2, 1 - TARGET, TARGET)
     joblib.dump(model.fit(TABLE, noisy), tmp_path / "model.pkl")
-    recipe = router.recipe_of({"source": str(tmp_path / "model.pkl"), "trust_pickle": True})
+    recipe = run.recipe_of({"source": str(tmp_path / "model.pkl"), "trust_pickle": True})
     with pytest.raises(NotProven, match=said) as caught:
-        router.export(recipe, tmp_path / "repository")
+        run.export(recipe, tmp_path / "repository")
     assert "eval-data" not in str(caught.value)  # which would not help
 
 
@@ -303,15 +303,15 @@ def test_rows_of_the_user_help_where_no_row_can_be_made_up(tmp_path: Path) -> No
 
     model = stubborn.Stubborn().fit(TABLE, TARGET)
     joblib.dump(model, tmp_path / "stubborn.pkl")
-    recipe = router.recipe_of({"source": str(tmp_path / "stubborn.pkl"), "trust_pickle": True})
+    recipe = run.recipe_of({"source": str(tmp_path / "stubborn.pkl"), "trust_pickle": True})
     with pytest.raises(Exception, match=r"refuses every row that is made up.*\(--eval-data"):
-        router.export(recipe, tmp_path / "repository")
+        run.export(recipe, tmp_path / "repository")
     data = load_breast_cancer().data[:20]
     lines = "\n".join(f"{a},{a},{b},{int(a > 14)}" for a, b in data[:, :2])
     (tmp_path / "rows.csv").write_text(f"a,b,c,label\n{lines}\n")
     recipe = dataclasses.replace(recipe, eval_data=tmp_path / "rows.csv")
     with pytest.raises(Exception, match="Stubborn has no conversion to ONNX"):  # so the rows were taken
-        router.export(recipe, tmp_path / "repository")
+        run.export(recipe, tmp_path / "repository")
 
 
 def test_served_is_what_the_reader_lets_through(tmp_path: Path) -> None:

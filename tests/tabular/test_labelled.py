@@ -16,8 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from export.tabular.estimator import Estimator
 from export.tabular.labelled import read_rows
-from export.tabular.source import Estimator
 from shoal.errors import ShoalError, UsageError
 from tests.tabular.support import estimator_of, frame, proof
 

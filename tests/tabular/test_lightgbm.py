@@ -15,7 +15,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
 
-from export.tabular.source import find_estimator
+from export.tabular.find import find_estimator
 from tests.tabular.support import answers, frame, hard, proof
 
 CHANCE = np.random.default_rng(0)

@@ -29,12 +29,12 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from tritonclient.utils import InferenceServerException
 
 from clients import AsyncGrpcClient, BadInput, GrpcClient, HttpClient
-from export import router
+from export import run
 from export.recipe import Recipe
 from export.repository import check_kind
 from serving.embedded import Server, running
-from shoal import cli
-from shoal.compare import compare
+from shoal.cli import app as cli
+from shoal.cli.compare import compare
 from shoal.errors import RepositoryError
 from shoal.manifest import manifests
 from tests.tabular.support import frame
@@ -71,7 +71,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, model in MODELS.items():
         joblib.dump(model, folder / f"{name}.pkl")
         values = {"source": str(folder / f"{name}.pkl"), "trust_pickle": True}
-        router.export(router.recipe_of(values), folder / "model_repository")
+        run.export(run.recipe_of(values), folder / "model_repository")
     return folder / "model_repository"
 
 
@@ -105,7 +105,7 @@ def test_what_users_call_keeps_its_name_inputs_and_outputs(caller: Client) -> No
 
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_over_the_wire(server: Server, repository: Path, name: str) -> None:
-    manifest, answers = router.verify_wire(name, repository, server.grpc)
+    manifest, answers = run.verify_wire(name, repository, server.grpc)
     assert answers.failures == []
     measured = manifest.evidence["raw"]
     assert (
@@ -260,7 +260,7 @@ def test_versions_compare_and_verify_again(repository: Path) -> None:
         assert (manifest.network, manifest.version) == (f"{name}_estimator", 1)
         found = compare(repository, manifest, manifest)["answers"]
         assert found.get("label", {"same": 1.0}) == {"same": 1.0}
-        assert not router.verify_published(name, repository).evidence[0].failures
+        assert not run.verify(name, repository).evidence[0].failures
     assert not (repository / "stamps_rows").exists()  # it refuses nothing
 
 

@@ -25,9 +25,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
-from export.tabular.source import find_estimator, is_estimator
+from export.tabular.find import find_estimator
+from export.tabular.source import is_estimator
 from export.tabular.to_onnx import to_onnx
-from shoal import cli
+from shoal.cli import app as cli
 from shoal.errors import ExportError, ShoalError, UsageError
 from tests.tabular.stubborn import Stubborn
 

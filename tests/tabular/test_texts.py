@@ -28,6 +28,7 @@ from sklearn.preprocessing import MaxAbsScaler, OneHotEncoder, StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.utils import murmurhash3_32
 
+from export.tabular.convert import fallback
 from export.tabular.convert.graph import Document, Graph
 from export.tabular.convert.registry import Context
 from export.tabular.values import DOCUMENTS
@@ -76,7 +77,7 @@ def test_vectorizers(name: str, tmp_path: Path) -> None:
 
 
 def terms_of(vectorizer: Any) -> Terms:
-    context = Context(Graph())
+    context = Context(Graph(), lambda: fallback)
     context.transform(vectorizer, (Document("text"),))
     return context.texts[0]
 

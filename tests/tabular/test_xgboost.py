@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from export.tabular.classes import classes_of
-from export.tabular.source import find_estimator
+from export.tabular.find import find_estimator
 from shoal.errors import ExportError
 from tests.tabular.support import answers, frame, hard, proof
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto
 from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
@@ -16,6 +15,7 @@ from sklearn.svm import SVC, NuSVC
 
 from export.tabular.convert.graph import ML, Dense, Table, Unsupported, matrix, width
 from export.tabular.convert.registry import Context
+from serving.onnxruntime.sessions import measured_session
 
 OPSET = 21
 ML_OPSET = 3
@@ -108,9 +108,7 @@ def _converted(part: Any, columns: int, options: dict[str, Any]) -> tuple[onnx.M
                 target_opset={"": OPSET, ML: ML_OPSET},
                 options={id(part): options} if options else None,
             )
-            session = onnxruntime.InferenceSession(
-                made.SerializeToString(), _quiet(), providers=["CPUExecutionProvider"]
-            )
+            session = measured_session(made.SerializeToString())
             session.run(None, {"X": np.zeros((2, columns), np.float64 if kind == 11 else np.float32)})
         except Exception:  # noqa: BLE001, S112 - converters raise what they like, often from deep inside
             continue
@@ -120,9 +118,3 @@ def _converted(part: Any, columns: int, options: dict[str, Any]) -> tuple[onnx.M
     else:
         hint = f"apply {type(part).__name__} to the table before, fit the rest on that and save the rest"
     raise Unsupported(f"{type(part).__name__} has no conversion to ONNX", hint=hint)
-
-
-def _quiet() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    return options

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from export.tabular.convert.graph import Graph, Table
 from serving.models.terms import Terms
@@ -24,6 +24,14 @@ _DECISIONS: dict[type, Predict] = {}
 _METHODS = ("transform", "predict", "predict_proba", "decision_function")
 
 
+class Fallback(Protocol):
+    """Converts parts of any class; see `export.tabular.convert.fallback`."""
+
+    transformed: Transform
+    predicted: Predict
+    decided: Predict
+
+
 @dataclass
 class Context:
     """One conversion.
@@ -33,9 +41,11 @@ class Context:
             `serving.models.terms`.
         doubts: where the original itself decides by chance, in words, for those whose export is not proven.
         single: whether a part is computed in float32, because ONNX has no other for it.
+        fallback: gives what converts parts that no function here converts; called when there is one.
     """
 
     graph: Graph
+    fallback: Callable[[], Fallback]
     texts: list[Terms] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     single: bool = False
@@ -45,9 +55,7 @@ class Context:
         part = unwrapped(part)
         known: Transform | None = _find(_TRANSFORMERS, part)
         if known is None:
-            from export.tabular.convert.fallback import transformed  # noqa: PLC0415 - skl2onnx loads slowly
-
-            known = transformed
+            known = self.fallback().transformed
         return known(self, part, table)
 
     def scores(self, model: Any, table: Table) -> str:
@@ -66,9 +74,8 @@ class Context:
         model = unwrapped(model)
         convert = _find(known, model)
         if convert is None:
-            from export.tabular.convert import fallback  # noqa: PLC0415 - skl2onnx loads slowly
-
-            convert = fallback.decided if known is _DECISIONS else fallback.predicted
+            other = self.fallback()
+            convert = other.decided if known is _DECISIONS else other.predicted
         return convert(self, model, table)
 
 

@@ -1,4 +1,4 @@
 """A Python-based backend named `onnxruntime`, for a Triton that lacks the C++ one.
 
-The same `config.pbtxt` loads on both. `settings` reads it, `model` answers Triton's calls.
+The same `config.pbtxt` loads on both. `model` answers Triton's calls; `serving.onnxruntime` reads the config.
 """

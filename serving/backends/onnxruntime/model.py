@@ -11,9 +11,9 @@ import onnxruntime
 import triton_python_backend_utils as pb_utils
 
 from serving import heartbeat
-from serving.backends.onnxruntime.sessions import Arrays, check_runtime, open_session, run_together
-from serving.backends.onnxruntime.settings import BadConfig, Settings
 from serving.models.backend_utils import version_folder
+from serving.onnxruntime.options import BadConfig, Options
+from serving.onnxruntime.sessions import Arrays, check_runtime, open_session, run_together
 
 DEFAULT_FILE = "model.onnx"
 DEFAULT_MAX_BATCH_SIZE = 4  # what Triton documents for auto-completed models that can batch
@@ -43,7 +43,7 @@ class TritonPythonModel:
         if config["input"] and config["output"]:
             return auto_complete_model_config
         path = Path(pb_utils.get_model_dir()) / (config["default_model_filename"] or DEFAULT_FILE)
-        session = open_session(path, Settings.from_config(config))
+        session = open_session(path, Options.from_config(config))
         tensors = [*session.get_inputs(), *session.get_outputs()]
         batches = all(tensor.shape and not isinstance(tensor.shape[0], int) for tensor in tensors)
         if batches and config["max_batch_size"] == 0 and not given:
@@ -66,7 +66,7 @@ class TritonPythonModel:
         path = version_folder(args) / filename
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         check_runtime(path.parent)
-        self._session = open_session(path, Settings.from_config(config), gpu=gpu)
+        self._session = open_session(path, Options.from_config(config), gpu=gpu)
         self._inputs = [tensor.name for tensor in self._session.get_inputs()]
         self._outputs = [tensor.name for tensor in self._session.get_outputs()]
 

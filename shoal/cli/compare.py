@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf import json_format, text_format
+from google.protobuf import json_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2 as triton
 
-from shoal import corpus
+from shoal import corpus, model_config
 from shoal.manifest import Manifest
 from shoal.names import TOKENIZER, part_name
 
@@ -110,10 +110,10 @@ def _apart(first: NDArray, second: NDArray, *, ranks: bool) -> dict[str, float]:
 
 
 def _run(repository: Path, manifest: Manifest, feed: Mapping[str, NDArray]) -> dict[str, NDArray]:
-    import onnxruntime
+    from serving.onnxruntime.sessions import measured_session
 
     path = repository / manifest.network / str(manifest.version) / "model.onnx"
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = measured_session(path)
     names = [value.name for value in session.get_outputs()]
     given = {value.name: feed[value.name] for value in session.get_inputs()}
     return dict(zip(names, session.run(names, given), strict=True))
@@ -182,7 +182,7 @@ def _random(entry: triton.ModelInput, chance: np.random.Generator) -> NDArray:
 
 
 def _config(manifest: Manifest, model: str) -> triton.ModelConfig:
-    return text_format.Parse(manifest.configs[model], triton.ModelConfig())
+    return model_config.parse(manifest.configs[model])
 
 
 def _written(repository: Path, first: Manifest, second: Manifest) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
-from shoal import __version__, interrupts, models, show, traces, versions
-from shoal.calls import chat, infer, loadtest
-from shoal.errors import ExportError, ServerError, ShoalError, UsageError
-from shoal.options import (
+from shoal import __version__, interrupts, show, traces
+from shoal.cli import models, versions
+from shoal.cli.calls import chat, infer, loadtest
+from shoal.cli.options import (
     DEFAULT_REPOSITORY,
     Detach,
     GrpcPort,
@@ -28,7 +28,7 @@ from shoal.options import (
     Repository,
     StartTimeout,
 )
-from shoal.steps import (
+from shoal.cli.steps import (
     documents,
     err,
     find_service,
@@ -38,6 +38,7 @@ from shoal.steps import (
     start_service,
     tell_addresses,
 )
+from shoal.errors import ExportError, ServerError, ShoalError, UsageError
 
 app = typer.Typer(
     name="shoal",
@@ -63,7 +64,7 @@ def doctor(as_json: Json = False) -> None:
 
     Example: shoal doctor
     """
-    from shoal.doctor import examine
+    from shoal.cli.doctor import examine
 
     findings = examine()
     missing = [finding for finding in findings if finding.state == "missing"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shoal.errors import UsageError
-from shoal.requests import arrays_of, sample_line
+from shoal.tensors import arrays_of, sample_line
 
 
 def described(name: str, sample: dict[str, Any], **inputs: tuple[str, list[int]]) -> tuple[Any, Any]:

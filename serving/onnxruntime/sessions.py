@@ -13,33 +13,53 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from serving.backends.onnxruntime.settings import ACCELERATORS, BadConfig, Settings
+from serving.onnxruntime.options import ACCELERATORS, BadConfig, Options, session_options
 from shoal.errors import install_hint
 from shoal.manifest import FILENAME, Manifest
 from shoal.paths import named
 
 Arrays = Mapping[str, NDArray]
+CPU = "CPUExecutionProvider"
 
 
-def open_session(path: Path, settings: Settings, *, gpu: int | None = None) -> onnxruntime.InferenceSession:
+def open_session(path: Path, asked: Options, *, gpu: int | None = None) -> onnxruntime.InferenceSession:
     """Load a graph.
 
     Args:
+        asked: what the model's config asks of the session.
         gpu: CUDA device of a GPU instance; None: the CPU.
 
     Raises:
         BadConfig: an accelerator that was asked for is not installed.
         RuntimeError: ONNX Runtime cannot load the file; the message names it.
     """
-    options = settings.session_options()
+    options = asked.session_options()
     device = "cpu" if gpu is None else "gpu"
-    misplaced = [name for name in settings.accelerators if name not in ACCELERATORS[device]]
+    misplaced = [name for name in asked.accelerators if name not in ACCELERATORS[device]]
     if misplaced:
         raise BadConfig(f"the accelerator {misplaced[0]} is not for a {device} instance")
-    if gpu is None and "openvino" in settings.accelerators:
+    if gpu is None and "openvino" in asked.accelerators:
         _add_openvino(options)
         return _load(path, options, None)
-    return _load(path, options, providers_of(gpu, tensorrt="tensorrt" in settings.accelerators))
+    return _load(path, options, providers_of(gpu, tensorrt="tensorrt" in asked.accelerators))
+
+
+def measured_session(
+    model: Path | bytes, *, threads: int = 0, provider: str = CPU
+) -> onnxruntime.InferenceSession:
+    """Load a graph to measure or to convert it.
+
+    Args:
+        model: its file or its content.
+        threads: threads inside one operator; 0: as many as ONNX Runtime chooses.
+        provider: the execution provider asked for first; ONNX Runtime may fall back to the CPU.
+
+    Raises:
+        Exception: ONNX Runtime cannot load it; its classes share no other base.
+    """
+    given = model if isinstance(model, bytes) else named(model)
+    providers = list(dict.fromkeys((provider, CPU)))
+    return onnxruntime.InferenceSession(given, session_options(threads, measured=True), providers=providers)
 
 
 def providers_of(gpu: int | None, *, tensorrt: bool = False) -> list:
@@ -51,7 +71,7 @@ def providers_of(gpu: int | None, *, tensorrt: bool = False) -> list:
     Raises:
         BadConfig: this onnxruntime lacks one of them.
     """
-    wanted = ["CPUExecutionProvider"]
+    wanted = [CPU]
     if gpu is not None:
         wanted.insert(0, "CUDAExecutionProvider")
     if tensorrt:

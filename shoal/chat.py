@@ -15,7 +15,7 @@ from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from clients.errors import BadInput
+from shoal.errors import BadInput
 
 Message = Mapping[str, str]
 

@@ -1,4 +1,4 @@
-"""The commands `export`, `verify` and `up`: a model to proven versions. `shoal.cli` registers them."""
+"""The commands `export`, `verify` and `up`: a model to proven versions. `shoal.cli.app` registers them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import typer
 from rich.markup import escape
 
 from shoal import show
-from shoal.errors import ServerError, UsageError
-from shoal.evidence import evidence_table
-from shoal.options import (
+from shoal.cli.options import (
     DEFAULT_REPOSITORY,
     Detach,
     Distill,
@@ -41,10 +39,9 @@ from shoal.options import (
     TrustPickle,
     Wire,
 )
-from shoal.progress import Bars
-from shoal.steps import (
+from shoal.cli.steps import (
     err,
-    export_router,
+    exporting,
     find_service,
     first_answer,
     out,
@@ -57,6 +54,9 @@ from shoal.steps import (
     tell_wire,
     verify_over_the_wire,
 )
+from shoal.errors import ServerError, UsageError
+from shoal.evidence import evidence_table
+from shoal.progress import Bars
 
 
 def export(
@@ -157,7 +157,7 @@ def verify(
         raise typer.Exit(1 if answers["failures"] else 0)
     if url:
         raise UsageError("--url is for --wire", hint="add --wire, or leave --url out")
-    outcome = export_router().verify_published(name, repository, eval_data=eval_data, progress=Bars(err))
+    outcome = exporting().verify(name, repository, eval_data=eval_data, progress=Bars(err))
     result = outcome.to_dict()
     rows = result["evidence"]
     for row, version in zip(rows, result["published"], strict=True):

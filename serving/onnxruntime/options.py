@@ -14,6 +14,7 @@ import onnxruntime
 
 from shoal.machine import available_cpus
 
+_ERROR, _FATAL = 3, 4  # ONNX Runtime's log levels
 # Keys under `parameters`; `string_value` holds the number.
 _COUNTS = ("intra_op_thread_count", "inter_op_thread_count")
 _SWITCHES = {
@@ -38,7 +39,7 @@ class BadConfig(ValueError):
 
 
 @dataclass(frozen=True)
-class Settings:
+class Options:
     """What a model config asks of a session.
 
     Attributes:
@@ -61,7 +62,7 @@ class Settings:
     instances: int
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Settings:
+    def from_config(cls, config: dict[str, Any]) -> Options:
         """Read a Triton model config.
 
         Raises:
@@ -92,18 +93,31 @@ class Settings:
 
     def session_options(self) -> onnxruntime.SessionOptions:
         """For `onnxruntime.InferenceSession`."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.intra_op_threads or max(1, available_cpus() // self.instances)
+        options = session_options(self.intra_op_threads or max(1, available_cpus() // self.instances))
         options.inter_op_num_threads = self.inter_op_threads
         options.graph_optimization_level = self.level
-        options.log_severity_level = 3
         if self.parallel:
             options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
         for option, value in self.switches.items():
             setattr(options, option, value)
+        return options
+
+
+def session_options(threads: int = 0, *, measured: bool = False) -> onnxruntime.SessionOptions:
+    """Options of any session of this project.
+
+    Args:
+        threads: threads inside one operator; 0: as many as ONNX Runtime chooses.
+        measured: the session has the CPUs for itself, and its errors are raised to somebody who expects them;
+            otherwise it serves beside others.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = _FATAL if measured else _ERROR
+    if not measured:
         # Workers that spin after a run take the CPU from the tokenizer and from Triton itself.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        return options
+    return options
 
 
 def _number(parameters: dict[str, str], key: str, allowed: range) -> int:

@@ -1,4 +1,4 @@
-"""The commands `versions`, `promote`, `rollback`, `diff` and `prune`. `shoal.cli` registers them."""
+"""The commands `versions`, `promote`, `rollback`, `diff` and `prune`. `shoal.cli.app` registers them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rich.markup import escape
 
 from shoal import repository as store
 from shoal import rollouts, show
+from shoal.cli.options import DEFAULT_REPOSITORY, Json, Repository
+from shoal.cli.steps import err, out, print_json
 from shoal.evidence import raw_share
-from shoal.options import DEFAULT_REPOSITORY, Json, Repository
 from shoal.progress import Bars
-from shoal.steps import err, out, print_json
 
 Model = Annotated[str, typer.Argument(help="The model, as users call it.")]
 Version = Annotated[int, typer.Argument(min=1, help="A version of it.")]
@@ -142,7 +142,7 @@ def diff(
 
     Example: shoal diff minilm 1 2
     """
-    from shoal.compare import compare
+    from shoal.cli.compare import compare
 
     sides = [store.version_of(repository, name, version) for version in (first, second)]
     found = compare(repository, *sides)

@@ -1,4 +1,4 @@
-"""The shipped models, for a repository that holds nothing else: `python -m export.first /models`.
+"""The shipped models, for a repository that holds nothing else: `python -m shoal.cli.first /models`.
 
 What `docker compose up` runs before it serves. What is there already stays, so that a start that was broken
 off goes on where it was, and a repository with models of somebody's own is left alone.
@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from export import router
+from export import run
+from shoal.cli.steps import err, run_export
 from shoal.errors import ShoalError
 from shoal.manifest import manifests
 from shoal.names import PARTS, part_name
-from shoal.steps import err, run_export
 
 # An embedding model, a language model and an estimator; none of them needs a model hub.
 MODELS: tuple[dict[str, Any], ...] = (
@@ -29,7 +29,7 @@ def main() -> int:
     repository = Path(sys.argv[1])
     try:
         there = {manifest.model for manifest in manifests(repository)}
-        recipes = [router.recipe_of(values) for values in MODELS]
+        recipes = [run.recipe_of(values) for values in MODELS]
         names = [recipe.name for recipe in recipes]
         own = {*names, *(part_name(name, part) for name in names for part in PARTS)}
         if any(config.parent.name not in own for config in repository.glob("*/config.pbtxt")):

@@ -1,4 +1,4 @@
-"""What several commands do: export, start, wait, connect, print. Commands themselves are in `shoal.cli`."""
+"""What several commands do: export, start a service, wait for it, connect to it, print."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from shoal import requests, show
+from shoal import show, tensors
 from shoal.admin import key_from_environment
 from shoal.errors import MissingDependency, ServerError, ShoalError, UsageError
 from shoal.evidence import evidence_table, notes_of
@@ -31,22 +31,22 @@ def recipe_from(file: Path | None, **flags: Any) -> Any:
     Raises:
         UsageError: either is wrong.
     """
-    router = export_router()  # says what to install, where something is missing
+    run = exporting()  # says what to install, where something is missing
     from export.recipe import read_toml
 
     values: dict[str, Any] = read_toml(file) if file else {}
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in flags.items()}
     # A zero is given, and may be wrong; a switch that is off is not.
     given = {key: value for key, value in plain.items() if value is not None and value is not False}
-    return router.recipe_of(values | given)
+    return run.recipe_of(values | given)
 
 
 def run_export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]:
     """Export, and show the evidence: of what was published, and of what was refused."""
-    router = export_router()
+    run = exporting()
     refused: list[Any] = []
     try:
-        outcome = router.export(settings, repository, progress=Bars(err), on_evidence=refused.extend)
+        outcome = run.export(settings, repository, progress=Bars(err), on_evidence=refused.extend)
     except ShoalError:
         if refused and not as_json:
             rows = [evidence.to_dict() for evidence in refused]
@@ -70,26 +70,26 @@ def run_export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]
     return result
 
 
-def export_router() -> Any:
+def exporting() -> Any:
     """The room `export`, which needs torch.
 
     Raises:
         MissingDependency: its extra is not installed.
     """
     try:
-        if "export.router" in sys.modules:
-            from export import router
+        if "export.run" in sys.modules:
+            from export import run
         else:
             with Bars(err).step("Open PyTorch and the libraries of the export"):
-                from export import router
+                from export import run
     except ModuleNotFoundError as error:
         raise MissingDependency(str(error.name), extra="export") from error
-    return router
+    return run
 
 
 def verify_over_the_wire(name: str, repository: Path, address: str) -> dict[str, Any]:
-    """Compare a running server's answers to raw inputs with the original library's; see `export.router`."""
-    manifest, answers = export_router().verify_wire(name, repository, address, progress=Bars(err))
+    """Compare a running server's answers to raw inputs with the original library's; see `export.run`."""
+    manifest, answers = exporting().verify_wire(name, repository, address, progress=Bars(err))
     about = {"model": manifest.model, "version": manifest.version, "precision": manifest.precision}
     return {**about, "url": address, **answers.to_dict()}
 
@@ -209,16 +209,16 @@ def first_answer(protocol: str, server: Any, model: str) -> dict[str, Any]:
             start = time.perf_counter()
             shown = client.complete("Fish swim in", model=model, max_tokens=12, temperature=0).text
         else:
-            arrays = requests.sample_arrays(client.config(model), metadata)
+            arrays = tensors.sample_arrays(client.config(model), metadata)
             start = time.perf_counter()
-            shown = show.one_answer(requests.as_rows([client.infer(model, arrays)]))
+            shown = show.one_answer(tensors.as_rows([client.infer(model, arrays)]))
         elapsed = 1e3 * (time.perf_counter() - start)
     return {
         "protocol": protocol,
         "url": address,
         "ms": elapsed,
         "shown": shown,
-        "inputs": requests.as_protocol(arrays),
+        "inputs": tensors.as_protocol(arrays),
     }
 
 

@@ -1,4 +1,4 @@
-"""The commands that call a served model: `infer`, `chat` and `loadtest`. `shoal.cli` registers them."""
+"""The commands that call a served model: `infer`, `chat` and `loadtest`. `shoal.cli.app` registers them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Annotated, Any
 
 import typer
 
-from shoal import requests, show
+from shoal import show, tensors
+from shoal.cli.options import DEFAULT_REPOSITORY, Json, Repository, Sampling
+from shoal.cli.steps import connect, err, find_service, is_decoder, out, print_json
 from shoal.errors import MissingDependency, ShoalError, UsageError
-from shoal.options import DEFAULT_REPOSITORY, Json, Repository, Sampling
 from shoal.progress import Bars
-from shoal.steps import connect, err, find_service, is_decoder, out, print_json
 
 
 def infer(
@@ -80,12 +80,12 @@ def infer(
         if sampling or raw:
             raise UsageError(f"{model} generates no text: --set and --raw are for models that do")
         config = client.config(model)
-        arrays = requests.arrays_of(config, metadata, texts, inputs or [], options)
+        arrays = tensors.arrays_of(config, metadata, texts, inputs or [], options)
         size = int(config.get("max_batch_size", 0)) or 1
         start = time.perf_counter()
-        answered = [client.infer(model, part) for part in requests.parts(arrays, size)]
+        answered = [client.infer(model, part) for part in tensors.parts(arrays, size)]
         elapsed = 1e3 * (time.perf_counter() - start)
-    outputs = requests.as_rows(answered)
+    outputs = tensors.as_rows(answered)
     outputs = {entry["name"]: outputs[entry["name"]] for entry in metadata["outputs"]}
     if as_json:
         print_json({"model": model, "url": address, "ms": elapsed, **outputs})

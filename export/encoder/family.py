@@ -1,0 +1,187 @@
+"""Encoders as a family: how their checkpoints are opened, built, measured and published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from export import verify
+from export.encoder.build import build, compress
+from export.encoder.parts import parts_of, release
+from export.encoder.prepare import Source, prepare
+from export.engines.engine import published_engine
+from export.engines.library import Library
+from export.evidence import Evidence, Verified
+from export.exported import Exported
+from export.families import Family
+from export.raw import encoder as raw
+from export.raw.measure import RawAnswers, Reference, compare
+from export.recipe import ON_GPU, Recipe
+from export.reference import reference_rows, take_reference
+from export.repository import Published, Release
+from export.source import check_source, find_checkpoint
+from export.tasks.task import Row
+from export.to_onnx import finish, to_onnx
+from serving.in_process import InProcess
+from shoal import corpus
+from shoal.engine import check_fits
+from shoal.errors import NotProven
+from shoal.manifest import Manifest
+from shoal.progress import Silent
+
+TOOLS = (
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "optimum",
+    "optimum-onnx",
+    "onnx",
+    "onnxruntime",
+    "tokenizers",
+    "numpy",
+)
+
+
+@dataclass
+class EncoderSubject:
+    """A checkpoint, opened for its task; see `export.families.Subject`.
+
+    Attributes:
+        source: the checkpoint with its head and its reading of rows.
+        eval_data: labelled data of the user.
+    """
+
+    source: Source
+    eval_data: Path | None
+    doubts: tuple[str, ...] = ()
+    _notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _labelled: list[Row] = field(default_factory=list)
+
+    @property
+    def task(self) -> str:
+        """See `Subject`."""
+        return self.source.task.name
+
+    def describe(self) -> dict[str, Any]:
+        """See `Subject`."""
+        return self.source.opened.checkpoint.describe()
+
+    def unmeasured(self, repository: Path, work: Path) -> Published | None:
+        """See `Subject`."""
+        return None
+
+    def build(self, work: Path, progress: Silent) -> dict[str, Exported]:
+        """See `Subject`."""
+        source, compression = compress(self.source, progress)
+        candidates, decided = build(source, work, progress)
+        self._notes = {precision: {**note, **compression} for precision, note in decided.items()}
+        return candidates
+
+    def measure(
+        self, graphs: Mapping[str, Exported], published: Mapping[str, Manifest], progress: Silent
+    ) -> dict[str, Evidence]:
+        """See `Subject`.
+
+        Raises:
+            RepositoryError: a published engine does not fit this machine.
+        """
+        for manifest in published.values():
+            if manifest.engine is not None:
+                check_fits(manifest.engine, Library(manifest.engine["flavour"]).runner, manifest.rebuild)
+        noted = {precision: manifest.evidence["notes"] for precision, manifest in published.items()}
+        return verify.measure(
+            self.source.subject,
+            graphs,
+            eval_data=self.eval_data,
+            notes=noted or self._notes,
+            on_labelled=self._labelled.extend,
+            progress=progress,
+        )
+
+    def ask_original(self, work: Path | None, progress: Silent) -> RawAnswers:
+        """See `Subject`."""
+        reference = raw.reference_of(self.source, progress)
+        recipe = self.source.recipe
+        if work is not None and (recipe.compresses or "fp32" not in recipe.precisions):
+            self._check_reading(reference, work, progress)
+        return RawAnswers(
+            reference,
+            lambda precision: raw.tolerance_of(self.task, precision, smaller=recipe.compresses),
+        )
+
+    def in_process(self, graph: Exported, precision: str, work: Path) -> InProcess:
+        """See `Subject`."""
+        return raw.in_process(parts_of(graph, precision, self.source), graph, precision, work)
+
+    def published(self, manifest: Manifest, repository: Path) -> Exported:
+        """See `Subject`."""
+        if manifest.engine is None:
+            return Exported.read(repository / manifest.network / str(manifest.version) / "model.onnx")
+        return published_engine(repository, manifest)
+
+    def published_in_process(self, manifest: Manifest, repository: Path, graph: Exported) -> InProcess:
+        """See `Subject`."""
+        return raw.published(manifest, repository, verify.open_network(graph, manifest.precision))
+
+    def statistics(self, proven: Sequence[Verified], progress: Silent) -> dict[str, dict[str, Any] | None]:
+        """See `Subject`; by precision, because each answers a little otherwise."""
+        rows = reference_rows(self.source.subject, self._labelled)
+        found = {}
+        with progress.step("Keep statistics to see drift by", total=len(proven)) as advance:
+            for item in proven:
+                precision = item.evidence.precision
+                model = verify.open_network(item.exported, precision)
+                found[precision] = take_reference(
+                    self.source.subject, model, rows, labelled=bool(self._labelled)
+                )
+                advance()
+        return found
+
+    def release(self, proven: Verified) -> Release:
+        """See `Subject`."""
+        return release(proven, self.source)
+
+    def _check_reading(self, reference: Reference, work: Path, progress: Silent) -> None:
+        """Compare the exact graph of the whole model where it is not published: what a smaller or a coarser
+        one may lose would hide that the model was read wrongly.
+
+        Raises:
+            NotProven: it answers raw inputs otherwise than the original.
+        """
+        source = self.source
+        made = to_onnx(source.head, work / "exact-bare.onnx", source.feed(corpus.passages()[:2]), progress)
+        graph = finish(
+            made, work / "exact.onnx", source.head, source.task, source.opened, source.recipe.top_k
+        )
+        with (
+            progress.step("Compare answers of the exact graph to raw inputs"),
+            raw.in_process(parts_of(graph, "fp32", source), graph, "fp32", work / "exact") as caller,
+        ):
+            found = compare(reference, caller, source.recipe.name, raw.tolerance_of(self.task, "fp32"))
+        if found.failures:
+            raise NotProven(f"nothing is published, the model is read wrongly ({'; '.join(found.failures)})")
+
+
+def find(
+    recipe: Recipe, progress: Silent, *, eval_data: Path | None, versions: Sequence[Manifest] = ()
+) -> Callable[[Path], EncoderSubject]:
+    """See `export.families.Find`."""
+    checkpoint = find_checkpoint(recipe.source)
+    for manifest in versions:
+        check_source(checkpoint, manifest)
+
+    def load(folder: Path) -> EncoderSubject:
+        with progress.step(f"Load {checkpoint.id}"):
+            return EncoderSubject(prepare(recipe, checkpoint, folder), eval_data)
+
+    return load
+
+
+def on_gpu(recipe: Recipe) -> tuple[str, ...]:
+    """Those precisions that are measured on a GPU."""
+    return tuple(precision for precision in recipe.precisions if precision in ON_GPU)
+
+
+FAMILY = Family(TOOLS, on_gpu, find)

@@ -1,0 +1,88 @@
+"""The models of an encoder's version: before the network, the network, behind it, and their ensemble."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from tritonclient.grpc import model_config_pb2 as triton
+
+from export import config
+from export.encoder.prepare import Source
+from export.engines.config import ENGINE_CACHE, accelerated_config, plan_config
+from export.engines.engine import Engine
+from export.engines.shapes import Profile, from_buckets, from_traffic, read_traffic, whole
+from export.evidence import Verified
+from export.exported import Exported
+from export.recipe import ACCELERATED
+from export.repository import Part, Release
+from export.tokenization import TextEncoder
+from shoal.names import ENCODER, LABELS, OUTPUT, PREPROCESSOR, TOKENIZER, part_name
+
+
+def release(proven: Verified, source: Source) -> Release:
+    """A proven graph and the models around it, as they will stand in the repository."""
+    parts = parts_of(proven.exported, proven.evidence.precision, source)
+    return Release(proven, parts, part_name(source.recipe.name, ENCODER))
+
+
+def parts_of(exported: Exported, precision: str, source: Source) -> tuple[Part, ...]:
+    """A graph and the models around it, in the order in which requests pass them, the ensemble last."""
+    recipe, task, name = source.recipe, source.task, source.recipe.name
+    parts = []
+    if isinstance(source.encode, TextEncoder):
+        files: dict[str, Path | str] = {
+            "tokenizer.json": source.encode.path.read_text(encoding="utf-8"),
+            "model.py": _model_py("tokenizer"),
+        }
+        make = partial(config.tokenizer_config, recipe, task, source.encode)
+        parts.append(Part(part_name(name, TOKENIZER), files, make))
+    else:
+        make = partial(config.image_config, recipe, task, source.encode.processor)
+        parts.append(Part(part_name(name, PREPROCESSOR), {"model.py": _model_py("images")}, make))
+    make = partial(_network_config, exported, precision, source)
+    parts.append(Part(part_name(name, ENCODER), {exported.filename: exported.path}, make))
+    if isinstance(exported, Engine) and exported.tail is not None:
+        batch = config.batch_size_of(recipe, task)
+        make = partial(config.network_config, part_name(name, LABELS), exported.tail, batch)
+        parts.append(Part(part_name(name, LABELS), {exported.tail.filename: exported.tail.path}, make))
+    if (output := task.output_model(source.opened)) is not None:
+        module, parameters = output
+        make = partial(config.output_config, recipe, task, exported, module, parameters)
+        parts.append(Part(part_name(name, OUTPUT), {"model.py": _model_py(module)}, make))
+    steps = [part.config(1) for part in parts]
+    make = partial(
+        config.ensemble_config,
+        recipe,
+        task,
+        source.encode,
+        steps,
+        config.facts_of(source.opened, task),
+    )
+    return (*parts, Part(name, {}, make))
+
+
+def _model_py(module: str) -> str:
+    return f"from serving.models.{module} import TritonPythonModel  # noqa: F401\n"
+
+
+def _network_config(exported: Exported, precision: str, source: Source, version: int) -> triton.ModelConfig:
+    """For ONNX Runtime, for TensorRT, or for the one through the other."""
+    if isinstance(exported, Engine):
+        computed = replace(exported, outputs=exported.computed)
+        onnx_config = config.encoder_config(source.recipe, source.task, computed, version)
+        return plan_config(onnx_config, exported, exported.fingerprint)
+    onnx_config = config.encoder_config(source.recipe, source.task, exported, version)
+    if precision == ACCELERATED:
+        return accelerated_config(onnx_config, exported, whole(profiles_of(source)), ENGINE_CACHE)
+    return onnx_config
+
+
+def profiles_of(source: Source) -> tuple[Profile, ...]:
+    """The shapes that TensorRT builds for: of the traffic that the recipe names, or of its buckets."""
+    recipe, batch = source.recipe, config.batch_size_of(source.recipe, source.task)
+    buckets = config.buckets_of(recipe, source.encode.max_length) or (1,)  # a picture has no length
+    if recipe.traffic is None:
+        return from_buckets(batch, buckets)
+    return from_traffic(read_traffic(recipe.traffic), batch, buckets[-1])

@@ -1,0 +1,105 @@
+"""A checkpoint of an encoder, loaded for its task: what is exported, and what versions are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export import verify
+from export.backbone import LONGEST, load_head, network_inputs, positions_of
+from export.opened import Opened, open_checkpoint
+from export.recipe import Recipe
+from export.source import Checkpoint
+from export.tasks import task_of
+from export.tasks.heads import Head
+from export.tasks.images import processor_of
+from export.tasks.task import Feed, Outputs, Task
+from export.tokenization import ImageEncoder, TextEncoder, served_settings, write_tokenizer
+from export.verify import Subject
+from shoal.machine import available_cpus
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that is ready to be exported for a task.
+
+    Attributes:
+        opened: the checkpoint in its own library.
+        head: what is exported: the PyTorch original, or a smaller copy of it.
+        original: what every version is compared with.
+        encode: rows to features, as they will be served.
+        inputs: which of the features the network reads.
+    """
+
+    recipe: Recipe
+    opened: Opened
+    task: Task
+    head: Head
+    original: Head
+    encode: TextEncoder | ImageEncoder
+    inputs: tuple[str, ...]
+
+    @property
+    def subject(self) -> Subject:
+        """What is measured."""
+        return Subject(self.task, self.opened, as_model(self.original, self.inputs), self.encode)
+
+    def feed(self, texts: Sequence[str]) -> dict[str, Any]:
+        """The network's inputs, of rows that are made from some texts."""
+        features = self.encode(self.subject.rows(texts))
+        return {name: features[name] for name in self.inputs}
+
+
+def prepare(recipe: Recipe, checkpoint: Checkpoint, folder: Path) -> Source:
+    """Load a checkpoint for its task.
+
+    Args:
+        folder: the tokenizer that will be served is written there.
+
+    Raises:
+        UsageError, ExportError: there is no such task, or the checkpoint is not made for it.
+    """
+    task = task_of(checkpoint, recipe.task)
+    opened = open_checkpoint(checkpoint, task.name, truncate_dim=recipe.truncate_dim)
+    head = load_head(opened, task)
+    inputs = network_inputs(head, task, opened)
+    encode: TextEncoder | ImageEncoder
+    if task.layout is None:
+        encode = ImageEncoder(processor_of(checkpoint))
+    else:
+        assert opened.tokenizer is not None  # noqa: S101 - a task over texts
+        stated = min(length for length in (opened.longest, positions_of(head.backbone), LONGEST) if length)
+        length = min(recipe.max_length or task.longest, stated)
+        encode = TextEncoder(
+            write_tokenizer(opened.tokenizer, folder),
+            task.layout,
+            length,
+            _pad_id(opened),
+            (*inputs, *task.features),
+            **served_settings(opened),
+            **task.layout_options(opened, length),
+        )
+    return Source(recipe, opened, task, head, head, encode, inputs)
+
+
+def _pad_id(opened: Opened) -> int:
+    """The token that fills a sequence up; the mask hides it, and some families count positions by it."""
+    tokenizer = opened.tokenizer.pad_token_id if opened.tokenizer is not None else None
+    known = (token for token in (opened.config.pad_token_id, tokenizer) if token is not None)
+    return int(next(known, 0))
+
+
+def as_model(head: Head, inputs: Sequence[str]) -> verify.Model:
+    """The PyTorch original as a function of features, on the CPUs this process may use."""
+    torch.set_num_threads(available_cpus())
+
+    def model(feed: Feed) -> Outputs:
+        with torch.inference_mode():
+            results = head(**{name: torch.from_numpy(feed[name]) for name in inputs})
+        return {name: value.numpy() for name, value in results.items()}
+
+    return model

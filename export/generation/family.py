@@ -1,0 +1,163 @@
+"""Decoders as a family: how their checkpoints are opened, built, measured and published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+
+from export.evidence import Verified
+from export.exported import Exported
+from export.families import Family
+from export.generation import publish, verify
+from export.generation.build import build
+from export.generation.checkpoint import decoder_settings, find_decoder
+from export.generation.config import generation_config
+from export.generation.recipe import GenerationRecipe
+from export.generation.reference import prompts_of, take_reference
+from export.loading import load
+from export.opened import open_tokenizer
+from export.raw import decoder as raw
+from export.raw.measure import RawAnswers
+from export.raw.served import version_folder
+from export.repository import Published, Release
+from export.source import Checkpoint, check_source
+from export.tokenization import write_tokenizer
+from serving.generation.runner import Runner
+from serving.generation.sequence import SCORED_TOKENS
+from serving.in_process import InProcess
+from shoal import model_config
+from shoal.manifest import Manifest
+from shoal.progress import Silent
+
+
+@dataclass
+class DecoderSubject:
+    """A checkpoint, opened; see `export.families.Subject`. PyTorch's model is loaded when it is needed first.
+
+    Attributes:
+        decoder: the checkpoint with what transformers says of its use.
+        eval_data: text of the user.
+    """
+
+    decoder: publish.Decoder
+    eval_data: Path | None
+    task: str = GenerationRecipe.TASK
+    doubts: tuple[str, ...] = ()
+    _original: PreTrainedModel | None = field(default=None, repr=False)
+
+    def describe(self) -> dict[str, Any]:
+        """See `Subject`."""
+        return self.decoder.checkpoint.describe()
+
+    def unmeasured(self, repository: Path, work: Path) -> Published | None:
+        """The layout of Triton's vLLM backend, where the recipe's engine is vLLM."""
+        if self.decoder.recipe.engine != "vllm":
+            return None
+        return publish.write_vllm(repository, work, self.decoder)
+
+    def build(self, work: Path, progress: Silent) -> dict[str, Exported]:
+        """See `Subject`."""
+        return build(self.decoder.recipe, self.decoder.checkpoint, work, progress)
+
+    def measure(
+        self, graphs: Mapping[str, Exported], published: Mapping[str, Manifest], progress: Silent
+    ) -> dict[str, verify.GenerationEvidence]:
+        """See `Subject`."""
+        tokenizer = Tokenizer.from_file(str(self.decoder.tokenizer))
+        chosen = verify.sample(tokenizer, self.eval_data, progress)
+        reference = verify.measure_reference(self._loaded(progress), chosen, progress)
+        return verify.measure(reference, graphs, chosen, progress=progress)
+
+    def ask_original(self, work: Path | None, progress: Silent) -> RawAnswers:
+        """See `Subject`."""
+        config = generation_config(self.decoder.recipe, self.decoder.settings, version=1)
+        parameters = {key: value.string_value for key, value in config.parameters.items()}
+        library = open_tokenizer(self.decoder.checkpoint)
+        prompts = raw.Prompts.of(library, self.decoder.tokenizer, parameters)
+        answers = raw.reference_of(self._loaded(progress), prompts, progress)
+        return RawAnswers(answers, raw.TOLERANCES.__getitem__)
+
+    def in_process(self, graph: Exported, precision: str, work: Path) -> InProcess:
+        """See `Subject`."""
+        files = publish.part_of(graph, self.decoder).files
+        folder = version_folder(files, work / "raw" / precision / "1")
+        config = generation_config(self.decoder.recipe, self.decoder.settings, version=1)
+        return raw.in_process(config, folder, exact=precision == "fp32")
+
+    def published(self, manifest: Manifest, repository: Path) -> Exported:
+        """See `Subject`."""
+        return Exported.read(repository / manifest.network / str(manifest.version) / "model.onnx")
+
+    def published_in_process(self, manifest: Manifest, repository: Path, graph: Exported) -> InProcess:
+        """See `Subject`."""
+        config = model_config.parse(manifest.configs[manifest.network])
+        return raw.in_process(config, graph.path.parent, exact=manifest.precision == "fp32")
+
+    def statistics(self, proven: Sequence[Verified], progress: Silent) -> dict[str, dict[str, Any] | None]:
+        """Of prompts, under the version that will be served; perplexities of others are near."""
+        served = proven[-1]
+        prompts = prompts_of(self.eval_data, self.decoder.tokenizer, self.decoder.settings)
+        gpu = 0 if served.evidence.precision in GenerationRecipe.ON_GPU else None
+        with progress.step("Keep statistics to see drift by", total=len(prompts)) as advance:
+            runner = Runner(served.exported.path, rows=1, max_length=SCORED_TOKENS, gpu=gpu)
+            labelled = self.eval_data is not None
+            found = take_reference(
+                runner, self.decoder.tokenizer, prompts, labelled=labelled, advance=advance
+            )
+        return {item.evidence.precision: found for item in proven}
+
+    def release(self, proven: Verified) -> Release:
+        """See `Subject`."""
+        return publish.release(proven, self.decoder)
+
+    def _loaded(self, progress: Silent) -> PreTrainedModel:
+        if self._original is None:
+            with progress.step(f"Load {self.decoder.checkpoint.id}"):
+                self._original = load_original(self.decoder.checkpoint)
+        return self._original
+
+
+def find(
+    recipe: GenerationRecipe, progress: Silent, *, eval_data: Path | None, versions: Sequence[Manifest] = ()
+) -> Callable[[Path], DecoderSubject]:
+    """See `export.families.Find`."""
+    with progress.step(f"Find {recipe.source}"):
+        checkpoint = find_decoder(recipe.source)
+        for manifest in versions:
+            check_source(checkpoint, manifest)
+    return lambda folder: DecoderSubject(decoder_of(recipe, checkpoint, folder), eval_data)
+
+
+def decoder_of(recipe: GenerationRecipe, checkpoint: Checkpoint, folder: Path) -> publish.Decoder:
+    """A checkpoint with what transformers says of its use.
+
+    Args:
+        folder: the tokenizer that will be served is written there.
+    """
+    tokenizer = write_tokenizer(open_tokenizer(checkpoint), folder)
+    return publish.Decoder(recipe, checkpoint, decoder_settings(checkpoint), tokenizer)
+
+
+def load_original(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The PyTorch original; see `export.loading.load`."""
+    # PyTorch's fused attention leaves out the cap on attention scores that Gemma 2 was trained with.
+    capped = checkpoint.config.get("attn_logit_softcapping")
+    options = {"attn_implementation": "eager"} if capped else {}
+    return load("AutoModelForCausalLM", checkpoint, GenerationRecipe.TASK, **options)
+
+
+def on_gpu(recipe: GenerationRecipe) -> tuple[str, ...]:
+    """Those precisions that are measured on a GPU; what vLLM makes is not measured."""
+    return recipe.precisions if recipe.gpu and recipe.engine != "vllm" else ()
+
+
+FAMILY = Family(
+    ("torch", "transformers", "onnxruntime-genai", "onnx", "onnxruntime", "tokenizers", "numpy"),
+    on_gpu,
+    find,
+)

@@ -11,6 +11,10 @@
 `AsyncGrpcClient` is its asyncio twin, `HttpClient` speaks HTTP; all raise the errors of `clients.errors`.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from clients.answers import Entity, Found, Generated, Label, ZeroShotLabel
 from clients.async_grpc import AsyncGrpcClient
 from clients.errors import (
@@ -25,8 +29,10 @@ from clients.errors import (
 )
 from clients.generation import Answer, Part
 from clients.grpc_client import GrpcClient
-from clients.http_client import HttpClient
 from clients.vocabulary import Tls
+
+if TYPE_CHECKING:
+    from clients.http_client import HttpClient
 
 __all__ = [
     "Answer",
@@ -49,3 +55,12 @@ __all__ = [
     "UnknownModel",
     "ZeroShotLabel",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`HttpClient`, imported when it is asked for: it brings gevent, which the others do not need."""
+    if name == "HttpClient":
+        from clients.http_client import HttpClient  # noqa: PLC0415
+
+        return HttpClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

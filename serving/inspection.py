@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from shoal.errors import MissingDependency, RepositoryError
+from shoal.errors import MissingDependency, RepositoryError, first_line
 
 
 def inspect(path: Path) -> None:
@@ -35,7 +35,7 @@ def inspect(path: Path) -> None:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's errors share no base but this
-        raise RepositoryError(f"{path} is not an ONNX file: {str(error).splitlines()[0]}") from error
+        raise RepositoryError(f"{path} is not an ONNX file: {first_line(error)}") from error
     if not model.graph.node:
         raise RepositoryError(f"{path} is not an ONNX file: it has no graph")
     for location, offset, length in _external(model):

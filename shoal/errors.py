@@ -25,6 +25,11 @@ def install_hint(extra: str) -> str:
     return f"in Shoal's folder: pip install -e '{target}'"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; of one that says nothing, the name of its class."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class ShoalError(Exception):
     """An error with a way out.
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shoal.errors import ExportError
+from shoal.errors import ExportError, first_line
 
 
 def check_file(path: Path, kind: str) -> None:
@@ -127,7 +127,7 @@ def _check_content(path: Path, kind: str) -> None:
 
 def said_by(error: Exception) -> str:
     """The first line of what a library says."""
-    return _cleaned((str(error).strip() or type(error).__name__).splitlines()[0])
+    return _cleaned(first_line(error))
 
 
 def _cleaned(line: str) -> str:

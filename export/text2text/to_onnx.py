@@ -29,7 +29,7 @@ from export.generation.verify import files_of
 from export.text2text.recipe import Text2TextRecipe
 from export.to_onnx import OPSET
 from serving.text2text.runner import ATTENTION_MASK, DECODER, ENCODER, INPUT_IDS, cross_names
-from shoal.errors import ExportError, install_hint
+from shoal.errors import ExportError, first_line, install_hint
 
 # Where architectures keep a decoder layer's cross-attention, and the names of its two projections.
 _CROSS = {"EncDecAttention": ("k", "v"), "encoder_attn": ("k_proj", "v_proj")}
@@ -189,7 +189,7 @@ def _export(module: torch.nn.Module, config: Any, path: Path) -> None:
             logging.getLogger("optimum").setLevel(logging.ERROR)
             export(module, config, made, opset=OPSET)
     except Exception as error:  # the tracer and optimum raise what they like
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         kind = module.config.model_type
         raise ExportError(f"the architecture {kind} cannot be exported: {reason}") from error
     save(onnx.load(made), path)  # weights beyond what one file holds lie beside it, under a name of ours

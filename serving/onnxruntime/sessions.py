@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from serving.onnxruntime.options import ACCELERATORS, BadConfig, Options, session_options
-from shoal.errors import install_hint
+from shoal.errors import first_line, install_hint
 from shoal.manifest import FILENAME, Manifest
 from shoal.paths import named
 
@@ -113,9 +113,8 @@ def _load(
         # Resolved: weights in another file must lie beside the graph, not beside a link to it.
         return onnxruntime.InferenceSession(named(path.resolve()), options, providers=providers)
     except Exception as error:  # onnxruntime raises its own classes, which share no base but this
-        reason = str(error).strip().splitlines()[0]
         raise RuntimeError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load {named(path)}: {reason}"
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {named(path)}: {first_line(error)}"
         ) from error
 
 

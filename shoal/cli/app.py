@@ -38,7 +38,7 @@ from shoal.cli.steps import (
     start_service,
     tell_addresses,
 )
-from shoal.errors import ExportError, ServerError, ShoalError, UsageError
+from shoal.errors import ExportError, ServerError, ShoalError, UsageError, first_line
 
 app = typer.Typer(
     name="shoal",
@@ -236,8 +236,7 @@ def main() -> NoReturn:
             _fail(re.sub(r"\s+", " ", error.format_message()), "see --help", 2)
         if os.environ.get("SHOAL_DEBUG"):
             raise
-        line = next(iter(str(error).splitlines()), "")
-        _fail(f"{type(error).__name__}: {line}", "this is a defect of Shoal's own", 1, error)
+        _fail(f"{type(error).__name__}: {first_line(error)}", "this is a defect of Shoal's own", 1, error)
 
 
 def _mute() -> None:

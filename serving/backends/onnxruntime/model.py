@@ -14,6 +14,7 @@ from serving import heartbeat
 from serving.models.backend_utils import version_folder
 from serving.onnxruntime.options import BadConfig, Options
 from serving.onnxruntime.sessions import Arrays, check_runtime, open_session, run_together
+from shoal.errors import first_line
 
 DEFAULT_FILE = "model.onnx"
 DEFAULT_MAX_BATCH_SIZE = 4  # what Triton documents for auto-completed models that can batch
@@ -117,7 +118,7 @@ def _bytes(array: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return f"ONNX Runtime: {str(error).strip().splitlines()[0]}"
+    return f"ONNX Runtime: {first_line(error)}"
 
 
 def _code(error: Exception) -> Any:

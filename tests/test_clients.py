@@ -189,7 +189,7 @@ def test_the_client_needs_nothing_heavy() -> None:
     """Imported where torch, transformers, onnxruntime, tokenizers, locust and the wheel cannot be."""
     script = """
 import sys
-heavy = "torch transformers optimum onnx onnxruntime tokenizers locust matplotlib scipy pytriton gevent".split()
+heavy = "torch transformers optimum onnx onnxruntime tokenizers locust scipy pytriton gevent".split()
 for name in heavy:
     sys.modules[name] = None
 import clients, shoal.cli.app

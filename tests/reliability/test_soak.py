@@ -70,7 +70,7 @@ def _slopes(samples: Sequence[tuple[float, Mapping[tuple[str, str], float]]]) ->
             "last": round(values[-1], 1),
             "an_hour": round(growth, 2),
             "plus_minus": round(width, 2),
-            "grows": growth - width > NOISE[measure],
+            "grows": bool(growth - width > NOISE[measure]),
         }
     return made
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from export import first
+from shoal.cli import first
 from shoal.manifest import manifests
 
 if sys.version_info >= (3, 11):

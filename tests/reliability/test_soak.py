@@ -39,7 +39,9 @@ def _sample(world: World) -> dict[tuple[str, str], float]:
     named |= {Path(stub.cmdline()[1]).parts[-3]: stub for stub in world.stubs()}
     for name, process in named.items():
         if process is not None:
-            found[name, "memory_mb"] = process.memory_full_info().uss / 2**20
+            memory = process.memory_full_info()
+            # With what is in swap: idle pages that are moved there and back again are no growth.
+            found[name, "memory_mb"] = (memory.uss + memory.swap) / 2**20
             found[name, "descriptors"] = process.num_fds()
             found[name, "threads"] = process.num_threads()
     used = sum(path.stat().st_blocks * 512 for path in world.shared_memory().iterdir())

@@ -23,13 +23,13 @@ from export.outcome import Outcome, tools_of
 from export.raw.evidence import RawEvidence
 from export.raw.served import Caller, Wire
 from export.repository import Provenance, Published, check_kind, staging, write
+from serving.onnxruntime.options import FATAL
 from shoal import traces
 from shoal.errors import ExportError, NotProven, RepositoryError, ShoalError
 from shoal.manifest import Damaged, Manifest, history, served_manifests
 from shoal.progress import Silent
 from shoal.repository import network_of, versions_of
 
-_FATAL = 4  # of ONNX Runtime's levels: it prints errors in colours
 OnEvidence = Callable[[Sequence[Provable]], None]
 
 
@@ -217,7 +217,7 @@ def verify_wire(
 @contextmanager
 def _of_libraries(failed: str) -> Iterator[None]:
     """What a library raises where nobody expects it, as an `ExportError`: what is ours stays a defect."""
-    onnxruntime.set_default_logger_severity(_FATAL)  # what goes wrong is raised as well
+    onnxruntime.set_default_logger_severity(FATAL)
     try:
         yield
     except (ShoalError, OSError, MemoryError):

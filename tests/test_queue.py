@@ -122,6 +122,27 @@ def test_what_the_model_raises_ends_those_it_answered_and_no_others(queue: Queue
     queue.close()
 
 
+def test_one_that_left_is_ended_once_though_the_others_fail(queue: Queue, model: Model) -> None:
+    running, gone, there = Caller(), Caller(), Caller()
+    _add(queue, running)
+    model.begun.acquire()
+    _add(queue, gone, there)
+    gone.left, model.broken = True, True
+    model.go.release(2)
+    assert _codes(gone, there) == [[stand_in.TritonError.CANCELLED], [stand_in.TritonError.INTERNAL]]
+    queue.close()
+    assert len(gone.codes) == 1
+
+
+def test_a_request_that_cannot_be_read_fails_alone(queue: Queue, model: Model) -> None:
+    bad, good = Caller(), Caller()
+    bad.request.tensor = lambda name: None
+    _add(queue, bad, good)
+    model.go.release()
+    assert _codes(bad, good) == [[stand_in.TritonError.INTERNAL], [None]]
+    queue.close()
+
+
 def test_whoever_left_is_not_worked_for(queue: Queue, model: Model) -> None:
     running, gone, there = Caller(), Caller(), Caller()
     _add(queue, running)

@@ -27,15 +27,24 @@ STOPPING = "stopping: the server is stopping"
 _LOOK_SECONDS = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Entry:
-    """A request that is not ended yet."""
+    """A request, which is ended once.
+
+    Attributes:
+        rows: that it has; 0 as long as nobody has looked.
+    """
 
     request: Any
     sender: Any
-    rows: int
+    rows: int = 0
+    ended: bool = False
 
     def end(self, response: Any) -> None:
+        """Send the only response; nothing where one was sent already."""
+        if self.ended:
+            return
+        self.ended = True
         try:
             self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except Exception as error:  # noqa: BLE001 - nobody is left to receive it; the others must go on
@@ -77,8 +86,13 @@ class Queue:
 
     def add(self, request: Any) -> None:
         """Have a request answered, once; it may be refused at once."""
-        entry = _Entry(request, request.get_response_sender(), self._rows(request))
-        probe = is_probe(json.loads(request.parameters()))
+        entry = _Entry(request, request.get_response_sender())
+        try:
+            entry.rows = self._rows(request)
+            probe = is_probe(json.loads(request.parameters()))
+        except Exception as error:  # noqa: BLE001 - the requests beside this one must not fail with it
+            entry.end(failed(error))
+            return
         with self._changed:
             waiting = len(self._users)
             if full := waiting >= self._most and not probe:
@@ -94,6 +108,7 @@ class Queue:
         with self._changed:
             self._stopping = True
             self._changed.notify()
+        self._end()
         self._thread.join(STOP_SECONDS)
         # The stub crashes, and the server waits for it, where Triton's objects outlive this call.
         del self._refused, self._shown, self._batches, self._answers

@@ -14,7 +14,8 @@ import onnxruntime
 
 from shoal.machine import available_cpus
 
-_ERROR, _FATAL = 3, 4  # ONNX Runtime's log levels
+# ONNX Runtime's log levels; it prints errors in colours, and raises them besides.
+ERROR, FATAL = 3, 4
 # Keys under `parameters`; `string_value` holds the number.
 _COUNTS = ("intra_op_thread_count", "inter_op_thread_count")
 _SWITCHES = {
@@ -113,7 +114,7 @@ def session_options(threads: int = 0, *, measured: bool = False) -> onnxruntime.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = _FATAL if measured else _ERROR
+    options.log_severity_level = FATAL if measured else ERROR
     if not measured:
         # Workers that spin after a run take the CPU from the tokenizer and from Triton itself.
         options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -20,8 +20,10 @@ GRAFANA = ROOT / "deploy" / "grafana"
 SUPERVISOR = """\
 shoal_probe_success{model="minilm"} 1
 shoal_probe_success{model="smollm2"} 1
+shoal_probe_success{model="t5"} 1
 shoal_probe_seconds{model="minilm"} 0.01
 shoal_probe_seconds{model="smollm2"} 0.1
+shoal_probe_seconds{model="t5"} 0.1
 shoal_probe_failures_total{model="minilm",reason="timeout"} 1
 shoal_restarts_total{reason="probe"} 1
 shoal_upgrade_refused 0

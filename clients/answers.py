@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from clients.errors import BadInput
 from clients.tables import rows_of
 from clients.vocabulary import Arrays, Table, batches, text_array
+from shoal.dialect import GENERATED_TEXT, MAX_NEW_TOKENS, OUTPUT_TOKENS
 
 Answer = TypeVar("Answer")
 
@@ -187,12 +188,12 @@ def text_to_text(texts: Sequence[str], max_new_tokens: int | None, batch_size: i
         made, counts = (_output(arrays, name).reshape(-1).tolist() for name in names)
         return [Generated(text.decode(), count) for text, count in zip(made, counts, strict=True)]
 
-    names = ("generated_text", "num_output_tokens")
+    names = (GENERATED_TEXT, OUTPUT_TOKENS)
     calls = []
     for batch in batches(texts, batch_size):
         inputs = text_array(batch)
         if max_new_tokens is not None:
-            inputs["max_new_tokens"] = np.full((len(batch), 1), max_new_tokens, np.int32)
+            inputs[MAX_NEW_TOKENS] = np.full((len(batch), 1), max_new_tokens, np.int32)
         calls.append(Call(inputs, read))
     return calls
 

@@ -1,10 +1,11 @@
-"""What the blocking clients have in common, whatever they speak."""
+# Made from asynchronous.py by `make clients`; edit that one.
+"""What users of the blocking clients call, whatever transport is below it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -32,7 +33,11 @@ T = TypeVar("T")
 
 
 class BlockingClient(ABC):
-    """`embed` and `chat` on top of `infer` and `generate`, and a `with` block that closes the connection."""
+    """The vocabulary of all clients, on top of what a transport does. A `with` block closes the connection.
+
+    Attributes:
+        timeout: deadline of each call in seconds, where the call does not say another.
+    """
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
@@ -50,11 +55,20 @@ class BlockingClient(ABC):
         timeout: float | None = None,
         request_id: str = "",
     ) -> dict[str, NDArray]:
-        """See `clients.GrpcClient.infer`."""
+        """One request. Arrays by input name in, arrays by output name out.
+
+        Args:
+            version: of the model; "": the one the server serves by default.
+            timeout: deadline in seconds, instead of the client's.
+            request_id: returned and logged by the server.
+
+        Raises:
+            ClientError: see `clients.errors`.
+        """
 
     @abstractmethod
-    def close(self) -> None:
-        """Close the connection."""
+    def ready(self, model: str = "") -> bool:
+        """Whether the server, or one model, says it is ready; False too where nobody answers."""
 
     @abstractmethod
     def metadata(self, model: str) -> dict[str, Any]:
@@ -66,15 +80,21 @@ class BlockingClient(ABC):
 
     @abstractmethod
     def config(self, model: str) -> dict[str, Any]:
-        """A model's config, as Triton keeps it.
+        """A model's config, as Triton keeps it; a closed endpoint, which the admin key opens.
 
         Raises:
             ClientError: see `clients.errors`.
         """
 
     @abstractmethod
-    def _stream(self, model: str, inputs: Arrays, timeout: float, request_id: str) -> Iterator[Part]:
-        """The parts of an answer as they come; a dropped iterator cancels the request on the server."""
+    def close(self) -> None:
+        """Close the connection."""
+
+    @abstractmethod
+    def _stream(
+        self, model: str, inputs: Arrays, timeout: float, request_id: str
+    ) -> Generator[Part, None, None]:
+        """The parts of an answer as they come; a closed iterator cancels the request on the server."""
 
     def generate(
         self,
@@ -84,8 +104,8 @@ class BlockingClient(ABC):
         timeout: float | None = None,
         request_id: str = "",
         **sampling: Any,
-    ) -> Iterator[Part]:
-        """Text as it is generated. An iterator that is dropped cancels the request on the server.
+    ) -> Generator[Part, None, None]:
+        """Text as it is generated. An iterator that is closed or dropped cancels the request on the server.
 
         Args:
             timeout: deadline of the whole answer in seconds, instead of the client's.
@@ -95,19 +115,29 @@ class BlockingClient(ABC):
                 `structured_outputs={"choice": ["yes", "no"]}`; docs/generation.md has them all.
 
         Raises:
-            ClientError: see `clients.errors`.
+            BadInput: at once, where the prompt or a parameter cannot be sent.
+            ClientError: as the parts come; see `clients.errors`.
         """
         inputs = request_arrays(prompt, sampling)
+        return self._parts(model, inputs, self.timeout if timeout is None else timeout, request_id)
+
+    def _parts(
+        self, model: str, inputs: Arrays, timeout: float, request_id: str
+    ) -> Generator[Part, None, None]:
         if model not in self._flags:
             self._flags[model] = flags_of(self.metadata(model))
-        inputs |= self._flags[model]
-        return self._stream(model, inputs, self.timeout if timeout is None else timeout, request_id)
+        arrays = {**inputs, **self._flags[model]}
+        with closing(self._stream(model, arrays, timeout, request_id)) as parts:
+            for part in parts:
+                yield part
 
     def complete(self, prompt: str, **options: Any) -> Answer:
         """The whole answer to a prompt; options are those of `generate`."""
-        return joined(self.generate(prompt, **options))
+        return joined([part for part in self.generate(prompt, **options)])
 
-    def chat(self, messages: Sequence[Message], *, model: str = "smollm2", **options: Any) -> Iterator[Part]:
+    def chat(
+        self, messages: Sequence[Message], *, model: str = "smollm2", **options: Any
+    ) -> Generator[Part, None, None]:
         """The assistant's next message, with the model's own chat template; options as in `generate`.
 
         Args:
@@ -115,7 +145,10 @@ class BlockingClient(ABC):
         """
         if model not in self._templates:
             self._templates[model] = ChatTemplate.of(self.config(model))
-        return self.generate(self._templates[model].render(messages), model=model, **options)
+        prompt = self._templates[model].render(messages)
+        with closing(self.generate(prompt, model=model, **options)) as parts:
+            for part in parts:
+                yield part
 
     def embed(
         self,
@@ -138,11 +171,11 @@ class BlockingClient(ABC):
         """
         if prompt is not None:
             check_prompts(self.metadata(model), model)
-        parts = [
-            embedding_of(self.infer(model, prompted(batch, prompt), timeout=timeout), model)
+        calls = [
+            Call(prompted(batch, prompt), lambda arrays: list(embedding_of(arrays, model)))
             for batch in batches(texts, batch_size)
         ]
-        return np.concatenate(parts)
+        return np.stack(self._ask(model, calls, timeout))
 
     def classify(
         self,
@@ -198,7 +231,7 @@ class BlockingClient(ABC):
 
     def answer(self, question: str, context: str, *, model: str, timeout: float | None = None) -> Found:
         """What answers a question in a context, with its place."""
-        return self._ask(model, [answers.answer(question, context)], timeout)[0]
+        return (self._ask(model, [answers.answer(question, context)], timeout))[0]
 
     def zero_shot(
         self,
@@ -283,9 +316,11 @@ class BlockingClient(ABC):
             raise
 
     def _ask(self, model: str, calls: Sequence[Call[T]], timeout: float | None) -> list[T]:
-        """Send each request, and join what they give."""
-        results = ((call, self.infer(model, call.inputs, timeout=timeout)) for call in calls)
-        return [value for call, arrays in results for value in call.read(arrays)]
+        """Send the requests one after another, and join what they give, in order."""
+        found: list[T] = []
+        for call in calls:
+            found += call.read(self.infer(model, call.inputs, timeout=timeout))
+        return found
 
     def __enter__(self: Client) -> Client:
         return self

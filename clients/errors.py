@@ -20,6 +20,7 @@ import grpc
 from tritonclient.utils import InferenceServerException
 
 from shoal.admin import VARIABLE
+from shoal.dialect import INVALID_REQUEST, QUEUE_FULL
 from shoal.errors import BadInput, ClientError
 
 __all__ = [
@@ -61,9 +62,12 @@ class ServerFault(ClientError):
 # Triton 2.51 answers "queue full", "stopping" and "unknown version" with codes that overlap, so the
 # text decides first. Each pattern is from the server's own messages.
 _BY_TEXT: tuple[tuple[str, type[ClientError]], ...] = (
-    (r"^invalid request: |model expects|unexpected inference|expected \d+ inputs|unexpected shape", BadInput),
+    (
+        rf"^{INVALID_REQUEST}|model expects|unexpected inference|expected \d+ inputs|unexpected shape",
+        BadInput,
+    ),
     (r"protocol is restricted|API is restricted", Denied),
-    (r"[Ee]xceeds maximum queue size|queue is full", Overloaded),
+    (rf"[Ee]xceeds maximum queue size|{QUEUE_FULL}", Overloaded),
     (r"has no available versions", Unavailable),  # it is being unloaded: the server stops
     (r"unknown model|is not found|version .* not found", UnknownModel),
     (r"[Ss]tub process|is not ready|stopping|shutting down|not available|failed to connect", Unavailable),
@@ -100,7 +104,7 @@ def from_triton(error: InferenceServerException, url: str) -> ClientError:
             if re.search(pattern, message):
                 kind = by_text
                 break
-    message = re.sub(r"^(in ensemble '[^']*', |invalid request: )", "", message)
+    message = re.sub(rf"^(in ensemble '[^']*', |{INVALID_REQUEST})", "", message)
     if kind is Timeout:
         message = "no answer before the deadline"
     hint = f"the server's admin key opens it: ${VARIABLE}, or admin_key=..." if kind is Denied else ""

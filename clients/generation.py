@@ -16,15 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.errors import BadInput
-
-TEXT_INPUT, TEXT_OUTPUT = "text_input", "text_output"
-# The last is ours: the vLLM backend does not count cached tokens.
-FLAGS = (
-    "return_finish_reason",
-    "return_num_input_tokens",
-    "return_num_output_tokens",
-    "return_num_cached_tokens",
+from shoal.dialect import (
+    CACHED_TOKENS,
+    FINISH_REASON,
+    INPUT_TOKENS,
+    LOGPROBS,
+    OUTPUT_TOKENS,
+    RETURN,
+    SAMPLING,
+    STREAM,
+    TEXT_INPUT,
+    TEXT_OUTPUT,
 )
+
+FLAGS = tuple(f"{RETURN}{name}" for name in (FINISH_REASON, INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS))
 
 
 @dataclass(frozen=True)
@@ -98,11 +103,11 @@ def request_arrays(prompt: str, sampling: Mapping[str, Any]) -> dict[str, NDArra
     parameters = sampling_text(prompt, sampling)
     arrays = {
         TEXT_INPUT: np.array([prompt.encode()], dtype=object),
-        "sampling_parameters": np.array([parameters.encode()], dtype=object),
-        "stream": np.array([True]),
+        SAMPLING: np.array([parameters.encode()], dtype=object),
+        STREAM: np.array([True]),
     }
     if sampling.get("logprobs") is not None:
-        arrays["return_logprobs"] = np.array([True])
+        arrays[f"{RETURN}{LOGPROBS}"] = np.array([True])
     return arrays
 
 
@@ -132,14 +137,14 @@ def part_of(outputs: Mapping[str, Any]) -> Part:
         flat = np.asarray(value, kind).reshape(-1)
         return flat[0] if len(flat) else default
 
-    reason = _text(first("finish_reason", ""))
+    reason = _text(first(FINISH_REASON, ""))
     return Part(
         text=_text(first(TEXT_OUTPUT, "")),
-        tokens=int(first("num_output_tokens", 0)),
+        tokens=int(first(OUTPUT_TOKENS, 0)),
         finish_reason="" if reason == "None" else reason,  # as the vLLM backend writes it
-        input_tokens=int(first("num_input_tokens", 0)),
-        cached_tokens=int(first("num_cached_tokens", 0)),
-        logprobs=tuple(json.loads(_text(first("logprobs", "[]"))) or ()),
+        input_tokens=int(first(INPUT_TOKENS, 0)),
+        cached_tokens=int(first(CACHED_TOKENS, 0)),
+        logprobs=tuple(json.loads(_text(first(LOGPROBS, "[]"))) or ()),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -78,16 +78,7 @@ class GrpcClient(BlockingClient):
         timeout: float | None = None,
         request_id: str = "",
     ) -> dict[str, NDArray]:
-        """One request. Arrays by input name in, arrays by output name out.
-
-        Args:
-            version: of the model; "": the one the server serves by default.
-            timeout: deadline in seconds, instead of the client's.
-            request_id: returned and logged by the server.
-
-        Raises:
-            ClientError: see `clients.errors`.
-        """
+        """See `BlockingClient.infer`."""
         tensors = to_inputs(triton.InferInput, inputs)
         with translated(self.url):
             result = self._client.infer(
@@ -99,7 +90,9 @@ class GrpcClient(BlockingClient):
             )
         return to_arrays(result, [output.name for output in result.get_response().outputs])
 
-    def _stream(self, model: str, inputs: Arrays, timeout: float, request_id: str) -> Iterator[Part]:
+    def _stream(
+        self, model: str, inputs: Arrays, timeout: float, request_id: str
+    ) -> Generator[Part, None, None]:
         """See `BlockingClient`; many may run at once."""
         arrived: SimpleQueue[Any] = SimpleQueue()
         deadline = time.monotonic() + timeout
@@ -145,7 +138,7 @@ class GrpcClient(BlockingClient):
             return dict(answer["config"])
 
     def ready(self, model: str = "") -> bool:
-        """Whether the server, or one model, says it is ready; False too where nobody answers."""
+        """See `BlockingClient.ready`."""
         try:
             with translated(self.url):
                 if model:
@@ -155,16 +148,12 @@ class GrpcClient(BlockingClient):
             return False
 
     def metadata(self, model: str) -> dict[str, Any]:
-        """Name, versions, inputs and outputs of a model.
-
-        Raises:
-            ClientError: see `clients.errors`.
-        """
+        """See `BlockingClient.metadata`."""
         with translated(self.url):
             return dict(self._client.get_model_metadata(model, as_json=True, client_timeout=self.timeout))
 
     def close(self) -> None:
-        """Close the connection."""
+        """See `BlockingClient.close`."""
         self._client.close()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
@@ -74,13 +74,15 @@ class HttpClient(BlockingClient):
         timeout: float | None = None,
         request_id: str = "",
     ) -> dict[str, NDArray]:
-        """One request; see `clients.GrpcClient.infer`."""
+        """See `BlockingClient.infer`."""
         tensors = to_inputs(triton.InferInput, inputs)
         with self._call(timeout):
             result = self._client.infer(model, tensors, model_version=version, request_id=request_id)
         return to_arrays(result, [output["name"] for output in result.get_response()["outputs"]])
 
-    def _stream(self, model: str, inputs: Arrays, timeout: float, request_id: str) -> Iterator[Part]:
+    def _stream(
+        self, model: str, inputs: Arrays, timeout: float, request_id: str
+    ) -> Generator[Part, None, None]:
         """See `BlockingClient`; through Triton's `generate_stream`, on a connection of its own."""
         body = as_json(inputs) | {"id": request_id, "timeout": microseconds(timeout)}
         deadline = time.monotonic() + timeout
@@ -115,7 +117,7 @@ class HttpClient(BlockingClient):
         return HTTPConnection(self.url, timeout=timeout)
 
     def ready(self, model: str = "") -> bool:
-        """Whether the server, or one model, says it is ready; False too where nobody answers."""
+        """See `BlockingClient.ready`."""
         try:
             with self._call(None):
                 return bool(self._client.is_model_ready(model) if model else self._client.is_server_ready())
@@ -123,16 +125,12 @@ class HttpClient(BlockingClient):
             return False
 
     def metadata(self, model: str) -> dict[str, Any]:
-        """Name, versions, inputs and outputs of a model.
-
-        Raises:
-            ClientError: see `clients.errors`.
-        """
+        """See `BlockingClient.metadata`."""
         with self._call(None):
             return dict(self._client.get_model_metadata(model))
 
     def close(self) -> None:
-        """Close the connections."""
+        """See `BlockingClient.close`."""
         self._client.close()
 
     @contextmanager

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from tritonclient.utils import np_to_triton_dtype
 
 from clients.errors import BadInput
+from shoal.dialect import PROMPT_NAME, TEXT
 
-TEXT = "text"
 EMBEDDING = "embedding"
-PROMPT = "prompt_name"
 BATCH_SIZE = 32
 TABLE_BATCH_SIZE = 256
 Tensor = TypeVar("Tensor")
@@ -109,7 +108,7 @@ def prompted(texts: Sequence[str], prompt: str | None) -> Arrays:
     arrays = text_array(texts)
     if prompt is None:
         return arrays
-    return arrays | {PROMPT: np.repeat(text_array([prompt])[TEXT], len(texts), axis=0)}
+    return arrays | {PROMPT_NAME: np.repeat(text_array([prompt])[TEXT], len(texts), axis=0)}
 
 
 def check_prompts(metadata: Mapping[str, Any], model: str) -> None:
@@ -118,7 +117,7 @@ def check_prompts(metadata: Mapping[str, Any], model: str) -> None:
     Raises:
         BadInput: the model takes no `prompt_name`.
     """
-    if PROMPT not in [entry["name"] for entry in metadata["inputs"]]:
+    if PROMPT_NAME not in [entry["name"] for entry in metadata["inputs"]]:
         raise BadInput(f"{model} has no prompts", hint="leave prompt out")
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import onnxruntime
 
-from export.engines.library import Library
-from export.recipe import ACCELERATED, ENGINES
+from export.tensorrt import ACCELERATED, ENGINES
+from export.tensorrt.library import Library
 from serving.onnxruntime.sessions import CPU
 from shoal.errors import ExportError
 from shoal.machine import gpus

@@ -1,172 +1,170 @@
 """What evidence is, what it must reach, and the gate: without it nothing is published.
 
-`Verified` is made from evidence within its tolerance alone, and `repository.write` takes nothing else: a
-model without evidence, or with evidence that misses its tolerance, cannot be published.
+`Verified` is made from evidence within its limits alone, and `repository.write` takes nothing else: a
+model without evidence, or with evidence that misses a limit, cannot be published.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar
+
+from rich.markup import escape
+from rich.table import Table
 
 from export.exported import Exported
 from export.raw.evidence import RawEvidence
-from export.tasks.text import SentenceSimilarity
 from shoal.errors import NotProven
+from shoal.evidence import raw_share
 from shoal.machine import available_cpus
+from shoal.show import table
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """What a precision must reach against the original, in the vectors that a task compares.
+class Check:
+    """A figure of evidence that may have a limit.
 
     Attributes:
-        min_cosine: of any vector.
-        max_abs_diff: of any component, relative to the largest where that is above 1.
-        min_invariance: see `Evidence.batch_invariance`.
-        min_agreement: see `Evidence.agreement`.
-        max_loss: of the metric on labelled data, x100.
+        key: the figure's attribute.
+        words: what it is called in a refusal; `{0.metric}` is filled in from the evidence.
+        form: how its value is written.
+        most: whether the limit is the most that it may be; else it is the least.
     """
 
-    min_cosine: float
-    max_abs_diff: float
-    min_invariance: float = 0.9999
-    min_agreement: float = 1.0
-    max_loss: float = 0.5
+    key: str
+    words: str
+    form: str
+    most: bool = False
+
+    def failure(self, evidence: Any, limit: float) -> str:
+        """What misses, as figures; "": nothing does, or it was not measured. A NaN misses."""
+        value = getattr(evidence, self.key)
+        if value is None or (value <= limit if self.most else value >= limit):
+            return ""
+        bound = format(limit, self.form if self.form.endswith("%") else "g")
+        return f"{self.words.format(evidence)} {value:{self.form}} {'>' if self.most else '<'} {bound}"
 
 
-_EXACT = Tolerance(min_cosine=0.9999, max_abs_diff=1e-4, min_agreement=0.9999)
-# Embeddings have length one, so that differences are absolute and relative at once.
-_CLOSE = Tolerance(min_cosine=0.985, max_abs_diff=0.1, min_agreement=0.97)
-# 16 bits hold 11 significant ones; a GPU's libraries choose another kernel for another batch.
-_HALF = Tolerance(min_cosine=0.999, max_abs_diff=0.02, min_invariance=0.999, min_agreement=0.99)
-# For memory, at an accuracy that a user must want to pay.
-_COARSE = Tolerance(min_cosine=0.95, max_abs_diff=0.15, min_agreement=0.9, max_loss=1.0)
-# One probability near a half may move far while no answer changes: there the answers count.
-_AGREEING = Tolerance(min_cosine=0.0, max_abs_diff=1.0, min_invariance=0.99, min_agreement=0.97, max_loss=1.0)
+# A heading, as `shoal.show.table` reads it, and what stands below it.
+Column = tuple[str, Callable[[Any], str]]
 
 
-# A smaller model is another model: what it must keep is which answer it gives, or which texts are alike.
-_SMALLER = Tolerance(min_cosine=0.0, max_abs_diff=2.0, min_invariance=0.99, min_agreement=0.8, max_loss=4.0)
+def figure(heading: str, key: str, form: str, unit: float = 1.0) -> Column:
+    """A column of one figure of the evidence; nothing where there is none."""
+
+    def shown(entry: Any) -> str:
+        value = getattr(entry, key)
+        return "" if value is None else format(value / unit, form)
+
+    return heading, shown
 
 
-def tolerance_of(task: str, precision: str, *, smaller: bool = False) -> Tolerance:
-    """What a version must reach.
-
-    Args:
-        smaller: it was pruned.
-    """
-    if smaller:
-        return _SMALLER
-    if precision.endswith("fp32"):
-        return _EXACT
-    if task != SentenceSimilarity.name:
-        return _AGREEING
-    if precision.endswith("fp16"):
-        return _HALF
-    return _COARSE if precision == "int4" else _CLOSE
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The measured figures of one version.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The measured figures of one version; each family has its own.
 
     Attributes:
-        task: what it is for.
-        precision: which tolerance applies.
-        size_bytes: of the ONNX file, or of the engine.
-        max_abs_diff: largest difference of a component against the original, relative to the original's
-            largest where that is above 1.
-        min_cosine, mean_cosine: of a vector (embedding, probabilities) against the original's, over `cases`.
-        agreement: share of vectors whose largest component is the original's; of embeddings, Spearman's
-            correlation between the similarities of sample texts and the original's; None of single numbers.
-        batch_invariance: how equal a row is alone and inside a batch: of embeddings the least cosine, of
-            other vectors 1 less the largest difference; of answers in a context, where rows have different
-            numbers of windows, also 1 less the largest difference of an answer's probability.
-        latency_ms: median of one row (of 16 tokens where it has tokens), milliseconds, in process.
-        throughput: rows per second in a full batch of such rows, in process.
-        metric, score, reference_score: name of the figure, and it x100 for the version and the original, on
-            the user's labelled data; None without them.
-        cases: [batch size, tokens] pairs that were compared; 0 tokens: it has none.
-        notes: what the precision had to decide, e.g. which nodes were left out.
-        raw: its answers to raw inputs; None: they were not compared.
+        precision: which limits apply.
+        size_bytes: of the ONNX file with its weights, or of the engine.
         cpus: threads the speed was measured with.
+        raw: its answers to raw inputs; None: they were not compared.
     """
 
-    task: str
+    CHECKS: ClassVar[tuple[Check, ...]]
+
     precision: str
     size_bytes: int
-    max_abs_diff: float
-    min_cosine: float
-    mean_cosine: float
-    agreement: float | None
-    batch_invariance: float
-    latency_ms: float
-    throughput: float
-    metric: str | None = None
-    score: float | None = None
-    reference_score: float | None = None
-    cases: tuple[tuple[int, int], ...] = ()
-    notes: Mapping[str, Any] = field(default_factory=dict)
     cpus: int = field(default_factory=available_cpus)
     raw: RawEvidence | None = None
 
     @property
-    def smaller(self) -> bool:
-        """Whether the model was pruned."""
-        return "compression" in self.notes
+    @abstractmethod
+    def limits(self) -> Mapping[str, float]:
+        """By key of `CHECKS`, what this version must reach; what is not in it has no limit."""
+
+    @classmethod
+    @abstractmethod
+    def columns(cls, entries: Sequence[Any]) -> list[Column]:
+        """The figures that a table of some evidence shows; they fit into 80 columns."""
 
     @property
     def failures(self) -> list[str]:
-        """What misses the tolerance, as figures; empty: proven. A NaN misses."""
-        tolerance = tolerance_of(self.task, self.precision, smaller=self.smaller)
-        checks = [
-            (
-                self.min_cosine >= tolerance.min_cosine,
-                f"cosine {self.min_cosine:.5f} < {tolerance.min_cosine}",
-            ),
-            (
-                self.max_abs_diff <= tolerance.max_abs_diff,
-                f"difference {self.max_abs_diff:.2g} > {tolerance.max_abs_diff:g}",
-            ),
-            (
-                self.batch_invariance >= tolerance.min_invariance,
-                f"batch invariance {self.batch_invariance:.5f} < {tolerance.min_invariance}",
-            ),
-        ]
-        # Of a smaller model labelled data, where there are some, say more than any likeness.
-        if self.agreement is not None and not (self.smaller and self.score is not None):
-            text = f"agreement {self.agreement:.1%} < {tolerance.min_agreement:.0%}"
-            checks.append((self.agreement >= tolerance.min_agreement, text))
-        if self.score is not None and self.reference_score is not None:
-            loss = self.reference_score - self.score
-            checks.append(
-                (loss <= tolerance.max_loss, f"{self.metric} loses {loss:.2f} > {tolerance.max_loss}")
-            )
-        missed = [text for passed, text in checks if not passed]
-        return [*(self.raw.failures if self.raw else ()), *missed]
+        """What misses its limit, as figures; empty: proven."""
+        limits = self.limits
+        found = (check.failure(self, limits[check.key]) for check in self.CHECKS if check.key in limits)
+        return [*(self.raw.failures if self.raw else ()), *filter(None, found)]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types, with the verdict."""
-        return asdict(self) | {
-            "cases": [list(case) for case in self.cases],
-            "raw": self.raw.to_dict() if self.raw else None,
-            "failures": self.failures,
-            "proven": not self.failures,
-        }
+        failures = self.failures
+        plain: dict[str, Any] = _plain(asdict(self))
+        raw = self.raw.to_dict() if self.raw else None
+        return {**plain, "raw": raw, "failures": failures, "proven": not failures}
 
 
-class Provable(Protocol):
-    """Evidence of any task."""
+@dataclass(frozen=True, kw_only=True)
+class Scored(Measured):
+    """Figures that may have a metric on labelled data among them.
+
+    Attributes:
+        metric: its name; None or "" without such data.
+        score, reference_score: of the version, and of the original; None without such data.
+    """
+
+    metric: str | None = None
+    score: float | None = None
+    reference_score: float | None = None
 
     @property
-    def precision(self) -> str: ...
-    @property
-    def failures(self) -> list[str]: ...
-    @property
-    def raw(self) -> RawEvidence | None: ...
-    def to_dict(self) -> dict[str, Any]: ...
+    def loss(self) -> float | None:
+        """What the version loses of the metric."""
+        if self.score is None or self.reference_score is None:
+            return None
+        return self.reference_score - self.score
+
+    @classmethod
+    def score_columns(cls, entries: Sequence[Scored]) -> list[Column]:
+        """The metric, where there is one: of the version, and of the original."""
+        if entries[0].score is None:
+            return []
+        return [(f"#{entries[0].metric}", lambda entry: f"{entry.score:.2f} of {entry.reference_score:.2f}")]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def evidence_table(entries: Sequence[Measured], title: str, versions: Sequence[int | None] = ()) -> Table:
+    """Evidence as people read it: a line a version, its figures, its verdict.
+
+    The first figure is the share of raw inputs that are answered as the original library answers them. The
+    JSON has every figure.
+
+    Args:
+        versions: of each entry; None: it is not published.
+    """
+
+    def verdict(index: int, entry: Measured) -> str:
+        if entry.failures:
+            return f"[red]refused: {escape('; '.join(entry.failures))}[/]"
+        published = versions and versions[index]
+        return f"[green]version {published}[/]" if published else "[green]proven[/]"
+
+    columns: list[Column] = [
+        ("precision", lambda entry: entry.precision),
+        ("#raw", lambda entry: raw_share(entry.raw.to_dict() if entry.raw else None)),
+        *type(entries[0]).columns(entries),
+    ]
+    refused = any(entry.failures for entry in entries)
+    headings = [*(heading for heading, _ in columns), "verdict"]
+    made = table(title, headings, wraps=["verdict"] if refused else [])
+    for index, entry in enumerate(entries):
+        made.add_row(*(shown(entry) for _, shown in columns), verdict(index, entry))
+    return made
 
 
 class Verified:
@@ -176,7 +174,7 @@ class Verified:
         NotProven: it does not; the message holds the figures.
     """
 
-    def __init__(self, exported: Exported, evidence: Provable) -> None:
+    def __init__(self, exported: Exported, evidence: Measured) -> None:
         if evidence.raw is None:
             raise NotProven(f"{evidence.precision} is not published: no answer to a raw input was compared")
         if evidence.failures:
@@ -185,7 +183,7 @@ class Verified:
         self.evidence = evidence
 
 
-def verified(candidates: Mapping[str, Exported], evidence: Mapping[str, Provable]) -> list[Verified]:
+def verified(candidates: Mapping[str, Exported], evidence: Mapping[str, Measured]) -> list[Verified]:
     """Those candidates that are proven, in their order. The others are made from the fp32 graph: where that
     misses its tolerance it is wrong, however wide theirs are.
 

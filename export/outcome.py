@@ -7,16 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from platform import python_version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from export.evidence import Measured
 from export.repository import Published
 from shoal.machine import FOR_GPUS
-
-if TYPE_CHECKING:
-    from export.evidence import Evidence
-    from export.generation.verify import GenerationEvidence
-    from export.tabular.evidence import TabularEvidence
-    from export.text2text.verify import Text2TextEvidence
 
 
 @dataclass(frozen=True)
@@ -30,7 +25,7 @@ class Outcome:
         task: what the model is for.
     """
 
-    evidence: tuple[Evidence | GenerationEvidence | TabularEvidence | Text2TextEvidence, ...]
+    evidence: tuple[Measured, ...]
     published: tuple[Published, ...] = ()
     task: str = "text-generation"
 

@@ -1,7 +1,7 @@
 """Publish proven versions in a Triton model repository.
 
 What users call is one model or several: tokenizer, network, output, and the ensemble that joins them. Each
-is a `Part` with the files of a version and the config that serves it. A version is its content: exporting
+is a `ModelFiles`, the files of a version and the config that serves it. A version is its content: exporting
 the same bytes again keeps the version's number and renews its evidence; other bytes get the next number.
 
 Everything is written to a staging folder on the repository's file system and renamed into place: first the
@@ -37,8 +37,8 @@ from shoal.names import ENCODER, ESTIMATOR, part_name
 from shoal.paths import sync_folder, to_json
 from shoal.repository import locked, served_before, served_texts
 
-# What stands behind a name, by the task that a recipe states; encoders state a task of `export.tasks`, or
-# none.
+# What stands behind a name, by the task that a recipe states; encoders state a task of
+# `export.encoder.tasks`, or none.
 _KINDS = {
     "text-generation": "a decoder",
     "text2text-generation": "an encoder-decoder",
@@ -48,7 +48,7 @@ ENCODERS = "an encoder"
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelFiles:
     """One model of the repository, as a version of what users call needs it.
 
     Attributes:
@@ -79,11 +79,11 @@ class Release:
     Attributes:
         parts: in the order in which requests pass them, the ensemble last.
         network: which of them holds the weights.
-        reference: statistics by which drift is seen, see `export.reference`; None: there are none.
+        reference: statistics by which drift is seen, see `export.encoder.reference`; None: there are none.
     """
 
     verified: Verified
-    parts: Sequence[Part]
+    parts: Sequence[ModelFiles]
     network: str
     reference: dict[str, Any] | None = None
 
@@ -272,7 +272,7 @@ def _number(model: str, content: Mapping[str, str], repository: Path, staged: Pa
     return max((int(version.name) for version in found), default=0) + 1, True
 
 
-def _stage(part: Part, folder: Path, work: Path) -> None:
+def _stage(part: ModelFiles, folder: Path, work: Path) -> None:
     folder.mkdir(parents=True)
     for name, value in part.files.items():
         if isinstance(value, str):

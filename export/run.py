@@ -5,20 +5,22 @@ find and open -> build -> measure -> compare answers to raw inputs -> refuse or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnxruntime
 
+from export.checkpoint.loading import reason_of
 from export.device import require_gpu
-from export.evidence import Provable, verified
-from export.families import Answers, AnyRecipe, family_of, recipe_in
+from export.evidence import Measured, verified
+from export.families import AnyRecipe, family_of, recipe_in
 from export.families import recipe_of as _recipe_of
-from export.loading import reason_of
+from export.family import Answers, Compared
 from export.outcome import Outcome, tools_of
 from export.raw.evidence import RawEvidence
 from export.raw.served import Caller, Wire
@@ -30,7 +32,7 @@ from shoal.manifest import Damaged, Manifest, history, served_manifests
 from shoal.progress import Silent
 from shoal.repository import network_of, versions_of
 
-OnEvidence = Callable[[Sequence[Provable]], None]
+OnEvidence = Callable[[Sequence[Measured]], None]
 
 
 def recipe_of(values: dict[str, Any]) -> AnyRecipe:
@@ -73,13 +75,12 @@ def _export(recipe: AnyRecipe, repository: Path, progress: Silent, on_evidence: 
             return Outcome((), (published,), subject.task)
         candidates = subject.build(work, progress)
         evidence = subject.measure(candidates, {}, progress)
-        _compare_answers(
-            evidence,
-            recipe.name,
-            lambda: subject.ask_original(work, progress),
-            lambda precision: subject.in_process(candidates[precision], precision, work),
-            progress,
-        )
+        if isinstance(subject, Compared):
+            answers = subject.ask_original(work, progress)
+            answering = {
+                key: partial(subject.in_process, graph, key, work) for key, graph in candidates.items()
+            }
+            _compare_answers(evidence, recipe.name, answers, answering, progress)
         on_evidence(list(evidence.values()))
         try:
             proven = verified(candidates, evidence)
@@ -99,24 +100,20 @@ def _export(recipe: AnyRecipe, repository: Path, progress: Silent, on_evidence: 
 def _compare_answers(
     evidence: dict[str, Any],
     model: str,
-    ask_original: Callable[[], Answers],
-    in_process: Callable[[str], AbstractContextManager[Caller]],
+    answers: Answers,
+    answering: Mapping[str, Callable[[], AbstractContextManager[Caller]]],
     progress: Silent,
 ) -> None:
-    """Add to evidence how raw inputs are answered, where it does not say so yet.
+    """Add to evidence how raw inputs are answered.
 
     Args:
         evidence: by precision; changed.
         model: the name that users call.
-        in_process: gives the version of a precision.
+        answering: opens the version of each precision; one is open at a time.
     """
-    missing = [precision for precision, entry in evidence.items() if entry.raw is None]
-    if not missing:
-        return
-    answers = ask_original()
-    with progress.step("Compare answers to raw inputs", total=len(missing)) as advance:
-        for precision in missing:
-            with in_process(precision) as caller:
+    with progress.step("Compare answers to raw inputs", total=len(evidence)) as advance:
+        for precision, opened in answering.items():
+            with opened() as caller:
                 found = answers.compared(caller, model, precision)
             evidence[precision] = replace(evidence[precision], raw=found)
             advance()
@@ -175,13 +172,13 @@ def _measured(
         subject = open_source(Path(folder))
         graphs = {key: subject.published(manifest, repository) for key, manifest in published.items()}
         evidence = subject.measure(graphs, published, progress)
-        _compare_answers(
-            evidence,
-            versions[-1].model,
-            lambda: subject.ask_original(None, progress),
-            lambda key: subject.published_in_process(published[key], repository, graphs[key]),
-            progress,
-        )
+        if isinstance(subject, Compared):
+            answering = {
+                key: partial(subject.published_in_process, published[key], repository, graph)
+                for key, graph in graphs.items()
+            }
+            answers = subject.ask_original(None, progress)
+            _compare_answers(evidence, versions[-1].model, answers, answering, progress)
     return subject.task, list(evidence.values())
 
 

@@ -20,8 +20,8 @@ import numpy as np
 from rich.console import Console
 
 from clients import GrpcClient
-from export.tasks.task import Row
-from export.tokenization import TextEncoder
+from export.encoder.rows import TextEncoder
+from export.encoder.tasks.task import Row
 from serving.embedded import running
 from serving.onnxruntime.options import Options
 from serving.onnxruntime.sessions import open_session

@@ -34,7 +34,7 @@ from export.generation.checkpoint import find_decoder, find_gguf
 from serving import embedded
 from serving.generation.engine import Engine
 from serving.generation.params import SamplingParams
-from serving.generation.runner import Runner
+from serving.generation.runner import DecoderRunner
 from serving.generation.scheduler import Limits
 from serving.generation.sequence import Chunk, Request
 from shoal import corpus, machine, model_config, show
@@ -208,7 +208,7 @@ def comparison(results: dict[str, list[dict[str, Any]]], concurrency: Sequence[i
 
 def own_costs(path: Path, tokenizer: Tokenizer, out: Console) -> dict[str, Any]:
     """What our engine spends, in process."""
-    runner = Runner(path, rows=Limits(max_num_seqs=32).rows, max_length=2048)
+    runner = DecoderRunner(path, rows=Limits(max_num_seqs=32).rows, max_length=2048)
     contexts, batches = (64, 256, 1024), (1, 4, 16, 32)
     steps = {
         context: {
@@ -242,7 +242,7 @@ def own_costs(path: Path, tokenizer: Tokenizer, out: Console) -> dict[str, Any]:
     }
 
 
-def _chat(runner: Runner, tokenizer: Tokenizer, cached: int) -> dict[str, Any]:
+def _chat(runner: DecoderRunner, tokenizer: Tokenizer, cached: int) -> dict[str, Any]:
     """Five turns of a conversation that grows, through the engine."""
     engine = Engine(
         runner, Limits(max_num_seqs=32), ends=[], decode=tokenizer.decode, prefix_cache_tokens=cached

@@ -12,12 +12,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from serving.inspection import inspect
-from shoal.engine import check_fits, triton_runner
 from shoal.errors import RepositoryError, ShoalError
 from shoal.layout import config_of
 from shoal.manifest import FILENAME, Manifest, manifests, selected_versions
 from shoal.model_config import backend_of
 from shoal.repository import finish_broken_change
+from shoal.tensorrt import check_fits, triton_runtime
 
 EMBEDDED = ("onnxruntime", "python")  # backends of the embedded server
 
@@ -64,7 +64,7 @@ def check(
         manifest.check_partners(served)
         known.update(repository / name for name in manifest.files)
         if manifest.engine:
-            check_fits(manifest.engine, triton_runner(), manifest.rebuild)
+            check_fits(manifest.engine, triton_runtime(), manifest.rebuild)
     for name, versions in sorted(served.items()):
         for version in sorted(versions):
             for path in sorted((repository / name / str(version)).glob("*.onnx")):

@@ -151,14 +151,14 @@ def launch(
     arguments: Sequence[str] = (),
     headers: Mapping[str, str] | None = None,
     output: Output | None = None,
-    view: Callable[[Path], Path] | None = None,
+    open_snapshot: Callable[[Path], Path] | None = None,
     grace: float = STOP_SECONDS,
     problem: Problem = probe.problem,
 ) -> Server:
     """`start`, of any Triton, at any address, with any arguments: for who knows what to open to whom.
 
     Args:
-        view: makes in an empty folder what the server reads in the place of the repository; its caller has
+        open_snapshot: makes in an empty folder what the server reads in the place of the repository; its caller has
             checked that.
         problem: what keeps the server from having started, or None.
         headers: that open the endpoints which the arguments close, to ask whether it is ready.
@@ -169,14 +169,14 @@ def launch(
     check_path(repository, "the repository")
     check_path(cache_dir(), "the cache")
     servers()  # clears what dead ones left
-    if view is None:
+    if open_snapshot is None:
         check(repository, distribution.backends)
     arguments = [f"--exit-timeout-secs={max(1, int(grace - EXIT_SECONDS))}", *arguments]
     ports = take_ports(ports)
     folder = new_folder(_runs())
     server = None
     try:
-        models = view(folder) if view else _in_ascii(repository, folder)
+        models = open_snapshot(folder) if open_snapshot else _in_ascii(repository, folder)
         process = _spawn(distribution, models, ports, folder, arguments, address=address, output=output)
         server = Server(process.pid, time.time(), ports, repository, folder, os.getpid())
         write_json(folder / STATE, server.to_dict())

@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shoal.dialect import SAMPLING, TEXT_INPUT
+
 Headers = Mapping[str, str]
 # Environment variable of whoever starts a server: no full queue refuses a request whose parameter
 # `shoal_probe` has its value, and a model that keeps its queue itself answers it before all others.
@@ -191,7 +193,7 @@ def smallest(address: str, model: str, timeout: float, headers: Headers) -> Ques
     url = f"{address}/v2/models/{model}"
     config = _json(f"{url}/config", timeout, headers)
     if config.get("model_transaction_policy", {}).get("decoupled"):  # not to be had through `infer`
-        body = {"text_input": "ready?", "sampling_parameters": '{"max_tokens": 1, "temperature": 0}'}
+        body = {TEXT_INPUT: "ready?", SAMPLING: '{"max_tokens": 1, "temperature": 0}'}
         return Question(model, f"{url}/generate", {**body, **_key()}, headers, varied=False)
     varied = bool(config.get("response_cache", {}).get("enable"))
     optional = {entry["name"] for entry in config.get("input", ()) if entry.get("optional")}

@@ -30,7 +30,7 @@ from serving.launch import launch_with, python
 from serving.ports import LOOPBACK, Ports, free_port
 from serving.server_log import important_lines, lines_of
 from serving.supervisor.record import Record
-from serving.supervisor.settings import Settings
+from serving.supervisor.settings import SupervisorSettings
 from shoal.errors import ServerError, UsageError
 from shoal.machine import is_elsewhere
 from shoal.paths import cache_dir
@@ -82,7 +82,7 @@ class Service:
     @property
     def health(self) -> str:
         """URL that says with 200 or 503 whether requests are answered."""
-        return f"http://{LOOPBACK}:{self.record.watch_port}/health"
+        return f"http://{LOOPBACK}:{self.record.health_port}/health"
 
     @property
     def alive(self) -> bool:
@@ -95,7 +95,7 @@ class Service:
         if (end := self.end) is not None:
             return f"it has ended: {end.message}"
         try:
-            asked = probe.request(f"{LOOPBACK}:{self.record.watch_port}/health")
+            asked = probe.request(f"{LOOPBACK}:{self.record.health_port}/health")
             probe.send(asked, timeout=_HEALTH_SECONDS)
             return None
         except urllib.error.HTTPError as error:
@@ -150,7 +150,7 @@ def start(
     repository: Path,
     ports: Ports,
     *,
-    watch_port: int = 0,
+    health_port: int = 0,
     host: str = LOOPBACK,
     detach: bool = False,
     timeout: float = START_SECONDS,
@@ -164,7 +164,7 @@ def start(
     Args:
         repository: the model repository.
         ports: where Triton listens; a port of 0 becomes a free one.
-        watch_port: where the supervisor answers; 0: any free port.
+        health_port: where the supervisor answers; 0: any free port.
         host: loopback only.
         detach: keep serving when this process ends; otherwise the service ends with the thread that called
             this function.
@@ -182,10 +182,10 @@ def start(
             " vulnerabilities that newer containers fix",
             hint="to serve a network: docker compose up",
         )
-    Settings(repository, timeout=timeout, extra=tuple(arguments))  # says what is wrong with them
+    SupervisorSettings(repository, timeout=timeout, extra=tuple(arguments))  # says what is wrong with them
     Embedded.find()
     ports = take_ports(ports)
-    watch_port = free_port("health", watch_port)
+    health_port = free_port("health", health_port)
     for dead in ended(repository):
         stop(dead)
     folder = embedded.new_folder(_place())
@@ -196,7 +196,7 @@ def start(
         f"--http-port={ports.http}",
         f"--grpc-port={ports.grpc}",
         f"--metrics-port={ports.metrics}",
-        f"--watch-port={watch_port}",
+        f"--health-port={health_port}",
         f"--timeout={timeout}",
         f"--grace={STOP_SECONDS}",
         "--auto-complete",

@@ -58,12 +58,17 @@ def find_wheel() -> Wheel:
         MissingDependency: the wheel is not installed.
         ServerError: it is, but cannot run under this Python.
     """
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
+        if sys.version_info >= (3, 13):
+            raise ServerError(
+                f"the embedded Triton is for Python 3.10 to 3.12, this is {version}",
+                hint="use such a Python, or docker compose up",
+            )
         raise MissingDependency("nvidia-pytriton (the embedded Triton)", extra="serve")
     package = Path(spec.origin).parent
     wheel = Wheel(package / "tritonserver", package.parent / "nvidia_pytriton.libs")
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if not wheel.stub.is_file():
         have = ", ".join(sorted(p.name for p in wheel.stub.parent.parent.glob("3.*")))
         raise ServerError(f"the embedded Triton has no stub for Python {version}", hint=f"it has {have}")

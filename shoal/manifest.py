@@ -46,7 +46,7 @@ class Manifest:
         machine: where it was measured.
         evidence: the figures; see `export.evidence.Evidence`.
         created: ISO 8601, UTC.
-        engine: fingerprint of a TensorRT engine, see `export.engines.fingerprint`; None: no engine.
+        engine: fingerprint of a TensorRT engine, see `export.tensorrt.fingerprint`; None: no engine.
         reference: statistics of sample input and output, see `serving.drift`; None: there are none.
     """
 

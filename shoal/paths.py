@@ -7,16 +7,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
+
 from shoal.errors import UsageError
 
 TEMPORARY = ".tmp"  # how the name of what is being written ends
 
 
 def cache_dir() -> Path:
-    """`$SHOAL_CACHE`, else `$XDG_CACHE_HOME/shoal`, else `~/.cache/shoal`."""
+    """`$SHOAL_CACHE`, else where the platform keeps such things: on Linux `$XDG_CACHE_HOME` or `~/.cache`."""
     if explicit := os.environ.get("SHOAL_CACHE"):
         return Path(explicit).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "shoal"
+    return user_cache_path("shoal").absolute()
 
 
 def named(path: Path) -> str:
@@ -39,9 +41,9 @@ def check_path(path: Path, what: str) -> None:
         raise UsageError(f"{what} {text!r} is not UTF-8, or has control characters", hint="rename it")
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the new one, also after a power cut."""
-    temporary = write_beside(path, text)
+def write_atomic(path: Path, content: str | bytes | memoryview) -> None:
+    """Write a file so that a reader sees the old one or the new one, also after a power cut."""
+    temporary = write_beside(path, content)
     try:
         temporary.replace(path)
     except BaseException:
@@ -50,16 +52,16 @@ def write_atomic(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
-def write_beside(path: Path, text: str, mark: str = "") -> Path:
-    """Write `text` to a hidden file beside `path`, which takes its place by a rename; that file's path.
+def write_beside(path: Path, content: str | bytes | memoryview, mark: str = "") -> Path:
+    """Write a hidden file beside `path`, which takes its place by a rename; that file's path.
 
     Args:
         mark: tells it from another that is to take the same place.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{mark}{TEMPORARY}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:

@@ -13,6 +13,8 @@ from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
+from shoal.dialect import SAMPLING, STREAM, TEXT_INPUT
+
 
 def table(title: str, columns: Sequence[str], *, wraps: Collection[str] = ()) -> Table:
     """A table in the house style: a column named with a leading `#` holds figures, those in `wraps` text
@@ -108,9 +110,9 @@ def curl_line(http: str, model: str, inputs: Sequence[Mapping[str, Any]]) -> str
         inputs: of one request, as the protocol has them: name, shape, datatype, data.
     """
     texts = {entry["name"]: entry["data"][0] for entry in inputs}
-    if "text_input" in texts:
-        text = texts["text_input"]
-        body = json.dumps({"text_input": text, "stream": True, "sampling_parameters": '{"max_tokens": 20}'})
+    if TEXT_INPUT in texts:
+        text = texts[TEXT_INPUT]
+        body = json.dumps({TEXT_INPUT: text, STREAM: True, SAMPLING: '{"max_tokens": 20}'})
         return f"curl -sN http://{http}/v2/models/{model}/generate_stream -d {shlex.quote(body)}"
     body = json.dumps({"inputs": list(inputs)}, separators=(",", ":"))
     return f"curl -s http://{http}/v2/models/{model}/infer -d {shlex.quote(body)}"

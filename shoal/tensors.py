@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.dialect import TEXT, TEXT_INPUT
 from shoal.errors import UsageError
 
 _NUMBERS = {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64, "INT32": np.int32}
-TEXT = "Fish swim in shoals."
+SAMPLE_TEXT = "Fish swim in shoals."
 
 
 def arrays_of(
@@ -82,7 +83,7 @@ def sample_arrays(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dic
                 values = [base64.b64decode(value) if encoded else value.encode() for value in values]
             made[entry["name"]] = np.array([values], dtype)
         else:
-            made[entry["name"]] = np.full(shape, TEXT.encode() if dtype is object else 1, dtype)
+            made[entry["name"]] = np.full(shape, SAMPLE_TEXT.encode() if dtype is object else 1, dtype)
     return made
 
 
@@ -97,7 +98,7 @@ def sample_line(config: Mapping[str, Any], metadata: Mapping[str, Any], options:
         if array.dtype != object:
             numbers = ",".join(str(array.dtype.type(value)) for value in values)
             words.append(f"-i {shlex.quote(f'{name}={numbers}')}")
-        elif name in ("text", "text_input") and len(values) == 1:
+        elif name in (TEXT, TEXT_INPUT) and len(values) == 1:
             words.append(shlex.quote(values[0].decode()))
         else:
             words += [f"-i {_written(name, value)}" for value in values]

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import settings
 
 from clients import GrpcClient, HttpClient
+from export.encoder import raw as encoder
+from export.encoder.recipe import Recipe
 from export.outcome import Outcome
-from export.raw import cases, encoder
-from export.recipe import Recipe
+from export.raw import cases
 from export.run import export
 from serving.embedded import Server, running
 

@@ -21,12 +21,13 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from export import run, verify
+from export import run
+from export.encoder import verify
+from export.encoder.recipe import Recipe
+from export.encoder.tasks import TASKS
 from export.generation import build as generation
 from export.generation import verify as generation_verify
 from export.generation.recipe import GenerationRecipe
-from export.recipe import Recipe
-from export.tasks import TASKS
 from export.text2text.recipe import Text2TextRecipe
 from shoal.errors import ExportError, NotProven
 from tests import tiny

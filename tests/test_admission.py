@@ -20,13 +20,13 @@ from tritonclient.grpc import model_config_pb2 as triton
 from tritonclient.utils import InferenceServerException
 
 from clients import GrpcClient, HttpClient, Overloaded
-from export.config import set_batching
 from export.text2text import publish
 from export.text2text.recipe import Text2TextRecipe
+from export.triton_config import set_batching
 from serving import probe
 from serving.embedded import Server, running
 from serving.models.admission import Admission, Pending, QueueFull, model_of
-from serving.models.text2text import Settings
+from serving.models.text2text import Text2TextSettings
 from serving.supervisor.readiness import Readiness
 from serving.text2text.settings import Search
 from tests import tiny
@@ -206,7 +206,7 @@ def _writer() -> str:
     """As it is exported, without the output that `WRITER` does not make."""
     recipe = Text2TextRecipe("t5", max_batch_size=1, max_queue_size=MOST)
     search = Search.from_json('{"start": 0, "ends": [1], "pad": 0, "max_new_tokens": 4}')
-    settings = Settings(search, 64, 1000, max_queue_size=MOST)
+    settings = Text2TextSettings(search, 64, 1000, max_queue_size=MOST)
     config = publish.config_of(recipe, settings, version=1)
     config.name = "writer"
     del config.output[1]

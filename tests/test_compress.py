@@ -37,22 +37,22 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from export import evidence, verify
-from export.compress import state
-from export.compress.architecture import Encoder
-from export.compress.distill import Settings, distill
-from export.compress.importance import least_needed_layers, measure_importance
-from export.compress.losses import softmax_divergence, squared
-from export.compress.prune import prune
-from export.compress.texts import batch, read_texts, sentences, split
-from export.optimize import fuse_around_matmuls
-from export.raw import encoder
+from export.encoder import evidence, verify
+from export.encoder import raw as encoder
+from export.encoder.compress import state
+from export.encoder.compress.architecture import TransformerEncoder
+from export.encoder.compress.distill import Distillation, distill
+from export.encoder.compress.importance import least_needed_layers, measure_importance
+from export.encoder.compress.losses import softmax_divergence, squared
+from export.encoder.compress.prune import prune
+from export.encoder.compress.texts import batch, read_texts, sentences, split
+from export.encoder.optimize import fuse_around_matmuls
+from export.encoder.recipe import Recipe
+from export.encoder.sentence import Sentence
+from export.encoder.tasks.heads import Classification, Embedding
+from export.encoder.to_onnx import to_onnx
 from export.raw.evidence import RawTolerance
-from export.recipe import Recipe
 from export.run import export
-from export.sentence import Sentence
-from export.tasks.heads import Classification, Embedding
-from export.to_onnx import to_onnx
 from shoal.corpus import passages
 from shoal.errors import ExportError, NotProven, UsageError
 from shoal.manifest import manifests
@@ -88,7 +88,7 @@ KINDS = {
 }
 MEAN = Sentence("", "forward", ("last_hidden_state",), ("mean",), True, (Normalize(),), None)
 WITH_HEADS = sorted(set(KINDS) - {"mpnet"})
-FAST = Settings(steps=12, batch=16, learning_rate=3e-3, max_words=8, max_tokens=16, save_every=4)
+FAST = Distillation(steps=12, batch=16, learning_rate=3e-3, max_words=8, max_tokens=16, save_every=4)
 
 
 def _embedder(kind: str = "bert") -> Embedding:
@@ -128,7 +128,7 @@ def test_matrices_shrink_and_the_config_says_so(kind: str, tmp_path: Path) -> No
     module = _embedder(kind)
     before = _run(module).clone()
     small, report = prune(module, FEEDS, layers=2, heads=0.6 if kind in WITH_HEADS else None, ffn=0.5)
-    encoder = Encoder(small.backbone)
+    encoder = TransformerEncoder(small.backbone)
     assert len(encoder.layers) == len(report["layers"]["kept"]) == 2
     assert [encoder.down(layer).in_features for layer in encoder.layers] == [32, 32]
     if kind in WITH_HEADS:
@@ -147,11 +147,11 @@ def test_matrices_shrink_and_the_config_says_so(kind: str, tmp_path: Path) -> No
 def test_a_pruned_checkpoint_can_be_pruned_again(tmp_path: Path) -> None:
     once, _ = prune(_embedder(), FEEDS, layers=2, heads=0.5)
     twice, report = prune(once, FEEDS, layers=1, heads=0.5)
-    (layer,) = Encoder(twice.backbone).layers
-    left = Encoder(twice.backbone).heads(layer)
+    (layer,) = TransformerEncoder(twice.backbone).layers
+    left = TransformerEncoder(twice.backbone).heads(layer)
     assert len(left) == report["heads"]["kept"]
     # Heads are numbered as in the checkpoint before any pruning, so that it can be loaded.
-    encoder = Encoder(once.backbone)
+    encoder = TransformerEncoder(once.backbone)
     assert set(left) <= set(encoder.heads(encoder.layers[report["layers"]["kept"][0]]))
     twice.backbone.save_pretrained(tmp_path)
     again = Embedding(AutoModel.from_pretrained(tmp_path), MEAN).eval()
@@ -171,7 +171,7 @@ def test_keeping_everything_changes_nothing(kind: str) -> None:
 @pytest.mark.parametrize("kind", WITH_HEADS)
 def test_heads_and_columns_that_nobody_reads_leave_first(kind: str) -> None:
     module = _embedder(kind)
-    encoder = Encoder(module.backbone)
+    encoder = TransformerEncoder(module.backbone)
     read = {0: 2, 1: 0, 2: 3}
     with torch.no_grad():
         for number, layer in enumerate(encoder.layers):
@@ -181,7 +181,9 @@ def test_heads_and_columns_that_nobody_reads_leave_first(kind: str) -> None:
             context[:, 8 * (head + 1) :] = 0
             down[:, ::2] = 0
     small, report = prune(module, FEEDS, heads=3 / 12, ffn=0.5)
-    left = [Encoder(small.backbone).heads(layer) for layer in Encoder(small.backbone).layers]
+    left = [
+        TransformerEncoder(small.backbone).heads(layer) for layer in TransformerEncoder(small.backbone).layers
+    ]
     assert left == [[read[0]], [read[1]], [read[2]]]
     for number, layer in report["heads"]["layers"].items():
         assert [h for h, score in layer["importance"].items() if score > 0] == [str(read[int(number)])]
@@ -211,7 +213,7 @@ def test_importance_is_the_change_of_the_output() -> None:
     expected = [_run(module, feed) for feed in FEEDS]
     squares = sum(float(output.square().sum()) for output in expected)
     measured = []
-    encoder = Encoder(module.backbone)
+    encoder = TransformerEncoder(module.backbone)
     for layer in encoder.layers:
         weight = encoder.context(layer).weight
         for head in range(4):
@@ -284,9 +286,9 @@ def _pair(kind: str = "bert") -> tuple[torch.nn.Module, torch.nn.Module]:
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
 def test_distillation_lowers_the_distance_on_held_out_text(kind: str, tmp_path: Path) -> None:
     teacher, student = _pair(kind)
-    tables = Encoder(student.backbone).embeddings
+    tables = TransformerEncoder(student.backbone).embeddings
     before = [weight.clone() for weight in tables.parameters()]
-    settings = Settings(steps=60, batch=16, learning_rate=3e-3, max_words=8, max_tokens=16)
+    settings = Distillation(steps=60, batch=16, learning_rate=3e-3, max_words=8, max_tokens=16)
     report = distill(teacher, student, TEXTS, encode, settings=settings, folder=tmp_path)
     assert report["held_out"]["texts"] == 10
     assert report["held_out"]["after"] < 0.7 * report["held_out"]["before"]
@@ -352,7 +354,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from export.compress import state
+from export.encoder.compress import state
 
 folder = Path(sys.argv[1])
 state.load(folder, {})
@@ -397,7 +399,7 @@ def test_a_finished_run_is_loaded_and_not_repeated(tmp_path: Path) -> None:
 def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     teacher, student = _pair()
     distill(teacher, student, TEXTS, encode, settings=FAST, folder=tmp_path)
-    other = Settings(**{**vars(FAST), "steps": 13, "seed": 1})
+    other = Distillation(**{**vars(FAST), "steps": 13, "seed": 1})
     _, student = _pair()
     with pytest.raises(UsageError, match="seed 0 instead of 1, steps 12 instead of 13") as refused:
         distill(teacher, student, TEXTS, encode, settings=other, folder=tmp_path)
@@ -446,7 +448,7 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 )
 def test_bad_settings_are_refused(setting: str, value: float) -> None:
     with pytest.raises(UsageError, match=f"{setting} is"):
-        Settings(**{setting: value})
+        Distillation(**{setting: value})
 
 
 def test_a_student_of_another_width_is_refused(tmp_path: Path) -> None:
@@ -458,7 +460,7 @@ def test_a_student_of_another_width_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_that_goes_astray_says_so(tmp_path: Path) -> None:
     teacher, student = _pair()
-    settings = Settings(**{**vars(FAST), "learning_rate": 1e30})
+    settings = Distillation(**{**vars(FAST), "learning_rate": 1e30})
     with pytest.raises(ExportError, match="went astray at step"):
         distill(teacher, student, TEXTS, encode, settings=settings, folder=tmp_path)
 
@@ -520,10 +522,11 @@ def test_a_recipe_makes_a_smaller_version(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(verify, "SPEED_ROUNDS", 1)
     monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(encoder, "_SMALLER", {"": RawTolerance(1.0, share=0.0, choice=True)})
-    monkeypatch.setattr(evidence, "_SMALLER", evidence.Tolerance(-1.0, 2.0, 0.9, min_agreement=1.1))
-    with pytest.raises(NotProven, match="agreement .* < 110%"):
+    forgiving = {"min_cosine": -1.0, "max_abs_diff": 2.0, "batch_invariance": 0.9}
+    monkeypatch.setattr(evidence, "_SMALLER", forgiving | {"agreement": 1.1})
+    with pytest.raises(NotProven, match="agreement .* < 110.0%"):
         export(recipe, tmp_path / "repository")
-    monkeypatch.setattr(evidence, "_SMALLER", evidence.Tolerance(-1.0, 2.0, 0.9, min_agreement=0.0))
+    monkeypatch.setattr(evidence, "_SMALLER", forgiving)
     (published,) = export(recipe, tmp_path / "repository").published
     (manifest,) = manifests(tmp_path / "repository", "small")
     notes = manifest.evidence["notes"]["compression"]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from shoal.cli import first
+from shoal.cli import initial_export
 from shoal.manifest import manifests
 
 if sys.version_info >= (3, 11):
@@ -124,16 +124,16 @@ def test_the_first_models_are_made_once_and_beside_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shipped = [{"source": "example:forest", "name": name} for name in ("oak", "elm")]
-    monkeypatch.setattr(first, "MODELS", tuple(shipped))
+    monkeypatch.setattr(initial_export, "MODELS", tuple(shipped))
     monkeypatch.setattr(sys, "argv", ["first", str(tmp_path)])
-    assert first.main() == 0
+    assert initial_export.main() == 0
     kept = (tmp_path / "oak_estimator" / "1" / "manifest.json").read_bytes()
     shutil.rmtree(tmp_path / "elm_estimator")  # as if the first start had been broken off
-    assert first.main() == 0
+    assert initial_export.main() == 0
     assert (tmp_path / "oak_estimator" / "1" / "manifest.json").read_bytes() == kept
     assert {manifest.model for manifest in manifests(tmp_path)} == {"oak", "elm"}
-    monkeypatch.setattr(first, "MODELS", ({"source": "example:forest", "name": "ash"},))
-    assert first.main() == 0
+    monkeypatch.setattr(initial_export, "MODELS", ({"source": "example:forest", "name": "ash"},))
+    assert initial_export.main() == 0
     assert not (tmp_path / "ash").exists()
     assert "models of your own" in capsys.readouterr().err
 

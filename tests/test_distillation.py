@@ -19,16 +19,16 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer
 
-from export.compress.apply import network_feed
-from export.compress.distill import Settings, _rise_and_fall, distill
-from export.compress.importance import measure_importance
-from export.compress.losses import Distance
-from export.compress.prune import prune
+from export.checkpoint.source import find_checkpoint
 from export.encoder.build import compress
+from export.encoder.compress.apply import network_feed
+from export.encoder.compress.distill import Distillation, _rise_and_fall, distill
+from export.encoder.compress.importance import measure_importance
+from export.encoder.compress.losses import Distance
+from export.encoder.compress.prune import prune
 from export.encoder.prepare import prepare
-from export.recipe import Recipe
-from export.source import find_checkpoint
-from export.tasks.heads import Head
+from export.encoder.recipe import Recipe
+from export.encoder.tasks.heads import Head
 from shoal import corpus
 from shoal.errors import ExportError, UsageError
 from shoal.progress import Silent
@@ -334,7 +334,7 @@ def test_a_pruned_classifier_answers_like_its_teacher_again(tmp_path: Path) -> N
     expected = answers(teacher)
     assert torch.bincount(expected, minlength=3).min() > 20  # no class is forgotten
     before = float((answers(student) == expected).float().mean())
-    settings = Settings(steps=60, learning_rate=3e-3, max_tokens=48)
+    settings = Distillation(steps=60, learning_rate=3e-3, max_tokens=48)
     report = distill(teacher, student, texts, feed, settings=settings, folder=tmp_path / "state")
     after = float((answers(student) == expected).float().mean())
     assert report["loss"] == "KL divergence"

@@ -25,14 +25,21 @@ from transformers import AutoTokenizer
 
 from clients import GrpcClient
 from export import bench_drift
+from export.checkpoint.source import find_checkpoint
 from export.encoder.prepare import prepare
-from export.recipe import Recipe
-from export.reference import reference_rows, take_reference
+from export.encoder.recipe import Recipe
+from export.encoder.reference import reference_rows, take_reference
 from export.run import export
-from export.source import find_checkpoint
 from serving.drift.monitor import Monitor, Watched, Window, asks, bound, watched_in
-from serving.drift.statistics import Histogram, Reference, Vocabulary, answer_features, distance, noise
-from serving.drift.tap import MOST_TOKENS, Tap
+from serving.drift.sampler import MOST_TOKENS, TrafficSampler
+from serving.drift.statistics import (
+    Histogram,
+    ReferenceStatistics,
+    Vocabulary,
+    answer_features,
+    distance,
+    noise,
+)
 from serving.embedded import Server, running
 from shoal import corpus
 from shoal.errors import RepositoryError, ServerError
@@ -119,8 +126,8 @@ def test_bins() -> None:
 
 def test_a_reference_survives_its_manifest() -> None:
     rows = [{"length": 5.0, "label": "a"}, {"length": 6.0, "label": "b"}]
-    reference = Reference.of("sample", rows, np.array([0.6, 0.8], np.float32))
-    again = Reference.from_dict(json.loads(json.dumps(reference.to_dict())))
+    reference = ReferenceStatistics.of("sample", rows, np.array([0.6, 0.8], np.float32))
+    again = ReferenceStatistics.from_dict(json.loads(json.dumps(reference.to_dict())))
     assert again.features == reference.features
     np.testing.assert_allclose(again.centroid, reference.centroid, atol=1e-6)
 
@@ -172,7 +179,7 @@ def watch(
 ) -> dict[tuple[str, int], Watched]:
     vocabulary = Vocabulary.read(tokenizer_file)
     rows = [vocabulary.features(tokenizer.encode(text).ids) for text in corpus.texts(512, seed=4)]
-    reference = Reference.of("sample", rows)
+    reference = ReferenceStatistics.of("sample", rows)
     reference.features.update(features)
     model = Watched("minilm", "minilm_encoder", ("input_ids", "attention_mask"), reference, vocabulary)
     return {("minilm_tokenizer", 1): model}
@@ -238,15 +245,15 @@ def test_the_network_is_asked_seldom_and_may_be_away(tokenizer_file: Path, token
 
 
 def test_a_tap_is_off_unless_asked_for(caplog: pytest.LogCaptureFixture) -> None:
-    assert not any(Tap("m", "1", {}).wants for _ in range(100))
-    assert not Tap("m", "1", {"SHOAL_MONITOR": "/nowhere", "SHOAL_MONITOR_SHARE": "much"}).wants
+    assert not any(TrafficSampler("m", "1", {}).wants for _ in range(100))
+    assert not TrafficSampler("m", "1", {"SHOAL_MONITOR": "/nowhere", "SHOAL_MONITOR_SHARE": "much"}).wants
     assert "SHOAL_MONITOR_SHARE is 'much'" in caplog.text
-    assert 0 < sum(Tap("m", "1", {"SHOAL_MONITOR": "/nowhere"}).wants for _ in range(1000)) < 200
+    assert 0 < sum(TrafficSampler("m", "1", {"SHOAL_MONITOR": "/nowhere"}).wants for _ in range(1000)) < 200
 
 
 def test_a_tap_never_waits_and_never_fails(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    tap = Tap("m", "1", {"SHOAL_MONITOR": str(path), "SHOAL_MONITOR_SHARE": "1"})
+    tap = TrafficSampler("m", "1", {"SHOAL_MONITOR": str(path), "SHOAL_MONITOR_SHARE": "1"})
     tap.send(range(MOST_TOKENS))  # nobody is there
     with bound(path):  # and here nobody reads
         started = time.perf_counter()
@@ -254,13 +261,13 @@ def test_a_tap_never_waits_and_never_fails(tmp_path: Path) -> None:
             tap.send(range(MOST_TOKENS))
         assert time.perf_counter() - started < 5.0
     tap.send(range(MOST_TOKENS))
-    Tap("m", "1", {"SHOAL_MONITOR": "x" * 500, "SHOAL_MONITOR_SHARE": "1"}).send([1])
+    TrafficSampler("m", "1", {"SHOAL_MONITOR": "x" * 500, "SHOAL_MONITOR_SHARE": "1"}).send([1])
 
 
 def test_a_long_row_is_cut_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with bound(path) as receiver:
-        Tap("m", "3", {"SHOAL_MONITOR": str(path)}).send([30_000] * 9000, [0] * 9000)
+        TrafficSampler("m", "3", {"SHOAL_MONITOR": str(path)}).send([30_000] * 9000, [0] * 9000)
         sent = receiver.recv(1 << 16)
     row = json.loads(sent)
     assert (row["model"], row["version"], row["length"]) == ("m", 3, 9000)
@@ -322,7 +329,7 @@ def test_the_table_of_distances(
 
 def test_the_table_says_what_it_cannot_do(tmp_path: Path) -> None:
     source = tiny.make(tmp_path / "squad", "BertForQuestionAnswering")
-    command = [sys.executable, "-m", "export.bench_drift", "--source", str(source)]
+    command = [sys.executable, "-m", "loadtest.bench_drift", "--source", str(source)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "error: " in done.stderr and "reads more than one text" in done.stderr
@@ -334,7 +341,7 @@ def test_the_table_says_what_it_cannot_do(tmp_path: Path) -> None:
 def test_every_version_has_its_reference(repository: Path) -> None:
     for manifest in manifests(repository):
         assert manifest.reference is not None
-        reference = Reference.from_dict(manifest.reference)
+        reference = ReferenceStatistics.from_dict(manifest.reference)
         assert reference.features.keys() == {"length", "pieces", "unknown", "similarity"}
         assert all(sum(histogram.counts) == 512 for histogram in reference.features.values())
         assert reference.centroid is not None
@@ -361,7 +368,7 @@ def test_a_classifier_keeps_its_class_balance_of_the_users_own_texts(tmp_path: P
     export(recipe, tmp_path / "repository")
     (manifest,) = manifests(tmp_path / "repository")
     assert manifest.reference is not None
-    reference = Reference.from_dict(manifest.reference)
+    reference = ReferenceStatistics.from_dict(manifest.reference)
     assert reference.texts == "eval_data"
     assert reference.features.keys() == {"length", "pieces", "unknown", "label", "confidence"}
     assert set(reference.features["label"].names) <= set(names.values())
@@ -475,7 +482,7 @@ def test_the_command(repository: Path, tmp_path: Path, tokenizer: Tokenizer) -> 
         try:
             assert process.stdout is not None
             url = process.stdout.readline().split()[-1]
-            tap = Tap("minilm_tokenizer", "1", {"SHOAL_MONITOR": str(path)})
+            tap = TrafficSampler("minilm_tokenizer", "1", {"SHOAL_MONITOR": str(path)})
             for text in GERMAN[:120]:
                 tap.send(tokenizer.encode(text).ids)
                 time.sleep(0.002)
@@ -502,7 +509,7 @@ def test_the_end_of_the_listener_is_counted_and_it_listens_again(
     from prometheus_client import CollectorRegistry
 
     from serving.supervisor import drift
-    from serving.supervisor.settings import Settings
+    from serving.supervisor.settings import SupervisorSettings
 
     listened = threading.Event()
     failures = [RuntimeError("no such histogram"), OSError("the socket is gone")]
@@ -519,7 +526,7 @@ def test_the_end_of_the_listener_is_counted_and_it_listens_again(
     monkeypatch.setattr(Monitor, "listen", listen)
     monkeypatch.setattr(drift, "PAUSE_SECONDS", 0.01)
     registry = CollectorRegistry()
-    assert drift.watch_drift(Settings(repository, drift_share=1.0), registry) is not None
+    assert drift.watch_drift(SupervisorSettings(repository, drift_share=1.0), registry) is not None
     assert listened.wait(30)
     assert registry.get_sample_value("shoal_drift_failures_total") == 2
     said = capfd.readouterr().out

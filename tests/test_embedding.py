@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from clients import GrpcClient, HttpClient
-from export.source import find_checkpoint
+from export.checkpoint.source import find_checkpoint
 from serving.embedded import Server, running
 from shoal import corpus, show
 from tests.conftest import ROOT

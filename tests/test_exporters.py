@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from export import run, to_onnx
-from export.backbone import load_head
+from export import run
+from export.checkpoint.opened import open_checkpoint
+from export.checkpoint.source import find_checkpoint
+from export.encoder import to_onnx
+from export.encoder.backbone import load_head
+from export.encoder.tasks import task_of
 from export.exported import MAX_IR_VERSION, MAX_OPSET
-from export.opened import open_checkpoint
-from export.source import find_checkpoint
-from export.tasks import task_of
 from export.text2text import to_onnx as text2text
 from export.text2text.recipe import Text2TextRecipe
 from shoal.errors import ExportError

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from export.engines.shapes import read_traffic
+from export.tensorrt.shapes import read_traffic
 from serving.check import check
 from serving.generation.params import BadRequest, SamplingParams
 from serving.generation.structure import grammar_of
@@ -30,7 +30,7 @@ from serving.models.images import BadImage, Processor, decode
 from serving.models.rows import BadRow, Check, Reader
 from serving.models.terms import Terms, TooManyTerms
 from serving.supervisor.rollout import Rollout
-from serving.supervisor.view import View, shown_in
+from serving.supervisor.snapshot import Snapshot, specs_in
 from shoal.errors import RepositoryError, ShoalError, UsageError
 from shoal.manifest import history, served_manifests
 from tests import versions
@@ -108,10 +108,10 @@ def _in_repository(look: Callable[[Path], Any], files: dict[str, bytes]) -> None
 
 def _shown(repository: Path) -> None:
     """All that a supervisor does with a repository before Triton reads it."""
-    view = View(repository)
+    view = Snapshot(repository)
     place = repository.parent / "view"
     place.mkdir()
-    view.open(place, shown_in(repository))
+    view.open(place, specs_in(repository))
 
 
 @fuzz
@@ -131,7 +131,7 @@ def test_configs(content: bytes) -> None:
 def test_names_of_folders(name: str) -> None:
     def look(repository: Path) -> None:
         _shown(repository)
-        assert shown_in(repository)["net"].versions == (1,)
+        assert specs_in(repository)["net"].versions == (1,)
         list(history(repository))
 
     _in_repository(look, {f"net/{name}/manifest.json": b"{}"})

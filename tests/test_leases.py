@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from export.encoder.recipe import Recipe
 from export.generation.recipe import GenerationRecipe
-from export.recipe import Recipe
 from export.repository import check_kind
 from export.tabular.recipe import TabularRecipe
 from export.text2text.recipe import Text2TextRecipe

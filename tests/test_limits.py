@@ -18,7 +18,7 @@ from serving.generation.structure import grammar_of
 from serving.models import generation, layouts, stand_in, tokenizer
 from serving.models.layouts import BadText, Windows, check_growth
 from serving.models.text2text import batches
-from serving.models.tokenizer import Settings
+from serving.models.tokenizer import TokenizerSettings
 from tests import tiny
 
 PARAMETERS = {
@@ -131,7 +131,7 @@ def test_a_config_of_before_has_the_default(most: int, length: int, tokens: int)
         "length_buckets": str(length),
     }
     config = {"parameters": {key: {"string_value": value} for key, value in given.items()}}
-    assert Settings.from_config(config).max_request_tokens == tokens
+    assert TokenizerSettings.from_config(config).max_request_tokens == tokens
 
 
 def test_a_text_that_grows_is_refused(folder: Path) -> None:

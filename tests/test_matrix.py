@@ -13,8 +13,8 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from clients import GrpcClient
+from export.encoder.tasks.images import sample_image
 from export.generation.verify import GenerationEvidence
-from export.tasks.images import sample_image
 from serving.embedded import running
 from shoal import corpus
 from tests import matrix

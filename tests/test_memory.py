@@ -21,8 +21,8 @@ from tokenizers import Tokenizer, normalizers
 from tritonclient.grpc import model_config_pb2 as triton
 
 from clients import BadInput, GrpcClient
-from export.config import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
-from export.tasks.images import smallest_image
+from export.encoder.config import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+from export.encoder.tasks.images import smallest_image
 from serving.embedded import Server, running
 from serving.models.images import Processor
 from serving.models.rows import Reader

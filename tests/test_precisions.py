@@ -10,11 +10,11 @@ import onnxruntime
 import pytest
 
 from export.device import CUDA
+from export.encoder.precisions import MAKERS
+from export.encoder.recipe import ON_GPU, PRECISIONS, Recipe
+from export.encoder.verify import open_session
 from export.outcome import Outcome
-from export.precisions import MAKERS
-from export.recipe import ON_GPU, PRECISIONS, Recipe
 from export.run import export
-from export.verify import open_session
 from shoal.errors import ExportError
 from shoal.machine import gpus
 from shoal.manifest import manifests

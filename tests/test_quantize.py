@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from export.exported import Exported
 from export.graph import Graph
-from export.quantize import quantize_int8
+from export.quantization.int8 import quantize_int8
 from shoal.errors import ExportError
 
 WIDTH = 16

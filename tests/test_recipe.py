@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from export.recipe import Recipe, read_toml
+from export.encoder.recipe import Recipe
+from export.recipe import read_toml
 from shoal.errors import UsageError
 
 

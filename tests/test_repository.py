@@ -16,18 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from export import evidence, verify
-from export.encoder import build
+from export.checkpoint.source import find_checkpoint
+from export.encoder import build, evidence, verify
 from export.encoder.parts import release
 from export.encoder.prepare import Source, prepare
+from export.encoder.recipe import Recipe
+from export.encoder.tasks.text import SentenceSimilarity
 from export.evidence import Verified
 from export.exported import Exported
 from export.outcome import Outcome
-from export.recipe import Recipe
 from export.repository import Provenance, staging, write
 from export.run import export
-from export.source import find_checkpoint
-from export.tasks.text import SentenceSimilarity
 from serving.check import check
 from shoal.errors import NotProven, RepositoryError
 from shoal.manifest import Manifest, manifests
@@ -110,8 +109,8 @@ def test_same_bytes_keep_their_version_and_others_get_the_next(own_repository: P
 
 @pytest.mark.usefixtures("brief")
 def test_a_version_that_is_not_proven_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "_CLOSE", evidence.Tolerance(0.9999, 1e-4))
-    shown: list[evidence.Evidence] = []
+    monkeypatch.setattr(evidence, "_CLOSE", {"min_cosine": 0.9999, "max_abs_diff": 1e-4})
+    shown: list[evidence.EncoderEvidence] = []
     repository = tmp_path / "repository"
     with pytest.raises(NotProven, match="nothing is published.*int8: cosine"):
         export(Recipe(precisions=("int8",)), repository, on_evidence=shown.extend)

@@ -15,20 +15,21 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from serving.supervisor import follow
 from serving.supervisor.follow import Follower, Job
 from serving.supervisor.rollout import RETRY_SECONDS, Attempt, Rollout, groups
-from serving.supervisor.view import Shown
+from serving.supervisor.snapshot import ModelSpec
 from shoal.errors import RepositoryError, ServerError, ShoalError
+from shoal.rollouts import State
 
 VERSIONS = st.integers(1, 4)
 SERVICES = st.sampled_from(["text", "table"])
 
 
-def _service(name: str, version: int) -> dict[str, Shown]:
+def _service(name: str, version: int) -> dict[str, ModelSpec]:
     """An ensemble of a network and a tokenizer that both models share, whose config does not change."""
     network = f"{name}_network"
     ensemble = f'platform: "ensemble" ensemble_scheduling {{ step {{ model_name: "{network}" }} }}'
     return {
-        name: Shown(ensemble, ()),
-        network: Shown(f"version_policy {{ specific {{ versions: {version} }} }}", (version,)),
+        name: ModelSpec(ensemble, ()),
+        network: ModelSpec(f"version_policy {{ specific {{ versions: {version} }} }}", (version,)),
     }
 
 
@@ -62,7 +63,7 @@ class World(RuleBasedStateMachine):
         self.now = 0.0
         self.wanted: dict[str, int] = {}
         self.damaged: set[tuple[str, int]] = set()
-        self.loaded: dict[str, Shown] | None = None
+        self.loaded: dict[str, ModelSpec] | None = None
         self.last: dict[str, int] = {}
         self.drains: dict[str, set[int]] = {}
         self.restarts = 0
@@ -81,7 +82,7 @@ class World(RuleBasedStateMachine):
         for name in attempt.changed & attempt.before.keys():
             self.drains.setdefault(name, set()).update(attempt.before[name].versions)
 
-    def take(self, shown: Mapping[str, Shown], attempt: Attempt) -> None:
+    def take(self, shown: Mapping[str, ModelSpec], attempt: Attempt) -> None:
         if self.loaded is None:
             raise RepositoryError("there is no server")
         if self.full:  # and then it serves neither
@@ -90,7 +91,7 @@ class World(RuleBasedStateMachine):
         self.check(attempt.target)  # what was tried may have been damaged since
         self.loaded = dict(shown)
 
-    def settled(self, shown: Mapping[str, Shown]) -> None:
+    def settled(self, shown: Mapping[str, ModelSpec]) -> None:
         assert self.loaded is None or shown == self.loaded
         self.last = {}
         self.remember(shown)
@@ -100,19 +101,19 @@ class World(RuleBasedStateMachine):
 
     # The world.
 
-    def shown(self) -> dict[str, Shown]:
-        found: dict[str, Shown] = {}
+    def shown(self) -> dict[str, ModelSpec]:
+        found: dict[str, ModelSpec] = {}
         for name, version in self.wanted.items():
             found |= _service(name, version)
         return found
 
-    def check(self, models: Mapping[str, Shown]) -> None:
+    def check(self, models: Mapping[str, ModelSpec]) -> None:
         for name, model in models.items():
             for version in model.versions:
                 if (name.partition("_")[0], version) in self.damaged:
                     raise RepositoryError(f"{name}/{version} is damaged")
 
-    def remember(self, models: Mapping[str, Shown]) -> None:
+    def remember(self, models: Mapping[str, ModelSpec]) -> None:
         self.last |= {
             name.partition("_")[0]: model.versions[0] for name, model in models.items() if model.versions
         }
@@ -257,14 +258,14 @@ TestWorld.settings = settings(
 def test_models_that_share_a_step_change_together() -> None:
     ensemble = 'platform: "ensemble" ensemble_scheduling { step { model_name: "tokenizer" } }'
     shown = {
-        "one": Shown(ensemble, ()),
-        "two": Shown(ensemble, ()),
-        "tokenizer": Shown("", (1,)),
-        "apart": Shown("", (1,)),
+        "one": ModelSpec(ensemble, ()),
+        "two": ModelSpec(ensemble, ()),
+        "tokenizer": ModelSpec("", (1,)),
+        "apart": ModelSpec("", (1,)),
     }
     assert groups(shown) == [frozenset({"apart"}), frozenset({"one", "two", "tokenizer"})]
     before = {name: shown[name] for name in ("two", "tokenizer")}
-    attempt = Attempt({**before, "tokenizer": Shown("", (2,))}, before)
+    attempt = Attempt({**before, "tokenizer": ModelSpec("", (2,))}, before)
     assert attempt.changed == {"two", "tokenizer"}
 
 
@@ -278,7 +279,7 @@ class Triton:
     def letting_go(self, attempt: Attempt) -> None:
         self.asked.append(("let go", *sorted(attempt.changed)))
 
-    def take(self, shown: Mapping[str, Shown], attempt: Attempt) -> None:
+    def take(self, shown: Mapping[str, ModelSpec], attempt: Attempt) -> None:
         network = attempt.target["text_network"]
         self.asked.append(("take", *map(str, network.versions)))
         if network.versions[0] in self.fails:
@@ -287,7 +288,7 @@ class Triton:
     def lost(self, error: ShoalError) -> None:
         self.asked.append(("lost", error.message))
 
-    def settled(self, shown: Mapping[str, Shown]) -> None:
+    def settled(self, shown: Mapping[str, ModelSpec]) -> None:
         self.asked.append(("settled", *map(str, shown["text_network"].versions)))
 
 
@@ -322,7 +323,7 @@ class Following:
         self.rollout.started(_service("text", 1))
         self.follower = Follower(self.rollout, folder, self.trial, self.triton, self.told.append, Now)
 
-    def trial(self, target: Mapping[str, Shown], asked: Callable[[], bool]) -> None:
+    def trial(self, target: Mapping[str, ModelSpec], asked: Callable[[], bool]) -> None:
         self.tried.append(self.now)
         self.asked = asked
         if self.refuses:
@@ -427,3 +428,20 @@ def test_a_drain_takes_as_long_as_it_takes_and_others_go_on(following: Following
     following.look(10_000)
     assert following.rollout.draining == {}
     assert following.rollout.held == {("text_network", 4)}
+
+
+def test_the_state_of_a_repository_that_is_gone_is_removed(tmp_path: Path) -> None:
+    kept, gone, served = (tmp_path / name for name in ("kept", "gone", "served"))
+    states = {}
+    for repository in (kept, gone, served):
+        repository.mkdir()
+        states[repository] = State(tmp_path / "states", repository)
+        states[repository].path.write_text("{}")
+    for repository in (kept, gone):
+        states[repository].close()
+    gone.rmdir()
+    served.rmdir()
+    State(tmp_path / "states", tmp_path).close()
+    found = {path for path in (tmp_path / "states").glob("*.json")}
+    assert found == {states[kept].path, states[served].path}  # somebody still holds the latter
+    assert not states[gone].path.with_suffix(".lock").exists()

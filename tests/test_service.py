@@ -366,4 +366,4 @@ def test_a_taken_port_is_named(repository: Path, name: str) -> None:
         port = holder.getsockname()[1]
         ports, health = (Ports(0, port, 0), 0) if name == "grpc" else (ANY, port)
         with pytest.raises(ServerError, match=f"{name} port {port} cannot be had: Address already in use"):
-            service.start(repository, ports, watch_port=health)
+            service.start(repository, ports, health_port=health)

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from export import config
-from export.encoder import prepare
+from export.encoder import config, prepare
 from shoal.cli import app as cli
 from tests import tiny
 from tests.broken import CASES, CONFIG, WEIGHTS, cut, write

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from export.exported import Exported
-from export.static import METHODS, Judged, quantize_static
+from export.quantization.static import METHODS, Judged, quantize_static
 from shoal.errors import ExportError
 
 WIDTH = 16

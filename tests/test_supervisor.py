@@ -35,11 +35,11 @@ from tritonclient.utils import InferenceServerException
 from clients import BadInput, ClientError, Denied, GrpcClient, HttpClient, Tls, Unavailable
 from serving import probe
 from serving.distribution import Embedded
-from serving.supervisor import loop, metrics
+from serving.supervisor import metrics, supervisor
 from serving.supervisor.logs import entry
 from serving.supervisor.metrics import Metrics
 from serving.supervisor.readiness import Readiness
-from serving.supervisor.settings import CLOSED, CONTROL_HEADER, Settings, read_key
+from serving.supervisor.settings import CLOSED, CONTROL_HEADER, SupervisorSettings, read_key
 from shoal.admin import GRPC_HEADER, HEADER
 from shoal.errors import RepositoryError, ServerError, UsageError
 from shoal.paths import write_atomic
@@ -101,7 +101,7 @@ def _free() -> int:
 @contextmanager
 def supervising(repository: Path, folder: Path, *flags: str) -> Iterator[Supervised]:
     ports = [_free() for _ in range(4)]
-    names = ("http", "grpc", "metrics", "watch")
+    names = ("http", "grpc", "metrics", "health")
     command = [sys.executable, "-m", "serving.supervisor", str(repository), *flags]
     command += [f"--{name}-port={port}" for name, port in zip(names, ports, strict=True)]
     key, log = folder / "secrets" / "admin_key", folder / "supervisor.log"
@@ -398,7 +398,7 @@ def test_tls_refuses_plain_text_and_strangers(repository: Path, tmp_path: Path) 
 
 def test_what_never_serves_ends_with_its_reason(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "serving.supervisor", str(tmp_path), f"--watch-port={_free()}"],
+        [sys.executable, "-m", "serving.supervisor", str(tmp_path), f"--health-port={_free()}"],
         capture_output=True,
         text=True,
         check=False,
@@ -420,7 +420,7 @@ def test_what_served_once_is_never_given_up(tmp_path: Path, monkeypatch: pytest.
     starts, looks = itertools.count(1), itertools.count(1)
     lives = {8: 60.0}  # the eighth server lasts a minute
 
-    class Dies(loop.Supervisor):
+    class Dies(supervisor.Supervisor):
         def _begin(self) -> Any:
             if next(starts) in (2, 7):
                 raise ServerError("the port is taken")
@@ -429,15 +429,15 @@ def test_what_served_once_is_never_given_up(tmp_path: Path, monkeypatch: pytest.
         def _look_after(self, served: object) -> tuple[str, str]:
             number = next(looks)
             if number == 10:
-                raise loop._Stop
+                raise supervisor._Stop
             now[0] += lives.get(number, 2.0)
             return "killed", "it was killed"
 
-    monkeypatch.setattr(loop.time, "sleep", sleep)
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(loop.embedded, "stop", lambda *_, **__: True)
-    monkeypatch.setattr(loop.signal, "signal", lambda *_: None)
-    settings = Settings(tmp_path, watch_port=0, state=tmp_path / "state")
+    monkeypatch.setattr(supervisor.time, "sleep", sleep)
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(supervisor.embedded, "stop", lambda *_, **__: True)
+    monkeypatch.setattr(supervisor.signal, "signal", lambda *_: None)
+    settings = SupervisorSettings(tmp_path, health_port=0, state=tmp_path / "state")
     assert Dies(settings, Embedded.find()).run() == 0
     # Before each next start; the second and the seventh failed.
     assert pauses == [0, 1, 1, 2, 4, 8, 16, 30, 30, 0, 0]
@@ -460,7 +460,7 @@ def test_a_supervisor_that_hangs_says_so_itself(monkeypatch: pytest.MonkeyPatch)
 
 def test_settings_become_arguments(tmp_path: Path) -> None:
     (tmp_path / "cert.pem").touch()
-    settings = Settings(
+    settings = SupervisorSettings(
         tmp_path,
         certificate=tmp_path / "cert.pem",
         private_key=tmp_path / "cert.pem",
@@ -476,7 +476,7 @@ def test_settings_become_arguments(tmp_path: Path) -> None:
     assert {"--model-control-mode=explicit", "--disable-auto-complete-config"} <= set(made)
     assert "--cache-config=local,size=67108864" in made
     assert "--trace-config=opentelemetry,url=http://otel:4318/v1/traces" in made
-    plain = Settings(tmp_path).arguments("", "own456")
+    plain = SupervisorSettings(tmp_path).arguments("", "own456")
     assert not [part for part in plain if "admin" in part or "cache" in part]
     assert f"--http-restricted-api=shared-memory,trace,logging:{CONTROL_HEADER}=own456" in plain
     assert f"--grpc-restricted-protocol=shared-memory,trace,logging:{CONTROL_HEADER}=own456" in plain
@@ -495,7 +495,7 @@ def test_settings_become_arguments(tmp_path: Path) -> None:
 )
 def test_settings_that_cannot_work(values: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        Settings(Path(), **values)  # type: ignore[arg-type]
+        SupervisorSettings(Path(), **values)  # type: ignore[arg-type]
 
 
 def test_the_admin_key_is_made_once(tmp_path: Path) -> None:

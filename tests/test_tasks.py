@@ -21,12 +21,12 @@ from transformers import pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from clients import AsyncGrpcClient, BadInput, GrpcClient, HttpClient
-from export import verify
-from export.recipe import Recipe
+from export.checkpoint.source import find_checkpoint
+from export.encoder import verify
+from export.encoder.recipe import Recipe
+from export.encoder.tasks import TASKS, task_of
+from export.encoder.tasks.images import sample_image
 from export.run import export, verify_wire
-from export.source import find_checkpoint
-from export.tasks import TASKS, task_of
-from export.tasks.images import sample_image
 from serving.embedded import Server, running
 from shoal import corpus
 from shoal.errors import ExportError, UsageError

@@ -26,23 +26,23 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from clients import AsyncGrpcClient, BadInput, Generated, GrpcClient, HttpClient
-from export import quantize, run
-from export.evidence import Verified
-from export.opened import open_tokenizer
-from export.recipe import Recipe
+from export import run
+from export.checkpoint.opened import open_tokenizer
+from export.encoder.recipe import Recipe
+from export.evidence import Verified, evidence_table
+from export.quantization import int8 as quantize
 from export.text2text import verify
 from export.text2text.checkpoint import find_encoder_decoder, load_original, search_of
 from export.text2text.labelled import chrf, read_pairs
 from export.text2text.recipe import Text2TextRecipe
 from export.text2text.to_onnx import to_onnx
 from serving.embedded import Server, running
-from serving.models.text2text import Answerer, Settings
+from serving.models.text2text import Text2TextSettings, TextGenerator
 from serving.text2text.search import answer
 from serving.text2text.settings import Search
 from shoal import corpus, tensors
 from shoal.cli.compare import compare
 from shoal.errors import ExportError, NotProven, UsageError
-from shoal.evidence import evidence_table
 from shoal.manifest import manifests
 from shoal.progress import Silent
 from tests import tiny
@@ -274,7 +274,7 @@ def test_verify_published(repository: Path) -> None:
     outcome = run.verify("marian-greedy", repository)
     (evidence,) = outcome.evidence
     assert (outcome.task, evidence.failures) == ("text2text-generation", [])
-    assert evidence_table([evidence.to_dict()], "marian").row_count == 1
+    assert evidence_table([evidence], "marian").row_count == 1
 
 
 @pytest.mark.parametrize("model", TAUGHT)
@@ -317,8 +317,7 @@ def test_verify_scores_labelled_data(checkpoints: Path, repository: Path, labell
         worse = dataclasses.replace(evidence, score=expected - 1.2)
         limit = {"fp32": "0.5", "int8": "1.0"}[evidence.precision]
         assert worse.failures == [f"chrF loses 1.20 > {limit}"]
-    rows = [entry.to_dict() for entry in outcome.evidence]
-    made = evidence_table(rows, "t5")
+    made = evidence_table(outcome.evidence, "t5")
     (column,) = [column for column in made.columns if column.header == "chrF"]
     assert all(str(cell).endswith(f" of {expected:.2f}") for cell in column.cells)
 
@@ -387,7 +386,7 @@ def test_other_weights_are_not_proven(checkpoints: Path, tmp_path: Path) -> None
     model = load_original(find_encoder_decoder(str(source)))
     graphs = to_onnx(model, tmp_path)
     shutil.copyfile(source / "tokenizer.json", tmp_path / "tokenizer.json")
-    settings = Settings(search_of(model, Text2TextRecipe(str(source))), 128, 1000)
+    settings = Text2TextSettings(search_of(model, Text2TextRecipe(str(source))), 128, 1000)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -425,7 +424,7 @@ def test_every_rule_of_the_search(checkpoints: Path, tmp_path: Path) -> None:
     plain = model.generation_config.to_dict() | {"eos_token_id": ENDS, "forced_eos_token_id": None}
     del plain["_from_model_config"]
     recipe = Text2TextRecipe(str(source), max_new_tokens=TOKENS)
-    answerer = Answerer(tmp_path, Settings(search_of(model, recipe), 128, 1000))
+    answerer = TextGenerator(tmp_path, Text2TextSettings(search_of(model, recipe), 128, 1000))
     texts = [answerer.tokens(text) for text in TEXTS]
     plainly = None
     for values in [{}, *RULES]:
@@ -445,8 +444,8 @@ def test_every_rule_of_the_search(checkpoints: Path, tmp_path: Path) -> None:
 def test_limits_are_of_each_row(checkpoints: Path, repository: Path) -> None:
     folder = repository / "bart-beams" / "1"
     model = load_original(find_encoder_decoder(str(checkpoints / "bart-beams")))
-    settings = Settings(search_of(model, Text2TextRecipe("x")), 128, 1000)
-    answerer = Answerer(folder, settings)
+    settings = Text2TextSettings(search_of(model, Text2TextRecipe("x")), 128, 1000)
+    answerer = TextGenerator(folder, settings)
     texts = [answerer.tokens(text) for text in TEXTS[:4]]
     limits = [3, 20, 7, 1]
     alone = [answerer.answer([text], [limit])[0] for text, limit in zip(texts, limits, strict=True)]

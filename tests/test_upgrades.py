@@ -18,7 +18,7 @@ from sklearn.datasets import load_breast_cancer
 
 from clients import ClientError, GrpcClient, Unavailable, UnknownModel
 from export import run
-from serving.supervisor.view import View, shown_in
+from serving.supervisor.snapshot import Snapshot, specs_in
 from shoal.paths import write_atomic
 from shoal.repository import promote, rollback, served_version
 from tests.test_supervisor import Supervised, supervising
@@ -196,7 +196,7 @@ def test_a_view_shows_what_is_served(tmp_path: Path) -> None:
     _model(
         repository, "all", 'platform: "ensemble" ensemble_scheduling { step { model_name: "network" } }', 1
     )
-    view = View(repository)
+    view = Snapshot(repository)
     models = view.open(_folder(tmp_path / "run"))
     names = {
         path.parent.name: sorted(p.name for p in path.parent.iterdir())
@@ -207,11 +207,11 @@ def test_a_view_shows_what_is_served(tmp_path: Path) -> None:
         "network": ["2", "config.pbtxt"],
         "other": ["1", "3", "config.pbtxt"],
     }
-    assert view.changed(shown_in(repository)) == set()
+    assert view.changed(specs_in(repository)) == set()
 
     _model(repository, "network", "version_policy { specific { versions: 1 } }", 1, 2, 3)
     shutil.rmtree(repository / "other")
-    found = shown_in(repository)
+    found = specs_in(repository)
     assert view.changed(found) == {"network", "other", "all"}
     view.show(found)
     assert sorted(path.name for path in (models / "all").iterdir()) == ["2", "config.pbtxt"]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from export.evidence import Evidence, Verified, verified
+from export.encoder.evidence import EncoderEvidence
+from export.evidence import Verified, verified
 from export.exported import Exported
 from export.outcome import Outcome
 from export.raw.evidence import RawEvidence, RawTolerance
@@ -25,9 +26,9 @@ RAW = RawEvidence(
     worst=None,
     tolerance=RawTolerance(0.2, share=0.97),
 )
-GOOD = Evidence(
-    "sentence-similarity",
-    "int8",
+GOOD = EncoderEvidence(
+    task="sentence-similarity",
+    precision="int8",
     size_bytes=1,
     max_abs_diff=0.01,
     min_cosine=0.99,
@@ -51,7 +52,7 @@ GOOD = Evidence(
         ({"max_abs_diff": 0.2}, "difference 0.2 > 0.1"),
         ({"batch_invariance": 0.99}, "batch invariance 0.99000 < 0.9999"),
         ({"score": 86.1}, "spearman loses 0.60 > 0.5"),
-        ({"task": "text-classification", "agreement": 0.95}, "agreement 95.0% < 97%"),
+        ({"task": "text-classification", "agreement": 0.95}, "agreement 95.0% < 97.0%"),
         ({"precision": "fp32"}, "cosine 0.99000 < 0.9999; difference 0.01 > 0.0001"),
         ({"raw": None}, "no answer to a raw input was compared"),
         ({"raw": dataclasses.replace(RAW, agreement=0.9)}, "raw inputs agree 90.0% < 97%"),

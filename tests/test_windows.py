@@ -17,12 +17,12 @@ except ImportError:  # transformers 5 has no such pipeline to compare with
     question_answering = None
 
 from clients import GrpcClient
-from export import verify
+from export.checkpoint.source import find_checkpoint
+from export.encoder import verify
 from export.encoder.prepare import Source, prepare
-from export.recipe import Recipe
+from export.encoder.recipe import Recipe
+from export.encoder.tasks.task import Feed, Outputs
 from export.run import export
-from export.source import find_checkpoint
-from export.tasks.task import Feed, Outputs
 from serving.embedded import Server, running
 from serving.models.layouts import Batch, Texts, Windows
 from shoal import corpus

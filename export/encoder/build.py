@@ -6,25 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from export import precisions
-from export.compress.apply import compressed
+from export.encoder import precisions
+from export.encoder.compress.apply import compressed
 from export.encoder.parts import profiles_of
 from export.encoder.prepare import Source
-from export.engines.engine import Engine, make_engine
+from export.encoder.to_onnx import finish, to_onnx
 from export.exported import Exported
-from export.recipe import ENGINES
-from export.to_onnx import finish, to_onnx
+from export.tensorrt import ENGINES
+from export.tensorrt.engine import Engine, make_engine
 from shoal import corpus
-from shoal.engine import compute_capability
 from shoal.paths import cache_dir
 from shoal.progress import Silent
+from shoal.tensorrt import compute_capability
 
 
 def compress(source: Source, progress: Silent) -> tuple[Source, dict[str, Any]]:
     """The source with a smaller model to export, where its recipe wants one; and what was done.
 
     Raises:
-        UsageError, ExportError: see `export.compress.apply.compressed`.
+        UsageError, ExportError: see `export.encoder.compress.apply.compressed`.
     """
     if not source.recipe.compresses:
         return source, {}

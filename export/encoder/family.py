@@ -7,29 +7,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export import verify
+from export.checkpoint.source import check_source, find_checkpoint
+from export.encoder import raw, verify
 from export.encoder.build import build, compress
+from export.encoder.evidence import EncoderEvidence
 from export.encoder.parts import parts_of, release
 from export.encoder.prepare import Source, prepare
-from export.engines.engine import published_engine
-from export.engines.library import Library
-from export.evidence import Evidence, Verified
+from export.encoder.recipe import ON_GPU, Recipe
+from export.encoder.reference import reference_rows, take_reference
+from export.encoder.tasks.task import Row
+from export.encoder.to_onnx import finish, to_onnx
+from export.evidence import Verified
 from export.exported import Exported
-from export.families import Family
-from export.raw import encoder as raw
-from export.raw.measure import RawAnswers, Reference, compare
-from export.recipe import ON_GPU, Recipe
-from export.reference import reference_rows, take_reference
+from export.family import Family
+from export.raw.measure import OriginalAnswers, RawAnswers, compare
 from export.repository import Published, Release
-from export.source import check_source, find_checkpoint
-from export.tasks.task import Row
-from export.to_onnx import finish, to_onnx
+from export.tensorrt.engine import published_engine
+from export.tensorrt.library import Library
 from serving.in_process import InProcess
 from shoal import corpus
-from shoal.engine import check_fits
 from shoal.errors import NotProven
 from shoal.manifest import Manifest
 from shoal.progress import Silent
+from shoal.tensorrt import check_fits
 
 TOOLS = (
     "torch",
@@ -46,7 +46,7 @@ TOOLS = (
 
 @dataclass
 class EncoderSubject:
-    """A checkpoint, opened for its task; see `export.families.Subject`.
+    """A checkpoint, opened for its task; see `export.family.Subject`.
 
     Attributes:
         source: the checkpoint with its head and its reading of rows.
@@ -81,7 +81,7 @@ class EncoderSubject:
 
     def measure(
         self, graphs: Mapping[str, Exported], published: Mapping[str, Manifest], progress: Silent
-    ) -> dict[str, Evidence]:
+    ) -> dict[str, EncoderEvidence]:
         """See `Subject`.
 
         Raises:
@@ -143,7 +143,7 @@ class EncoderSubject:
         """See `Subject`."""
         return release(proven, self.source)
 
-    def _check_reading(self, reference: Reference, work: Path, progress: Silent) -> None:
+    def _check_reading(self, reference: OriginalAnswers, work: Path, progress: Silent) -> None:
         """Compare the exact graph of the whole model where it is not published: what a smaller or a coarser
         one may lose would hide that the model was read wrongly.
 
@@ -167,7 +167,7 @@ class EncoderSubject:
 def find(
     recipe: Recipe, progress: Silent, *, eval_data: Path | None, versions: Sequence[Manifest] = ()
 ) -> Callable[[Path], EncoderSubject]:
-    """See `export.families.Find`."""
+    """See `export.family.Find`."""
     checkpoint = find_checkpoint(recipe.source)
     for manifest in versions:
         check_source(checkpoint, manifest)

@@ -8,16 +8,17 @@ from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as triton
 
-from export import config
+from export.encoder import config
 from export.encoder.prepare import Source
-from export.engines.config import ENGINE_CACHE, accelerated_config, plan_config
-from export.engines.engine import Engine
-from export.engines.shapes import Profile, from_buckets, from_traffic, read_traffic, whole
+from export.encoder.rows import TextEncoder
 from export.evidence import Verified
 from export.exported import Exported
-from export.recipe import ACCELERATED
-from export.repository import Part, Release
-from export.tokenization import TextEncoder
+from export.repository import ModelFiles, Release
+from export.tensorrt import ACCELERATED
+from export.tensorrt.config import ENGINE_CACHE, accelerated_config, plan_config
+from export.tensorrt.engine import Engine
+from export.tensorrt.shapes import Profile, from_buckets, from_traffic, read_traffic, whole
+from export.triton_config import network_config
 from shoal.names import ENCODER, LABELS, OUTPUT, PREPROCESSOR, TOKENIZER, part_name
 
 
@@ -27,7 +28,7 @@ def release(proven: Verified, source: Source) -> Release:
     return Release(proven, parts, part_name(source.recipe.name, ENCODER))
 
 
-def parts_of(exported: Exported, precision: str, source: Source) -> tuple[Part, ...]:
+def parts_of(exported: Exported, precision: str, source: Source) -> tuple[ModelFiles, ...]:
     """A graph and the models around it, in the order in which requests pass them, the ensemble last."""
     recipe, task, name = source.recipe, source.task, source.recipe.name
     parts = []
@@ -37,20 +38,20 @@ def parts_of(exported: Exported, precision: str, source: Source) -> tuple[Part, 
             "model.py": _model_py("tokenizer"),
         }
         make = partial(config.tokenizer_config, recipe, task, source.encode)
-        parts.append(Part(part_name(name, TOKENIZER), files, make))
+        parts.append(ModelFiles(part_name(name, TOKENIZER), files, make))
     else:
         make = partial(config.image_config, recipe, task, source.encode.processor)
-        parts.append(Part(part_name(name, PREPROCESSOR), {"model.py": _model_py("images")}, make))
+        parts.append(ModelFiles(part_name(name, PREPROCESSOR), {"model.py": _model_py("images")}, make))
     make = partial(_network_config, exported, precision, source)
-    parts.append(Part(part_name(name, ENCODER), {exported.filename: exported.path}, make))
+    parts.append(ModelFiles(part_name(name, ENCODER), {exported.filename: exported.path}, make))
     if isinstance(exported, Engine) and exported.tail is not None:
         batch = config.batch_size_of(recipe, task)
-        make = partial(config.network_config, part_name(name, LABELS), exported.tail, batch)
-        parts.append(Part(part_name(name, LABELS), {exported.tail.filename: exported.tail.path}, make))
+        make = partial(network_config, part_name(name, LABELS), exported.tail, batch)
+        parts.append(ModelFiles(part_name(name, LABELS), {exported.tail.filename: exported.tail.path}, make))
     if (output := task.output_model(source.opened)) is not None:
         module, parameters = output
         make = partial(config.output_config, recipe, task, exported, module, parameters)
-        parts.append(Part(part_name(name, OUTPUT), {"model.py": _model_py(module)}, make))
+        parts.append(ModelFiles(part_name(name, OUTPUT), {"model.py": _model_py(module)}, make))
     steps = [part.config(1) for part in parts]
     make = partial(
         config.ensemble_config,
@@ -60,7 +61,7 @@ def parts_of(exported: Exported, precision: str, source: Source) -> tuple[Part, 
         steps,
         config.facts_of(source.opened, task),
     )
-    return (*parts, Part(name, {}, make))
+    return (*parts, ModelFiles(name, {}, make))
 
 
 def _model_py(module: str) -> str:

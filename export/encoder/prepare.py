@@ -9,17 +9,18 @@ from typing import Any
 
 import torch
 
-from export import verify
-from export.backbone import LONGEST, load_head, network_inputs, positions_of
-from export.opened import Opened, open_checkpoint
-from export.recipe import Recipe
-from export.source import Checkpoint
-from export.tasks import task_of
-from export.tasks.heads import Head
-from export.tasks.images import processor_of
-from export.tasks.task import Feed, Outputs, Task
-from export.tokenization import ImageEncoder, TextEncoder, served_settings, write_tokenizer
-from export.verify import Subject
+from export.checkpoint.opened import Opened, open_checkpoint
+from export.checkpoint.source import Checkpoint
+from export.checkpoint.tokenizer import write_tokenizer
+from export.encoder import verify
+from export.encoder.backbone import LONGEST, load_head, network_inputs, positions_of
+from export.encoder.recipe import Recipe
+from export.encoder.rows import ImageEncoder, TextEncoder, served_settings
+from export.encoder.tasks import task_of
+from export.encoder.tasks.heads import Head
+from export.encoder.tasks.images import processor_of
+from export.encoder.tasks.task import Feed, Outputs, Task
+from export.encoder.verify import Subject
 from shoal.machine import available_cpus
 
 

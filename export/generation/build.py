@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from export.checkpoint.source import Checkpoint
 from export.exported import Exported
 from export.generation.quantize import quantize_int4, quantize_int8
 from export.generation.recipe import GenerationRecipe
 from export.generation.to_onnx import to_onnx
-from export.source import Checkpoint
-from serving.generation.runner import Runner
+from serving.generation.runner import DecoderRunner
 from shoal import corpus
 from shoal.progress import Silent
 
@@ -61,7 +61,7 @@ def _calibration(checkpoint: Checkpoint, plain: Exported, progress: Silent) -> l
     ids = tokenizer.encode("\n\n".join(corpus.passages()[1000:]), add_special_tokens=False).ids
     starts = range(0, min(len(ids), CALIBRATION_WINDOWS * CALIBRATION_WINDOW), CALIBRATION_WINDOW)
     windows = [ids[start : start + CALIBRATION_WINDOW] for start in starts]
-    runner = Runner(plain.path, rows=CALIBRATION_WRITTEN, max_length=CALIBRATION_WINDOW)
+    runner = DecoderRunner(plain.path, rows=CALIBRATION_WRITTEN, max_length=CALIBRATION_WINDOW)
     chance = np.random.default_rng(0)
     written = chance.integers(runner.vocabulary, size=(CALIBRATION_WRITTEN, 1))
     with progress.step("Let the model write sample text", total=CALIBRATION_WINDOW - 1) as advance:

@@ -19,10 +19,10 @@ from filelock import FileLock
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from export.kinds import GENERATION, kind_of, registered
-from export.loading import SAFELY, check_generation, of_a_library
-from export.opened import NO_LIMIT, open_config, open_tokenizer
-from export.source import Checkpoint, find_checkpoint, package_folders, package_version
+from export.checkpoint.kinds import GENERATION, kind_of, registered
+from export.checkpoint.loading import SAFELY, check_generation, of_a_library
+from export.checkpoint.opened import NO_LIMIT, open_config, open_tokenizer
+from export.checkpoint.source import Checkpoint, find_checkpoint, package_folders, package_version
 from shoal.errors import ExportError, UsageError
 from shoal.hashes import sha256
 from shoal.paths import cache_dir
@@ -85,7 +85,7 @@ def generates(source: str) -> bool:
     """Whether a source is a model that generates text, by its own files.
 
     Raises:
-        UsageError, ExportError: see `export.source.find_checkpoint`.
+        UsageError, ExportError: see `export.checkpoint.source.find_checkpoint`.
     """
     return bool(find_gguf(source)) or kind_of(find_checkpoint(source)).task == GENERATION
 

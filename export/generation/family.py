@@ -10,24 +10,24 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
+from export.checkpoint.loading import load
+from export.checkpoint.opened import open_tokenizer
+from export.checkpoint.source import Checkpoint, check_source
+from export.checkpoint.tokenizer import write_tokenizer
 from export.evidence import Verified
 from export.exported import Exported
-from export.families import Family
-from export.generation import publish, verify
+from export.family import Family
+from export.generation import publish, raw, verify
 from export.generation.build import build
 from export.generation.checkpoint import decoder_settings, find_decoder
 from export.generation.config import generation_config
+from export.generation.evidence import GenerationEvidence
 from export.generation.recipe import GenerationRecipe
 from export.generation.reference import prompts_of, take_reference
-from export.loading import load
-from export.opened import open_tokenizer
-from export.raw import decoder as raw
 from export.raw.measure import RawAnswers
 from export.raw.served import version_folder
 from export.repository import Published, Release
-from export.source import Checkpoint, check_source
-from export.tokenization import write_tokenizer
-from serving.generation.runner import Runner
+from serving.generation.runner import DecoderRunner
 from serving.generation.sequence import SCORED_TOKENS
 from serving.in_process import InProcess
 from shoal import model_config
@@ -37,7 +37,7 @@ from shoal.progress import Silent
 
 @dataclass
 class DecoderSubject:
-    """A checkpoint, opened; see `export.families.Subject`. PyTorch's model is loaded when it is needed first.
+    """A checkpoint, opened; see `export.family.Subject`. PyTorch's model is loaded when it is needed first.
 
     Attributes:
         decoder: the checkpoint with what transformers says of its use.
@@ -66,7 +66,7 @@ class DecoderSubject:
 
     def measure(
         self, graphs: Mapping[str, Exported], published: Mapping[str, Manifest], progress: Silent
-    ) -> dict[str, verify.GenerationEvidence]:
+    ) -> dict[str, GenerationEvidence]:
         """See `Subject`."""
         tokenizer = Tokenizer.from_file(str(self.decoder.tokenizer))
         chosen = verify.sample(tokenizer, self.eval_data, progress)
@@ -104,7 +104,7 @@ class DecoderSubject:
         prompts = prompts_of(self.eval_data, self.decoder.tokenizer, self.decoder.settings)
         gpu = 0 if served.evidence.precision in GenerationRecipe.ON_GPU else None
         with progress.step("Keep statistics to see drift by", total=len(prompts)) as advance:
-            runner = Runner(served.exported.path, rows=1, max_length=SCORED_TOKENS, gpu=gpu)
+            runner = DecoderRunner(served.exported.path, rows=1, max_length=SCORED_TOKENS, gpu=gpu)
             labelled = self.eval_data is not None
             found = take_reference(
                 runner, self.decoder.tokenizer, prompts, labelled=labelled, advance=advance
@@ -125,7 +125,7 @@ class DecoderSubject:
 def find(
     recipe: GenerationRecipe, progress: Silent, *, eval_data: Path | None, versions: Sequence[Manifest] = ()
 ) -> Callable[[Path], DecoderSubject]:
-    """See `export.families.Find`."""
+    """See `export.family.Find`."""
     with progress.step(f"Find {recipe.source}"):
         checkpoint = find_decoder(recipe.source)
         for manifest in versions:
@@ -144,7 +144,7 @@ def decoder_of(recipe: GenerationRecipe, checkpoint: Checkpoint, folder: Path) -
 
 
 def load_original(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The PyTorch original; see `export.loading.load`."""
+    """The PyTorch original; see `export.checkpoint.loading.load`."""
     # PyTorch's fused attention leaves out the cap on attention scores that Gemma 2 was trained with.
     capped = checkpoint.config.get("attn_logit_softcapping")
     options = {"attn_implementation": "eager"} if capped else {}

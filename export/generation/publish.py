@@ -9,14 +9,14 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as triton
 
+from export.checkpoint.source import Checkpoint
 from export.evidence import Verified
 from export.exported import Exported
 from export.generation.checkpoint import DecoderSettings
 from export.generation.config import context_of, generation_config
 from export.generation.recipe import GenerationRecipe
 from export.generation.verify import files_of
-from export.repository import Part, Published, Release, check_kind, put_in_place, versions
-from export.source import Checkpoint
+from export.repository import ModelFiles, Published, Release, check_kind, put_in_place, versions
 from shoal.model_config import to_text
 
 MODEL_PY = "from serving.models.generation import TritonPythonModel  # noqa: F401\n"
@@ -36,12 +36,12 @@ class Decoder:
     tokenizer: Path
 
 
-def part_of(exported: Exported, decoder: Decoder) -> Part:
+def part_of(exported: Exported, decoder: Decoder) -> ModelFiles:
     """A graph as a version of one model that tokenizes and generates."""
     recipe = decoder.recipe
     files: dict[str, Path | str] = {part.name: part for part in files_of(exported.path)}
     files |= {"tokenizer.json": decoder.tokenizer.read_text(encoding="utf-8"), "model.py": MODEL_PY}
-    return Part(
+    return ModelFiles(
         recipe.name, files, lambda version: generation_config(recipe, decoder.settings, version=version)
     )
 

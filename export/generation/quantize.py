@@ -3,9 +3,9 @@
 Both forms start from the fp32 graph of `to_onnx`:
 
 - **int8**: activations uint8 with one scale a row, weights int8 with one scale a column, multiplied as
-  integers; `export.quantize` says why a scale must not look at another row. Four things, none of which
-  costs a step anything, keep it close to the original: the residual stream is rotated (`rotate`); behind
-  attention and gates, channels are divided by factors that the products before take over (SmoothQuant,
+  integers; `export.quantization.int8` says why a scale must not look at another row. Four things, none of
+  which costs a step anything, keep it close to the original: the residual stream is rotated (`rotate`);
+  behind attention and gates, channels are divided by factors that the products before take over (SmoothQuant,
   Xiao et al. 2023, arXiv:2211.10438); weights are rounded so that errors cancel (`rounding`); and both
   are chosen on text that the model itself has written, beside documentation.
 - **int4**: weights of 4 bits in blocks of 16 with a zero point each, activations quantized block by
@@ -20,7 +20,6 @@ In both the table of token vectors is int8 with one scale a token.
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,8 +34,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from export.exported import Exported
-from export.generation.rotate import rotate
-from export.generation.rounding import round_with_gram
 from export.generation.to_onnx import (
     INPUT_IDS,
     LOGIT_ROWS,
@@ -46,14 +43,14 @@ from export.generation.to_onnx import (
     save,
 )
 from export.graph import CONTRIB, Graph
-from export.quantize import WEIGHT_MAX, quantize_table, symmetric_scales
+from export.quantization.int4 import quantize_weights
+from export.quantization.int8 import WEIGHT_MAX, quantize_table, symmetric_scales
+from export.quantization.rotate import rotate
+from export.quantization.rounding import round_with_gram
 from serving.onnxruntime.sessions import measured_session
 from shoal.machine import available_cpus
 from shoal.progress import Silent
 
-# Weights that share one scale. In blocks of 32 the 4-bit product of one row adds in another order than that
-# of several, on AVX2: answers alone and in a batch differ.
-INT4_BLOCK, INT8_BLOCK = 16, 32
 MIGRATION = 0.3  # SmoothQuant's alpha: how much of the difficulty moves from activations to weights
 GRAM_BYTES = 2 << 30  # of sample statistics that are held at once
 
@@ -108,34 +105,9 @@ def quantize_int4(exported: Exported, path: Path, progress: Silent) -> Exported:
         _quantize_embedding(graph)
         model = graph.finish()
         products = [node.name for node in model.graph.node if node.op_type == "MatMul"]
-        sensitive = _sensitive(model)
-        quantizer_of = weight_quantizer()
-        plan = ((4, INT4_BLOCK, set(products) - sensitive), (8, INT8_BLOCK, sensitive))
-        for bits, block, chosen in plan:
-            quantizer = quantizer_of(
-                model,
-                bits=bits,
-                block_size=block,
-                is_symmetric=False,
-                accuracy_level=4,
-                nodes_to_exclude=sorted(set(products) - chosen),
-            )
-            quantizer.process()
-            model = quantizer.model.model
+        model = quantize_weights(model, products, _sensitive(model))
         save(model, path)
     return Exported.read(path)
-
-
-def weight_quantizer() -> Any:
-    """ONNX Runtime's `MatMulNBitsQuantizer`, whose import would make every library of the process log."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    from onnxruntime.quantization import matmul_nbits_quantizer  # noqa: PLC0415
-
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.getLogger(matmul_nbits_quantizer.__name__).setLevel(logging.WARNING)
-    return matmul_nbits_quantizer.MatMulNBitsQuantizer
 
 
 def _sensitive(model: onnx.ModelProto) -> set[str]:

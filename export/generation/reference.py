@@ -12,9 +12,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from export.generation.checkpoint import DecoderSettings
-from serving.drift.statistics import Reference, Vocabulary
-from serving.generation.runner import Runner
-from serving.generation.sampling import surprise
+from serving.drift.statistics import ReferenceStatistics, Vocabulary
+from serving.generation.runner import DecoderRunner
+from serving.generation.sampling import negative_log_likelihood
 from serving.generation.sequence import SCORED_TOKENS
 from serving.generation.text import encode_prompt
 from shoal import corpus
@@ -58,7 +58,7 @@ def _renderer(settings: DecoderSettings) -> Callable[[str], str]:
 
 
 def take_reference(
-    runner: Runner,
+    runner: DecoderRunner,
     tokenizer: Path,
     prompts: Sequence[Sequence[int]],
     *,
@@ -77,7 +77,7 @@ def take_reference(
     for prompt in prompts:
         scored = prompt[:SCORED_TOKENS]
         logits = runner.prefill(0, scored, 0, range(len(scored) - 1))
-        perplexity = float(np.exp(surprise(logits, scored[1:]).mean()))
+        perplexity = float(np.exp(negative_log_likelihood(logits, scored[1:]).mean()))
         rows.append(vocabulary.features(prompt) | {"perplexity": perplexity})
         advance()
-    return Reference.of("eval_data" if labelled else "sample", rows).to_dict()
+    return ReferenceStatistics.of("eval_data" if labelled else "sample", rows).to_dict()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,12 @@ from transformers import PreTrainedModel
 
 from export.exported import Exported
 from export.generation.checkpoint import LEAST_CONTEXT
+from export.generation.evidence import GenerationEvidence
 from export.generation.recipe import GenerationRecipe
-from export.raw.evidence import RawEvidence
-from serving.generation.runner import Runner, mover_of
-from serving.generation.sampling import surprise
+from export.likeness import share_equal
+from export.speed import Timed, median_seconds
+from serving.generation.runner import DecoderRunner, mover_of
+from serving.generation.sampling import negative_log_likelihood
 from shoal import corpus
 from shoal.errors import UsageError
 from shoal.machine import available_cpus
@@ -28,103 +28,13 @@ from shoal.progress import Silent
 
 WINDOW = LEAST_CONTEXT // 2  # tokens that are scored with what precedes them in the same window
 WINDOWS = 10
-PROMPTS = 4  # besides those of `export.raw.decoder`, which are answered as text
+PROMPTS = 4  # besides those of `export.generation.raw`, which are answered as text
 PROMPT_TOKENS = 24
 ANSWER_TOKENS = 20
 SPEED_BATCHES = (1, 4, 16)
+PREFILL = 0  # in the place of a batch size
 SPEED_ROUNDS = 3
 SPEED_CONTEXT = 64
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What a precision must reach against the original.
-
-    Attributes:
-        perplexity: most that it may rise, as a fraction.
-        greedy: least share of prompts whose greedy answer is the original's, token by token.
-        invariance: least share of prompts whose greedy answer is the same alone and in a batch.
-    """
-
-    perplexity: float
-    greedy: float
-    invariance: float
-
-
-TOLERANCES = {
-    "fp32": Tolerance(0.001, 1.0, 1.0),
-    "int8": Tolerance(0.02, 0.0, 0.99),
-    "int4": Tolerance(0.08, 0.0, 1.0),
-    # A GPU's libraries choose another kernel for another batch, so that sums differ in their last digits.
-    "fp16": Tolerance(0.01, 0.0, 0.0),
-    "int4-fp16": Tolerance(0.08, 0.0, 0.0),
-}
-
-
-@dataclass(frozen=True)
-class GenerationEvidence:
-    """The measured figures of one version.
-
-    Attributes:
-        precision: which tolerance applies.
-        size_bytes: of the ONNX file and its weights.
-        perplexity, reference_perplexity: of this version and of the original in fp32, on the same tokens.
-        greedy_match: share of prompts whose greedy answer is the original's, token by token.
-        batch_invariance: share of prompts whose greedy answer is the same alone and in a batch.
-        decode_tokens_per_second: by batch size, at a context of 64 tokens, in process.
-        prefill_tokens_per_second: one prompt of 256 tokens, in process.
-        scored_tokens: how many tokens the perplexity is of.
-        text: what was scored.
-        cpus: threads the speed was measured with.
-        raw: its answers to raw inputs; None: they were not compared.
-    """
-
-    precision: str
-    size_bytes: int
-    perplexity: float
-    reference_perplexity: float
-    greedy_match: float
-    batch_invariance: float
-    decode_tokens_per_second: dict[int, float]
-    prefill_tokens_per_second: float
-    scored_tokens: int
-    text: str
-    cpus: int = field(default_factory=available_cpus)
-    raw: RawEvidence | None = None
-
-    @property
-    def perplexity_rise(self) -> float:
-        """As a fraction of the original's."""
-        return self.perplexity / self.reference_perplexity - 1
-
-    @property
-    def failures(self) -> list[str]:
-        """What misses the tolerance, as figures; empty: proven. A NaN misses."""
-        tolerance = TOLERANCES[self.precision]
-        checks = [
-            (
-                self.perplexity_rise <= tolerance.perplexity,
-                f"perplexity rises {self.perplexity_rise:.1%} > {tolerance.perplexity:.1%}",
-            ),
-            (
-                self.greedy_match >= tolerance.greedy,
-                f"greedy answers agree {self.greedy_match:.0%} < {tolerance.greedy:.0%}",
-            ),
-            (
-                self.batch_invariance >= tolerance.invariance,
-                f"alone and in a batch agree {self.batch_invariance:.0%} < {tolerance.invariance:.0%}",
-            ),
-        ]
-        return [*(self.raw.failures if self.raw else ()), *(text for passed, text in checks if not passed)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types, with the verdict."""
-        return asdict(self) | {
-            "perplexity_rise": self.perplexity_rise,
-            "raw": self.raw.to_dict() if self.raw else None,
-            "failures": self.failures,
-            "proven": not self.failures,
-        }
 
 
 @dataclass(frozen=True)
@@ -167,14 +77,14 @@ def sample(tokenizer: Tokenizer, eval_data: Path | None, progress: Silent) -> Sa
 
 
 @dataclass(frozen=True)
-class Reference:
+class ExpectedText:
     """What the original says of a sample."""
 
     perplexity: float
     answers: tuple[tuple[int, ...], ...]
 
 
-def measure_reference(model: PreTrainedModel, chosen: Sample, progress: Silent) -> Reference:
+def measure_reference(model: PreTrainedModel, chosen: Sample, progress: Silent) -> ExpectedText:
     """Perplexity and greedy answers of the PyTorch original in fp32."""
     torch.set_num_threads(available_cpus())
     losses, answers = [], []
@@ -199,11 +109,11 @@ def measure_reference(model: PreTrainedModel, chosen: Sample, progress: Silent) 
             )
             answers.append(tuple(made[0, len(prompt) :].tolist()))
             advance()
-    return Reference(float(np.exp(np.mean(losses))), tuple(answers))
+    return ExpectedText(float(np.exp(np.mean(losses))), tuple(answers))
 
 
 def measure(
-    reference: Reference,
+    reference: ExpectedText,
     candidates: Mapping[str, Exported],
     chosen: Sample,
     *,
@@ -215,7 +125,7 @@ def measure(
         candidates: precision -> exported graph.
     """
     runners = {
-        name: Runner(
+        name: DecoderRunner(
             exported.path,
             rows=max(*SPEED_BATCHES, PROMPTS),
             max_length=LEAST_CONTEXT,
@@ -232,7 +142,7 @@ def measure(
             answers[name] = [greedy(runner, [prompt])[0] for prompt in chosen.prompts]
             advance()
             together = greedy(runner, chosen.prompts)
-            invariances[name] = _share(answers[name], together)
+            invariances[name] = share_equal(answers[name], together)
             advance()
     speeds = _speeds(runners, progress)
     return {
@@ -241,7 +151,7 @@ def measure(
             size_bytes=sum(part.stat().st_size for part in files_of(exported.path)),
             perplexity=perplexities[name],
             reference_perplexity=reference.perplexity,
-            greedy_match=_share(answers[name], reference.answers),
+            greedy_match=share_equal(answers[name], reference.answers),
             batch_invariance=invariances[name],
             decode_tokens_per_second=speeds[name][0],
             prefill_tokens_per_second=speeds[name][1],
@@ -257,17 +167,17 @@ def files_of(path: Path) -> list[Path]:
     return [part for part in (path, path.with_name(f"{path.name}.data"), mover_of(path)) if part.exists()]
 
 
-def perplexity(runner: Runner, windows: Any, advance: Callable[[], Any]) -> float:
+def perplexity(runner: DecoderRunner, windows: Any, advance: Callable[[], Any]) -> float:
     """exp of the mean negative log likelihood (natural) of each token given those before it in its window."""
     losses = []
     for window in windows:
         logits = runner.prefill(0, window, 0, range(len(window) - 1))
-        losses.append(float(surprise(logits, window[1:]).mean()))
+        losses.append(float(negative_log_likelihood(logits, window[1:]).mean()))
         advance()
     return float(np.exp(np.mean(losses)))
 
 
-def greedy(runner: Runner, prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+def greedy(runner: DecoderRunner, prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     """Greedy answers of ANSWER_TOKENS tokens, beyond any end of text, all prompts in one batch."""
     tokens = runner.prefill_together(0, prompts).argmax(axis=1).tolist()
     lengths = [len(prompt) for prompt in prompts]
@@ -280,35 +190,19 @@ def greedy(runner: Runner, prompts: Sequence[Sequence[int]]) -> list[tuple[int, 
     return [tuple(answer) for answer in answers]
 
 
-def _share(found: Sequence[Any], expected: Sequence[Any]) -> float:
-    return float(np.mean([tuple(a) == tuple(b) for a, b in zip(found, expected, strict=True)]))
-
-
-def _speeds(runners: Mapping[str, Runner], progress: Silent) -> dict[str, tuple[dict[int, float], float]]:
+def _speeds(
+    runners: Mapping[str, DecoderRunner], progress: Silent
+) -> dict[str, tuple[dict[int, float], float]]:
     """Decode tokens per second by batch size, and prefill tokens per second, runners taken in turn."""
-    decode: dict[str, dict[int, list[float]]] = {p: {n: [] for n in SPEED_BATCHES} for p in runners}
-    prefill: dict[str, list[float]] = {p: [] for p in runners}
-    with progress.step("Measure speed", total=SPEED_ROUNDS) as advance:
-        for _ in range(SPEED_ROUNDS):
-            for precision, runner in runners.items():
-                prompt = [1] * WINDOW
-                prefill[precision].append(_seconds(partial(runner.prefill, 0, prompt, 0, [0])))
-                for count in SPEED_BATCHES:
-                    arguments = ([1] * count, [SPEED_CONTEXT] * count)
-                    for _ in range(4):
-                        seconds = _seconds(partial(runner.decode, *arguments))
-                        decode[precision][count].append(seconds)
-            advance()
-    return {
-        precision: (
-            {count: count / statistics.median(taken) for count, taken in decode[precision].items()},
-            WINDOW / statistics.median(prefill[precision]),
-        )
-        for precision in runners
+    calls: dict[str, dict[int, Timed]] = {
+        precision: {
+            PREFILL: (partial(runner.prefill, 0, [1] * WINDOW, 0, [0]), 1),
+            **{n: (partial(runner.decode, [1] * n, [SPEED_CONTEXT] * n), 4) for n in SPEED_BATCHES},
+        }
+        for precision, runner in runners.items()
     }
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    seconds = median_seconds(calls, SPEED_ROUNDS, progress)
+    return {
+        precision: ({count: count / taken[count] for count in SPEED_BATCHES}, WINDOW / taken[PREFILL])
+        for precision, taken in seconds.items()
+    }

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from export import kinds
+from export.checkpoint import kinds
 
 TIE = 1e-3  # two choices whose scores are closer than this are equally right
 _BEGINNING = 3  # characters of a text that tell whether its first token is the original's

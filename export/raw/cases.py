@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from export import kinds
+from export.checkpoint import kinds
 from export.originals.original import Row
 from export.raw.pictures import hard_pictures
 from export.raw.texts import hard_texts, long_text, pairs, too_long_text

@@ -37,7 +37,7 @@ class Tokens(Protocol):
 
 
 @dataclass(frozen=True)
-class Reference:
+class OriginalAnswers:
     """What the original answers.
 
     Attributes:
@@ -67,7 +67,7 @@ class RawAnswers:
         tolerance: by the precision of a version.
     """
 
-    reference: Reference
+    reference: OriginalAnswers
     tolerance: Callable[[str], RawTolerance]
 
     def compared(self, caller: Caller, model: str, precision: str) -> RawEvidence:
@@ -83,14 +83,14 @@ def ask_original(
     tokens: Tokens | None,
     progress: Silent,
     ask: Ask = ask,
-) -> Reference:
+) -> OriginalAnswers:
     """Have the original answer the raw inputs."""
     with progress.step(f"Ask {original.call} for raw inputs", total=len(rows)) as advance:
         answers = original.answers(rows, advance)
-    return Reference(original.name, rows, answers, compare, tokens, ask=ask)
+    return OriginalAnswers(original.name, rows, answers, compare, tokens, ask=ask)
 
 
-def compare(reference: Reference, caller: Caller, model: str, tolerance: RawTolerance) -> RawEvidence:
+def compare(reference: OriginalAnswers, caller: Caller, model: str, tolerance: RawTolerance) -> RawEvidence:
     """Compare the answers of a model with the original's.
 
     Args:

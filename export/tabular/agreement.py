@@ -21,7 +21,7 @@ from export.raw.served import Caller
 from export.tabular.asking import Asker, differences
 from export.tabular.columns import NUMBER, Rows
 from export.tabular.estimator import Estimator
-from export.tabular.evidence import TOLERANCE
+from export.tabular.evidence import LIMITS
 from export.tabular.original import Answers
 from export.tabular.sample import Sample
 from export.tabular.to_onnx import on_the_wire
@@ -135,7 +135,7 @@ class Compared:
         Args:
             original: the call that answered.
         """
-        tolerance = RawTolerance(TOLERANCE.max_abs_diff, TOLERANCE.min_agreement)
+        tolerance = RawTolerance(LIMITS["max_abs_diff"], LIMITS["agreement"])
         agrees = ~self.wrong & (self.apart <= tolerance.distance)
         finite = self.apart[np.isfinite(self.apart)]
         return RawEvidence(
@@ -162,7 +162,7 @@ def compare(answer: Answer, served: Served, sample: Sample, batches: Sequence[in
         differs = _apart(classes, got, sample.expected, sample.scale)
         apart = np.maximum(apart, differs)
         wrong |= _wrong(classes, got, sample.expected, differs)
-    edge = _on_edge(served, sample, got, wrong | (apart > TOLERANCE.max_abs_diff))
+    edge = _on_edge(served, sample, got, wrong | (apart > LIMITS["max_abs_diff"]))
     apart, wrong = np.where(edge, 0.0, apart), wrong & ~edge
     worst = [place for place in np.argsort(-(apart + wrong)) if wrong[place] or apart[place] > TIE]
     examples = [
@@ -257,7 +257,7 @@ def _on_edge(served: Served, sample: Sample, got: Answers, differs: NDArray[np.b
             mine, theirs = got.take(places), ask(near)
             apart = _apart(served.estimator.classes, mine, theirs, sample.scale)
             wrong = _wrong(served.estimator.classes, mine, theirs, apart)
-            found[places] |= ~wrong & (apart <= TOLERANCE.max_abs_diff)
+            found[places] |= ~wrong & (apart <= LIMITS["max_abs_diff"])
     return found
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from tritonclient.grpc import model_config_pb2 as triton
 
-from export.config import network_config, set_batching, tensor_input, tensor_output
 from export.exported import Exported
 from export.tabular.columns import CATEGORY, DOCUMENT, Column
+from export.triton_config import network_config, python_config, set_parameters, tensor_input, tensor_output
 from serving.models.admission import PARAMETER
 from serving.models.rows import LIMITS
 from shoal.names import ESTIMATOR, ROWS, part_name
@@ -19,7 +19,7 @@ _CHECKED = "checked:"
 
 
 @dataclass(frozen=True)
-class Settings:
+class EstimatorSettings:
     """What all configs of an estimator share.
 
     Attributes:
@@ -57,23 +57,18 @@ def wire_inputs(columns: Sequence[Column], numbers: str) -> dict[str, tuple[str,
 
 
 def reader_config(
-    settings: Settings, inputs: dict[str, tuple[str, int]], exported: Exported, version: int
+    settings: EstimatorSettings, inputs: dict[str, tuple[str, int]], exported: Exported, version: int
 ) -> triton.ModelConfig:
     """Columns as users send them to what the network reads."""
-    config = triton.ModelConfig(
-        name=reader_name(settings.name), backend="python", max_batch_size=settings.max_batch_size
-    )
-    set_batching(config)
-    config.version_policy.specific.versions.append(version)
+    config = python_config(reader_name(settings.name), settings.max_batch_size, version)
     config.input.extend(tensor_input(name, kind, [width]) for name, (kind, width) in inputs.items())
     config.output.extend(tensor_output(spec.name, spec.dtype, spec.dims[1:]) for spec in exported.inputs)
     _tell(config, settings)
-    for name in (*LIMITS, PARAMETER):
-        config.parameters[name].string_value = str(getattr(settings, name))
+    set_parameters(config, **{name: str(getattr(settings, name)) for name in (*LIMITS, PARAMETER)})
     return config
 
 
-def estimator_config(settings: Settings, exported: Exported, version: int) -> triton.ModelConfig:
+def estimator_config(settings: EstimatorSettings, exported: Exported, version: int) -> triton.ModelConfig:
     """The graph."""
     config = network_config(network_name(settings.name), exported, settings.max_batch_size, version)
     _tell(config, settings)
@@ -81,7 +76,7 @@ def estimator_config(settings: Settings, exported: Exported, version: int) -> tr
 
 
 def ensemble_config(
-    settings: Settings, steps: Sequence[triton.ModelConfig], version: int
+    settings: EstimatorSettings, steps: Sequence[triton.ModelConfig], version: int
 ) -> triton.ModelConfig:
     """What users call: the inputs of the first step, the outputs of the last."""
     config = triton.ModelConfig(
@@ -101,7 +96,6 @@ def ensemble_config(
     return config
 
 
-def _tell(config: triton.ModelConfig, settings: Settings) -> None:
+def _tell(config: triton.ModelConfig, settings: EstimatorSettings) -> None:
     """What clients and health checks should know."""
-    config.parameters["task"].string_value = settings.task
-    config.parameters["sample"].string_value = settings.row
+    set_parameters(config, task=settings.task, sample=settings.row)

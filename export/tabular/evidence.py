@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
-from export.raw.evidence import RawEvidence
-from shoal.machine import available_cpus
+from export.evidence import Check, Column, Measured, figure
 
 PRECISION = "fp32"
 
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What an export must reach: answers are the original's, but for how float32 writes them."""
-
-    min_agreement: float = 0.999
-    max_abs_diff: float = 1e-3
-    mean_abs_diff: float = 1e-4
-    max_invariance: float = 1e-5
-    max_metric_loss: float = 0.001
-
-
-TOLERANCE = Tolerance()
+# What an export must reach; see `TabularEvidence.CHECKS`: answers are the original's, but for how float32
+# writes them.
+LIMITS = {
+    "agreement": 0.999,
+    "max_abs_diff": 1e-3,
+    "mean_abs_diff": 1e-4,
+    "batch_invariance": 1e-5,
+    "loss": 0.001,
+}
 
 
-@dataclass(frozen=True)
-class TabularEvidence:
-    """The measured figures of one version.
+@dataclass(frozen=True, kw_only=True)
+class TabularEvidence(Measured):
+    """The measured figures of one version of an estimator; see also `export.evidence.Measured`.
 
     A difference is between two scores, or between two predictions relative to the size of the original's.
 
     Attributes:
-        precision: always `fp32`.
-        size_bytes: of the ONNX file.
         rows: how many rows were compared, made ones included.
         rows_from: where the others are from: `held-out`, `eval-data`; `synthetic`: all are made.
         own_rows: how many are not made.
@@ -55,12 +49,17 @@ class TabularEvidence:
         value, reference_value: of the metric, exported and original.
         examples: rows that are answered otherwise, in words.
         cases: [batch size, rows] pairs that were compared.
-        raw: the same comparison in the form that all evidence has.
-        cpus: threads the speed was measured with.
     """
 
-    precision: str
-    size_bytes: int
+    CHECKS: ClassVar[tuple[Check, ...]] = (
+        Check("agreement", "agreement", ".4f"),
+        Check("max_abs_diff", "difference", ".2g", most=True),
+        Check("mean_abs_diff", "mean difference", ".2g", most=True),
+        Check("batch_invariance", "batch invariance", ".2g", most=True),
+        Check("loss", "{0.metric} loses", ".4f", most=True),
+    )
+
+    precision: str = PRECISION
     rows: int
     rows_from: str
     own_rows: int
@@ -83,43 +82,40 @@ class TabularEvidence:
     reference_value: float | None = None
     examples: tuple[str, ...] = ()
     cases: tuple[tuple[int, int], ...] = ()
-    raw: RawEvidence | None = None
-    cpus: int = field(default_factory=available_cpus)
+
+    @property
+    def loss(self) -> float | None:
+        """Of the metric; None where the true labels are not known."""
+        if self.value is None or self.reference_value is None:
+            return None
+        return self.reference_value - self.value
+
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """See `Measured`."""
+        return LIMITS
 
     @property
     def failures(self) -> list[str]:
-        """What misses the tolerance, as figures, and then rows that show it; empty: proven. A NaN misses."""
-        limit = TOLERANCE
-        checks = [
-            (
-                self.agreement >= limit.min_agreement,
-                f"agreement {self.agreement:.4f} < {limit.min_agreement}",
-            ),
-            (
-                self.max_abs_diff <= limit.max_abs_diff,
-                f"difference {self.max_abs_diff:.2g} > {limit.max_abs_diff:g}",
-            ),
-            (
-                self.mean_abs_diff <= limit.mean_abs_diff,
-                f"mean difference {self.mean_abs_diff:.2g} > {limit.mean_abs_diff:g}",
-            ),
-            (
-                self.batch_invariance <= limit.max_invariance,
-                f"batch invariance {self.batch_invariance:.2g} > {limit.max_invariance:g}",
-            ),
-        ]
-        if self.value is not None and self.reference_value is not None:
-            loss = self.reference_value - self.value
-            text = f"{self.metric} loses {loss:.4f} > {limit.max_metric_loss}"
-            checks.append((loss <= limit.max_metric_loss, text))
-        missed = [text for passed, text in checks if not passed]
+        """See `Measured`; figures, and then rows that show it. `raw` is the same comparison."""
+        found = (check.failure(self, self.limits[check.key]) for check in self.CHECKS)
+        missed = list(filter(None, found))
         return [*missed, *self.examples] if missed else []
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types, with the verdict."""
-        plain: dict[str, Any] = {
-            "cases": [list(case) for case in self.cases],
-            "examples": list(self.examples),
-        }
-        plain["raw"] = self.raw.to_dict() if self.raw else None
-        return asdict(self) | plain | {"failures": self.failures, "proven": not self.failures}
+    @classmethod
+    def columns(cls, entries: Sequence[TabularEvidence]) -> list[Column]:
+        """Size, largest difference of a score, agreement of labels, speed of one row and of 256."""
+        return [
+            figure("#kB", "size_bytes", ".0f", 1e3),
+            figure("#max |Δ|", "max_abs_diff", ".0e"),
+            figure("#agree", "agreement", ".1%"),
+            figure("#ms ×1", "latency_ms", ".2f"),
+            figure("#×256/s", "throughput", ",.0f"),
+            *cls._scores(entries[0]),
+        ]
+
+    @staticmethod
+    def _scores(first: TabularEvidence) -> list[Column]:
+        if first.value is None:
+            return []
+        return [(f"#{first.metric}", lambda entry: f"{entry.value:.4f} of {entry.reference_value:.4f}")]

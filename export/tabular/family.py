@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from export.evidence import Verified
 from export.exported import Exported
-from export.families import Family
+from export.family import Family
 from export.raw.evidence import RawEvidence
 from export.raw.served import Caller
 from export.repository import Published, Release
@@ -34,7 +33,7 @@ from shoal.progress import Silent
 
 @dataclass
 class EstimatorSubject:
-    """An estimator, opened; see `export.families.Subject`.
+    """An estimator, opened; see `export.family.Subject`.
 
     Attributes:
         own: rows of the user.
@@ -88,10 +87,6 @@ class EstimatorSubject:
         """See `Subject`."""
         return EstimatorAnswers(self.served, self._rows(progress), self.recipe.max_batch_size)
 
-    def in_process(self, graph: Exported, precision: str, work: Path) -> AbstractContextManager[Caller]:
-        """Not needed: `measure` compares answers to raw inputs itself."""
-        raise NotImplementedError
-
     def published(self, manifest: Manifest, repository: Path) -> Exported:
         """See `Subject`."""
         graph = Exported.read(repository / manifest.network / str(manifest.version) / "model.onnx")
@@ -99,12 +94,6 @@ class EstimatorSubject:
         reader, blur = _published_reader(manifest, repository), float(manifest.evidence["blur"])
         self._served = Served(self.estimator, graph, reader, numbers, blur)
         return graph
-
-    def published_in_process(
-        self, manifest: Manifest, repository: Path, graph: Exported
-    ) -> AbstractContextManager[Caller]:
-        """Not needed: `measure` compares answers to raw inputs itself."""
-        raise NotImplementedError
 
     def statistics(self, proven: Sequence[Verified], progress: Silent) -> dict[str, dict[str, Any] | None]:
         """See `Subject`."""
@@ -124,7 +113,7 @@ class EstimatorSubject:
 
 @dataclass(frozen=True)
 class EstimatorAnswers:
-    """What the original says of rows; see `export.families.Answers`."""
+    """What the original says of rows; see `export.family.Answers`."""
 
     served: Served
     sample: Sample
@@ -138,7 +127,7 @@ class EstimatorAnswers:
 def find(
     recipe: TabularRecipe, progress: Silent, *, eval_data: Path | None, versions: Sequence[Manifest] = ()
 ) -> Callable[[Path], EstimatorSubject]:
-    """See `export.families.Find`."""
+    """See `export.family.Find`."""
     for manifest in versions:
         _check_source(manifest)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from export.evidence import Verified
-from export.repository import Part, Release
+from export.repository import ModelFiles, Release
 from export.tabular import config
 from export.tabular.agreement import Served
 from export.tabular.columns import NUMBER
@@ -30,7 +30,7 @@ def release(proven: Verified, recipe: TabularRecipe, served: Served, task: str, 
         row: one that the model takes, by input, as JSON has it.
     """
     name, columns, reader = recipe.name, served.estimator.columns, served.reader
-    settings = config.Settings(
+    settings = config.EstimatorSettings(
         name,
         recipe.max_batch_size,
         task,
@@ -48,13 +48,13 @@ def release(proven: Verified, recipe: TabularRecipe, served: Served, task: str, 
         }
         inputs = config.wire_inputs(columns, served.numbers)
         make = partial(config.reader_config, settings, inputs, proven.exported)
-        parts.append(Part(config.reader_name(name), files, make))
+        parts.append(ModelFiles(config.reader_name(name), files, make))
     make = partial(config.estimator_config, settings, proven.exported)
-    network = Part(config.network_name(name), {"model.onnx": proven.exported.path}, make)
+    network = ModelFiles(config.network_name(name), {"model.onnx": proven.exported.path}, make)
     parts.append(network)
     steps = [part.config(1) for part in parts]
     make = partial(config.ensemble_config, settings, steps)
-    return Release(proven, (*parts, Part(name, {}, make)), network.name)
+    return Release(proven, (*parts, ModelFiles(name, {}, make)), network.name)
 
 
 def row_of(served: Served, found: Sample) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import statistics
-import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import r2_score
 
 from export.raw.evidence import RawEvidence
 from export.raw.served import Caller
+from export.speed import Timed, median_seconds
 from export.tabular.agreement import Served, compare, in_batches
 from export.tabular.asking import differences
-from export.tabular.evidence import PRECISION, TabularEvidence
+from export.tabular.evidence import TabularEvidence
 from export.tabular.original import Answers
 from export.tabular.sample import Sample
 from serving.models.rows import BadRow
@@ -44,7 +46,6 @@ def measure(served: Served, sample: Sample, *, progress: Silent | None = None) -
     speeds = _speeds(served, sample, progress)
     metric, value, reference_value = _metric(sample, found.got, served.estimator.classes)
     return TabularEvidence(
-        precision=PRECISION,
         size_bytes=served.exported.path.stat().st_size,
         rows=len(rows),
         rows_from=rows.origin,
@@ -59,10 +60,10 @@ def measure(served: Served, sample: Sample, *, progress: Silent | None = None) -
         not_refused=refused[1],
         blur=served.blur,
         batch_invariance=invariance,
-        latency_ms=1e3 * speeds["exported"][0],
-        throughput=SPEED_BATCH / speeds["exported"][1],
-        reference_latency_ms=1e3 * speeds["original"][0],
-        reference_throughput=SPEED_BATCH / speeds["original"][1],
+        latency_ms=1e3 * speeds["exported"][1],
+        throughput=SPEED_BATCH / speeds["exported"][SPEED_BATCH],
+        reference_latency_ms=1e3 * speeds["original"][1],
+        reference_throughput=SPEED_BATCH / speeds["original"][SPEED_BATCH],
         metric=metric,
         value=value,
         reference_value=reference_value,
@@ -109,31 +110,19 @@ def _metric(sample: Sample, got: Answers, classes: tuple[str, ...]) -> tuple[str
     return "accuracy", float(right), float(np.mean(theirs.labels == sample.truth))
 
 
-def _speeds(served: Served, sample: Sample, progress: Silent) -> dict[str, tuple[float, float]]:
+def _speeds(served: Served, sample: Sample, progress: Silent) -> dict[str, dict[int, float]]:
     """Median seconds of one row and of 256 rows; both models in turn, so that they compare."""
     session = measured_session(served.exported.path, threads=available_cpus())
     original, rows = served.estimator.original, sample.rows
-    full = rows.take(np.arange(SPEED_BATCH) % len(rows))
-    seconds: dict[str, tuple[list[float], list[float]]] = {"exported": ([], []), "original": ([], [])}
-    cases = []
-    for position, (some, repeats) in enumerate([(rows.take(slice(1)), 8), (full, 3)]):
-        feed, tables = served.feed(some), [raw for _, raw in served.estimator.shape.of(some)]
-        cases.append((position, repeats, feed, tables))
-        session.run(None, feed)
-    with progress.step("Measure speed", total=SPEED_ROUNDS) as advance:
-        for _ in range(SPEED_ROUNDS):
-            for position, repeats, feed, tables in cases:
-                for _ in range(repeats):
-                    start = time.perf_counter()
-                    session.run(None, feed)
-                    seconds["exported"][position].append(time.perf_counter() - start)
-                for _ in range(repeats):
-                    start = time.perf_counter()
-                    for table in tables:
-                        original.scores(table)
-                    seconds["original"][position].append(time.perf_counter() - start)
-            advance()
-    return {
-        name: (statistics.median(alone), statistics.median(batched))
-        for name, (alone, batched) in seconds.items()
-    }
+    calls: dict[str, dict[int, Timed]] = {"exported": {}, "original": {}}
+    for count, repeats in ((1, 8), (SPEED_BATCH, 3)):
+        some = rows.take(np.arange(count) % len(rows))
+        tables = [raw for _, raw in served.estimator.shape.of(some)]
+        calls["exported"][count] = (partial(session.run, None, served.feed(some)), repeats)
+        calls["original"][count] = (partial(_scores, original, tables), repeats)
+    return median_seconds(calls, SPEED_ROUNDS, progress)
+
+
+def _scores(original: Any, tables: Sequence[Any]) -> None:
+    for table in tables:
+        original.scores(table)

@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from export.kinds import REWRITING, kind_of
-from export.loading import TAKE_OUT, check_generation, load
-from export.source import Checkpoint, find_checkpoint
+from export.checkpoint.kinds import REWRITING, kind_of
+from export.checkpoint.loading import TAKE_OUT, check_generation, load
+from export.checkpoint.source import Checkpoint, find_checkpoint
 from export.text2text.recipe import Text2TextRecipe
 from serving.text2text.settings import Search
 from shoal.errors import ExportError
@@ -47,7 +47,7 @@ def rewrites(source: str) -> bool:
     """Whether a source is an encoder-decoder that makes text of text, supported or not, by its own config.
 
     Raises:
-        UsageError, ExportError: see `export.source.find_checkpoint`.
+        UsageError, ExportError: see `export.checkpoint.source.find_checkpoint`.
     """
     return kind_of(find_checkpoint(source)).task == REWRITING
 
@@ -74,7 +74,7 @@ def find_encoder_decoder(source: str) -> Checkpoint:
 
 
 def load_original(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The PyTorch original; see `export.loading.load`."""
+    """The PyTorch original; see `export.checkpoint.loading.load`."""
     return load("AutoModelForSeq2SeqLM", checkpoint, Text2TextRecipe.TASK)
 
 

@@ -9,26 +9,26 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from export.backbone import LONGEST, positions_of
+from export.checkpoint.opened import open_tokenizer
+from export.checkpoint.source import Checkpoint, check_source
+from export.checkpoint.tokenizer import write_tokenizer
+from export.encoder.backbone import LONGEST, positions_of
 from export.evidence import Verified
 from export.exported import Exported
-from export.families import Family
-from export.opened import open_tokenizer
-from export.raw import encoder_decoder as raw
+from export.family import Family
 from export.raw.measure import RawAnswers
 from export.raw.served import version_folder
 from export.repository import Published, Release
-from export.source import Checkpoint, check_source
-from export.text2text import verify
+from export.text2text import raw, verify
 from export.text2text.checkpoint import find_encoder_decoder, load_original, search_of
+from export.text2text.evidence import Text2TextEvidence
 from export.text2text.labelled import Pair, read_pairs
 from export.text2text.publish import part_of
 from export.text2text.quantize import quantize_int8
 from export.text2text.recipe import Text2TextRecipe
 from export.text2text.to_onnx import Graphs, require_optimum, to_onnx
-from export.tokenization import write_tokenizer
 from serving.in_process import InProcess
-from serving.models.text2text import Settings
+from serving.models.text2text import Text2TextSettings
 from shoal import model_config
 from shoal.manifest import Manifest
 from shoal.progress import Silent
@@ -36,7 +36,7 @@ from shoal.progress import Silent
 
 @dataclass(frozen=True)
 class EncoderDecoder:
-    """A checkpoint, opened; see `export.families.Subject`.
+    """A checkpoint, opened; see `export.family.Subject`.
 
     Attributes:
         original: of PyTorch.
@@ -48,7 +48,7 @@ class EncoderDecoder:
     recipe: Text2TextRecipe
     checkpoint: Checkpoint
     original: PreTrainedModel
-    settings: Settings
+    settings: Text2TextSettings
     tokenizer: Path
     labelled: Sequence[Pair]
     task: str = Text2TextRecipe.TASK
@@ -76,7 +76,7 @@ class EncoderDecoder:
 
     def measure(
         self, graphs: Mapping[str, Exported], published: Mapping[str, Manifest], progress: Silent
-    ) -> dict[str, verify.Text2TextEvidence]:
+    ) -> dict[str, Text2TextEvidence]:
         """See `Subject`."""
         both = {precision: _both(graph) for precision, graph in graphs.items()}
         return verify.measure(self.original, both, self.settings, labelled=self.labelled, progress=progress)
@@ -119,7 +119,7 @@ def _both(graph: Exported) -> Graphs:
 def find(
     recipe: Text2TextRecipe, progress: Silent, *, eval_data: Path | None, versions: Sequence[Manifest] = ()
 ) -> Callable[[Path], EncoderDecoder]:
-    """See `export.families.Find`."""
+    """See `export.family.Find`."""
     if not versions:
         require_optimum()
     checkpoint = find_encoder_decoder(recipe.source)
@@ -137,12 +137,14 @@ def find(
     return load
 
 
-def settings_of(original: PreTrainedModel, recipe: Text2TextRecipe, checkpoint: Checkpoint) -> Settings:
+def settings_of(
+    original: PreTrainedModel, recipe: Text2TextRecipe, checkpoint: Checkpoint
+) -> Text2TextSettings:
     """How a model is served."""
     library = open_tokenizer(checkpoint)
     limits = (library.model_max_length, positions_of(original), LONGEST)
     stated = min(int(limit) for limit in limits if limit)
-    return Settings(
+    return Text2TextSettings(
         search_of(original, recipe),
         min(recipe.max_length or stated, stated),
         recipe.max_text_bytes,

@@ -2,7 +2,7 @@
 
 Every scale of an activation is its row's own; behind a LayerNormalization channels are smoothed as well
 (T5 has none). Weights have 7 bits and a scale a column, token vectors 8 bits and a scale a token.
-`export.quantize` says how, and why.
+`export.quantization.int8` says how, and why.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import onnx
 from export.exported import Exported
 from export.generation.to_onnx import save
 from export.graph import Graph
-from export.quantize import Feed, observe_ranges, quantize_products, quantize_table
+from export.quantization.int8 import Feed, observe_ranges, quantize_products, quantize_table
 from export.text2text.to_onnx import Graphs
-from serving.models.text2text import Answerer, Settings
+from serving.models.text2text import Text2TextSettings, TextGenerator
 from serving.text2text import rules
-from serving.text2text.runner import ATTENTION_MASK, DECODER, ENCODER, INPUT_IDS, Runner, padded
+from serving.text2text.runner import ATTENTION_MASK, DECODER, ENCODER, INPUT_IDS, EncoderDecoderRunner, padded
 from serving.text2text.settings import Search
 from shoal import corpus
 from shoal.progress import Silent
@@ -31,7 +31,7 @@ BATCH = 8
 ANSWER_TOKENS = 16
 
 
-def quantize_int8(plain: Graphs, folder: Path, settings: Settings, progress: Silent) -> Graphs:
+def quantize_int8(plain: Graphs, folder: Path, settings: Text2TextSettings, progress: Silent) -> Graphs:
     """Quantize the token vectors and the products with a constant matrix; see the module.
 
     Args:
@@ -39,7 +39,7 @@ def quantize_int8(plain: Graphs, folder: Path, settings: Settings, progress: Sil
         folder: where the result is written; it exists.
         settings: how they are served.
     """
-    answerer, search = Answerer(plain.path.parent, settings), settings.search
+    answerer, search = TextGenerator(plain.path.parent, settings), settings.search
     texts = [answerer.tokens(text) for text in corpus.passages()[:TEXTS]]
     batches = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
     names = (INPUT_IDS, ATTENTION_MASK)
@@ -50,7 +50,9 @@ def quantize_int8(plain: Graphs, folder: Path, settings: Settings, progress: Sil
     return Graphs.read_both(folder)
 
 
-def _written(runner: Runner, batches: Iterable[Sequence[Sequence[int]]], search: Search) -> Iterator[Feed]:
+def _written(
+    runner: EncoderDecoderRunner, batches: Iterable[Sequence[Sequence[int]]], search: Search
+) -> Iterator[Feed]:
     """What the decoder reads in each step of its greedy answers, none of which ends early."""
     going = replace(search, min_new_tokens=ANSWER_TOKENS, forced_eos=-1)
     for batch in batches:

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from export.encoder.to_onnx import OPSET
 from export.exported import Exported
 from export.generation.to_onnx import save
 from export.generation.verify import files_of
 from export.text2text.recipe import Text2TextRecipe
-from export.to_onnx import OPSET
 from serving.text2text.runner import ATTENTION_MASK, DECODER, ENCODER, INPUT_IDS, cross_names
 from shoal.errors import ExportError, first_line, install_hint
 

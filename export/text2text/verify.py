@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from export.raw.evidence import RawEvidence
+from export.likeness import TIE, cosines, difference, same_choice, share_equal
+from export.speed import median_seconds
+from export.text2text.evidence import Text2TextEvidence
 from export.text2text.labelled import Pair, chrf
-from export.text2text.recipe import Text2TextRecipe
 from export.text2text.to_onnx import Graphs
-from serving.models.text2text import Answerer, Settings
-from serving.text2text.runner import Runner, cross_names, padded
+from serving.models.text2text import Text2TextSettings, TextGenerator
+from serving.text2text.runner import EncoderDecoderRunner, cross_names, padded
 from serving.text2text.search import answer
 from serving.text2text.settings import Search
 from shoal import corpus
@@ -33,119 +32,12 @@ EVAL_BATCH = 16
 SPEED_BATCH = 8
 SPEED_TOKENS = 16
 SPEED_ROUNDS = 5
-TIE = 1e-3  # two tokens whose logits are closer than this, relative to the largest, are equally right
 METRIC = "chrF"
 _ORIGINAL = "original"
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """What a precision must reach against the original; see `Text2TextEvidence`.
-
-    Attributes:
-        max_loss: of the metric on labelled data.
-    """
-
-    max_abs_diff: float
-    min_cosine: float
-    agreement: float
-    greedy: float
-    answers: float
-    invariance: float
-    max_loss: float
-
-
-# A beam search has many near ties: one answer of a dozen may turn on a last digit.
-TOLERANCES = {
-    "fp32": Tolerance(1e-3, 0.9999, 0.999, 1.0, 0.9, 0.9, 0.5),
-    # One token that falls otherwise changes all that follow it in an answer: so what counts is each token,
-    # given those of the original before it.
-    "int8": Tolerance(0.15, 0.9, 0.97, 0.0, 0.0, 0.9, 1.0),
-}
-
-
-@dataclass(frozen=True)
-class Text2TextEvidence:
-    """The measured figures of one version.
-
-    Attributes:
-        precision: which tolerance applies.
-        size_bytes: of both graphs and their weights.
-        encoder_max_abs_diff, encoder_min_cosine: of what the decoder reads of the texts (keys and values of
-            its cross-attention, a vector a token and head), in a padded batch; differences are relative to
-            the original's largest where that is above 1.
-        logits_max_abs_diff, logits_min_cosine: of the next token's logits, in the original's greedy answer.
-        agreement: share of these logits whose largest is the original's, or as large as that within `TIE`.
-        greedy_match: share of texts whose greedy answer is the original's, token by token; a token that is
-            as likely as the original's within `TIE` ends the comparison.
-        answer_match: share of texts whose answer, searched as it is served, is that of `generate`.
-        batch_invariance: share of texts whose answer is the same alone and in a batch with all the others.
-        latency_ms: median of one answer of 16 tokens to a text of 16, milliseconds, in process.
-        tokens_per_second: generated, 8 such texts at once, in process.
-        metric, score, reference_score: chrF between greedy answers and the targets of the user's labelled
-            data, 0 to 100, of this version and of the original; None without such data.
-        cases: [tokens of the text, tokens of the original's answer] of what was compared.
-        cpus: threads the speed was measured with.
-        raw: its answers to raw inputs; None: they were not compared.
-    """
-
-    precision: str
-    size_bytes: int
-    encoder_max_abs_diff: float
-    encoder_min_cosine: float
-    logits_max_abs_diff: float
-    logits_min_cosine: float
-    agreement: float
-    greedy_match: float
-    answer_match: float
-    batch_invariance: float
-    latency_ms: float
-    tokens_per_second: float
-    metric: str | None = None
-    score: float | None = None
-    reference_score: float | None = None
-    cases: tuple[tuple[int, int], ...] = ()
-    cpus: int = field(default_factory=available_cpus)
-    task: str = Text2TextRecipe.TASK
-    raw: RawEvidence | None = None
-
-    @property
-    def failures(self) -> list[str]:
-        """What misses the tolerance, as figures; empty: proven. A NaN misses."""
-        wanted = TOLERANCES[self.precision]
-        small = [(f"{part} difference", f"{part}_max_abs_diff") for part in ("encoder", "logits")]
-        large = [
-            (f"{part} cosine", f"{part}_min_cosine", wanted.min_cosine) for part in ("encoder", "logits")
-        ]
-        shares = [
-            ("tokens agree", "agreement", wanted.agreement),
-            ("greedy answers agree", "greedy_match", wanted.greedy),
-            ("answers agree", "answer_match", wanted.answers),
-            ("alone and in a batch agree", "batch_invariance", wanted.invariance),
-        ]
-        found = [(name, getattr(self, key)) for name, key in small]
-        misses = [f"{n} {v:.2g} > {wanted.max_abs_diff:g}" for n, v in found if not v <= wanted.max_abs_diff]
-        for name, key, least in [*large, *shares]:
-            if not getattr(self, key) >= least:
-                misses.append(f"{name} {getattr(self, key):.5g} < {least:g}")
-        if self.score is not None and self.reference_score is not None:
-            loss = self.reference_score - self.score
-            if not loss <= wanted.max_loss:
-                misses.append(f"{self.metric} loses {loss:.2f} > {wanted.max_loss}")
-        return [*(self.raw.failures if self.raw else ()), *misses]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types, with the verdict."""
-        return asdict(self) | {
-            "cases": [list(case) for case in self.cases],
-            "raw": self.raw.to_dict() if self.raw else None,
-            "failures": self.failures,
-            "proven": not self.failures,
-        }
-
-
-@dataclass(frozen=True)
-class Reference:
+class ExpectedAnswers:
     """What the original says of sample texts.
 
     Attributes:
@@ -166,7 +58,7 @@ class Reference:
 def measure(
     original: PreTrainedModel,
     candidates: Mapping[str, Graphs],
-    settings: Settings,
+    settings: Text2TextSettings,
     *,
     labelled: Sequence[Pair] = (),
     progress: Silent,
@@ -180,7 +72,7 @@ def measure(
         labelled: the user's texts and targets, for the metric.
     """
     search = settings.search
-    answerers = {name: Answerer(graphs.path.parent, settings) for name, graphs in candidates.items()}
+    answerers = {name: TextGenerator(graphs.path.parent, settings) for name, graphs in candidates.items()}
     reference = _measure_reference(original, search, _samples(next(iter(answerers.values()))), progress)
     found: dict[str, dict[str, Any]] = {}
     with progress.step("Compare with the PyTorch original", total=len(answerers)) as advance:
@@ -207,14 +99,14 @@ def measure(
     }
 
 
-def _samples(answerer: Answerer) -> tuple[tuple[int, ...], ...]:
+def _samples(answerer: TextGenerator) -> tuple[tuple[int, ...], ...]:
     """Token ids of texts whose lengths are spread as real requests are."""
     return tuple(tuple(answerer.tokens(text)) for text in corpus.texts(SAMPLES, seed=7))
 
 
 def _measure_reference(
     model: PreTrainedModel, search: Search, texts: Sequence[Sequence[int]], progress: Silent
-) -> Reference:
+) -> ExpectedAnswers:
     """Answers of the PyTorch original in fp32 to the texts as one padded batch, and its logits."""
     torch.set_num_threads(available_cpus())
     short = _short(search)
@@ -229,7 +121,7 @@ def _measure_reference(
         answers = _generated(model, short, texts)
     pairs = [value for layer in output.past_key_values.to_legacy_cache() for value in layer[2:4]]
     cross = {name: value.numpy() for name, value in zip(cross_names(len(pairs) // 2), pairs, strict=True)}
-    return Reference(tuple(map(tuple, texts)), cross, greedy, logits, answers)
+    return ExpectedAnswers(tuple(map(tuple, texts)), cross, greedy, logits, answers)
 
 
 def _short(search: Search) -> Search:
@@ -257,29 +149,28 @@ def _generated(
     return tuple(answers)
 
 
-def _compare(runner: Runner, reference: Reference, search: Search) -> dict[str, Any]:
+def _compare(runner: EncoderDecoderRunner, reference: ExpectedAnswers, search: Search) -> dict[str, Any]:
     """The figures of `Text2TextEvidence` but for speeds and scores."""
     short, texts = _short(search), reference.texts
-    encoder = _difference(*_vectors_of_texts(runner, reference, search.pad))
+    read, expected_read = _vectors_of_texts(runner, reference, search.pad)
     found, expected = _next_tokens(runner, reference, search)
-    logits = _difference(found, expected)
     greedy = [_answers(runner, replace(short, num_beams=1), [text])[0] for text in texts]
     alone = [_answers(runner, short, [text])[0] for text in texts]
     return {
-        "encoder_max_abs_diff": encoder[0],
-        "encoder_min_cosine": encoder[1],
-        "logits_max_abs_diff": logits[0],
-        "logits_min_cosine": logits[1],
-        "agreement": _agreement(found, expected),
+        "encoder_max_abs_diff": difference(read, expected_read),
+        "encoder_min_cosine": float(cosines(read, expected_read).min()),
+        "logits_max_abs_diff": difference(found, expected),
+        "logits_min_cosine": float(cosines(found, expected).min()),
+        "agreement": float(same_choice(found, expected, relative=True).mean()),
         "greedy_match": float(np.mean([_same_greedily(*row) for row in _rows(greedy, reference)])),
-        "answer_match": _share(alone, reference.answers),
-        "batch_invariance": _share(alone, _answers(runner, short, texts)),
+        "answer_match": share_equal(alone, reference.answers),
+        "batch_invariance": share_equal(alone, _answers(runner, short, texts)),
     }
 
 
 def _scores(
     original: PreTrainedModel,
-    answerers: Mapping[str, Answerer],
+    answerers: Mapping[str, TextGenerator],
     search: Search,
     labelled: Sequence[Pair],
     progress: Silent,
@@ -307,11 +198,13 @@ def _scores(
     return scores
 
 
-def _answers(runner: Runner, search: Search, texts: Sequence[Sequence[int]]) -> list[list[int]]:
+def _answers(runner: EncoderDecoderRunner, search: Search, texts: Sequence[Sequence[int]]) -> list[list[int]]:
     return answer(runner.start(texts, search.pad), search, [search.max_new_tokens] * len(texts))
 
 
-def _vectors_of_texts(runner: Runner, reference: Reference, pad: int) -> tuple[NDArray, NDArray]:
+def _vectors_of_texts(
+    runner: EncoderDecoderRunner, reference: ExpectedAnswers, pad: int
+) -> tuple[NDArray, NDArray]:
     """What the decoder reads of the texts, of the graph and of the original: [vectors, width], no padding."""
     cross = runner.start(reference.texts, pad).cross
     pairs = [
@@ -327,7 +220,9 @@ def _stacked(arrays: Sequence[NDArray]) -> NDArray:
     return np.concatenate([array.reshape(-1, array.shape[-1]) for array in arrays])
 
 
-def _next_tokens(runner: Runner, reference: Reference, search: Search) -> tuple[NDArray, NDArray]:
+def _next_tokens(
+    runner: EncoderDecoderRunner, reference: ExpectedAnswers, search: Search
+) -> tuple[NDArray, NDArray]:
     """Logits of the graph and of the original, the original's answers given: [tokens, vocabulary]."""
     found = []
     for text, tokens in zip(reference.texts, reference.greedy, strict=True):
@@ -336,22 +231,7 @@ def _next_tokens(runner: Runner, reference: Reference, search: Search) -> tuple[
     return np.concatenate(found), np.concatenate(reference.logits)
 
 
-def _agreement(found: NDArray, expected: NDArray) -> float:
-    """Share of rows whose largest component is the original's, or as large as that up to a tie."""
-    chosen = np.take_along_axis(expected, found.argmax(axis=1)[:, None], axis=1)[:, 0]
-    gaps = expected.max(axis=1) - chosen
-    return float((gaps <= TIE * np.maximum(1.0, np.abs(expected).max(axis=1))).mean())
-
-
-def _difference(found: NDArray, expected: NDArray) -> tuple[float, float]:
-    """Largest difference of a component, relative to the largest above 1, and least cosine of a vector."""
-    scale = max(1.0, float(np.abs(expected).max()))
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-    cosines = (found * expected).sum(axis=1) / np.maximum(lengths, 1e-12)
-    return float(np.abs(found - expected).max()) / scale, float(cosines.min())
-
-
-def _rows(greedy: Sequence[Sequence[int]], reference: Reference) -> list[tuple[Any, Any, Any]]:
+def _rows(greedy: Sequence[Sequence[int]], reference: ExpectedAnswers) -> list[tuple[Any, Any, Any]]:
     return list(zip(greedy, reference.greedy, reference.logits, strict=True))
 
 
@@ -364,33 +244,17 @@ def _same_greedily(found: Sequence[int], expected: Sequence[int], logits: NDArra
     return len(found) == len(expected)
 
 
-def _share(found: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) -> float:
-    return float(np.mean([tuple(a) == tuple(b) for a, b in zip(found, expected, strict=True)]))
-
-
 def _speeds(
-    runners: Mapping[str, Runner], search: Search, progress: Silent
+    runners: Mapping[str, EncoderDecoderRunner], search: Search, progress: Silent
 ) -> dict[str, tuple[float, float]]:
     """Milliseconds of one answer, and tokens per second of several; as served, but of one fixed length."""
     fixed = replace(search, ends=(), forced_eos=-1, min_new_tokens=0, max_new_tokens=SPEED_TOKENS)
-    seconds: dict[str, dict[int, list[float]]] = {name: {1: [], SPEED_BATCH: []} for name in runners}
-    with progress.step("Measure speed", total=SPEED_ROUNDS) as advance:
-        for _ in range(SPEED_ROUNDS):
-            for name, runner in runners.items():
-                for count, taken in seconds[name].items():
-                    texts = [[1] * SPEED_TOKENS] * count
-                    taken.append(_seconds(partial(_answers, runner, fixed, texts)))
-            advance()
-    medians = {
-        name: [statistics.median(taken) for taken in by_count.values()] for name, by_count in seconds.items()
+    calls = {
+        name: {n: (partial(_answers, runner, fixed, [[1] * SPEED_TOKENS] * n), 1) for n in (1, SPEED_BATCH)}
+        for name, runner in runners.items()
     }
+    seconds = median_seconds(calls, SPEED_ROUNDS, progress)
     return {
-        name: (1e3 * alone, SPEED_BATCH * SPEED_TOKENS / together)
-        for name, (alone, together) in medians.items()
+        name: (1e3 * taken[1], SPEED_BATCH * SPEED_TOKENS / taken[SPEED_BATCH])
+        for name, taken in seconds.items()
     }
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

@@ -24,7 +24,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from serving import probe
-from serving.drift.statistics import Reference, Value, Vocabulary, answer_features, distance
+from serving.drift.statistics import ReferenceStatistics, Value, Vocabulary, answer_features, distance
 from shoal.errors import RepositoryError, ServerError
 from shoal.manifest import Manifest, served_manifests
 
@@ -86,7 +86,7 @@ class Watched:
     name: str
     network: str
     inputs: tuple[str, ...]
-    reference: Reference
+    reference: ReferenceStatistics
     vocabulary: Vocabulary
     windows: dict[str, Window] = field(default_factory=dict)
     asked: float = float("-inf")
@@ -103,7 +103,7 @@ class Monitor(Collector):
     """Rows in, gauges out. Thread-safe.
 
     Args:
-        watched: by name and version of the model that has the tap.
+        watched: by name and version of the model whose traffic is sampled.
         ask: a network for its outputs; None: only inputs are compared.
         least: rows below which a feature is not exported.
         ask_seconds: between two questions to one network, at least.
@@ -134,7 +134,7 @@ class Monitor(Collector):
             self._watched = dict(watched)
 
     def receive(self, message: bytes) -> None:
-        """Take one row from a tap; what is not one, or of a model that is not watched, is passed over."""
+        """Take one row from a sampler; what is not one, or of a model that is not watched, is passed over."""
         try:
             row = json.loads(message)
             model = self._watched[row["model"], row["version"]]
@@ -235,7 +235,7 @@ def watched_in(repository: Path) -> dict[tuple[str, int], Watched]:
 
 def _watch(manifest: Manifest, tokenizer: Path) -> Watched:
     try:
-        reference = Reference.from_dict(manifest.reference or {})
+        reference = ReferenceStatistics.from_dict(manifest.reference or {})
         vocabulary = Vocabulary.read(tokenizer)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RepositoryError(

@@ -162,7 +162,7 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceStatistics:
     """Statistics of the rows that a version was exported with.
 
     Attributes:
@@ -185,7 +185,7 @@ class Reference:
         return {"texts": self.texts, "features": features} | ({"centroid": centroid} if centroid else {})
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Reference:
+    def from_dict(cls, values: Mapping[str, Any]) -> ReferenceStatistics:
         """From `to_dict`.
 
         Raises:
@@ -204,7 +204,7 @@ class Reference:
         texts: str,
         rows: Sequence[Mapping[str, Value]],
         centroid: NDArray[np.float32] | None = None,
-    ) -> Reference:
+    ) -> ReferenceStatistics:
         """Of rows that all have the same features.
 
         Args:

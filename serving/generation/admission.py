@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from serving.generation.deliveries import described
 from serving.generation.engine import QueueFull
 from serving.generation.sequence import Failure, Request
+from shoal.dialect import QUEUE_FULL
 
 STACK = 64 * 2**20  # bytes; several times what a definition may take in its trial
 JOIN_SECONDS = 10.0
@@ -69,7 +70,7 @@ class Admission:
             self._waiting.put_nowait((request, refuse))
         except queue.Full:
             raise QueueFull(
-                f"the queue is full: {self._waiting.maxsize} structures wait to be compiled; try again later"
+                f"{QUEUE_FULL}{self._waiting.maxsize} structures wait to be compiled; try again later"
             ) from None
 
     def end(self) -> None:
@@ -121,7 +122,7 @@ class Admission:
         if request.deadline is not None and self._clock() >= request.deadline:
             return Failure.DEADLINE, "its structure was not compiled in time"
         try:
-            left = request.gone()
+            left = request.is_cancelled()
         except Exception as error:  # noqa: BLE001 - the others go on
             return Failure.INTERNAL, described(error)
         return (Failure.CANCELLED, "the caller has left") if left else None

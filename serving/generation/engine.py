@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from serving.generation.deliveries import Deliveries, Stats, described
 from serving.generation.params import Unmet
 from serving.generation.prefix import BLOCK, PrefixCache
-from serving.generation.sampling import surprise, top_logprobs
+from serving.generation.sampling import negative_log_likelihood, top_logprobs
 from serving.generation.scheduler import Limits, Prefill, Scheduler
 from serving.generation.sequence import Chunk, Failure, Request, Sequence
 from serving.generation.speculation import StepCost
 from serving.generation.text import Decode
+from shoal.dialect import QUEUE_FULL
 
 Logits = NDArray[np.float32]
 PROBE_TOKENS = 16  # of a probe's prompt, at most: it is written beside what a step may write
@@ -40,7 +41,7 @@ class QueueFull(RuntimeError):
 
 
 class Model(Protocol):
-    """What the engine needs of a decoder; `serving.generation.runner.Runner` is the real one."""
+    """What the engine needs of a decoder; `serving.generation.runner.DecoderRunner` is the real one."""
 
     def decode(self, tokens: Tokens[int], lengths: Tokens[int]) -> Logits: ...
     def prefill(self, row: int, tokens: Tokens[int], start: int, wanted: Tokens[int]) -> Logits: ...
@@ -134,7 +135,7 @@ class Engine:
         with self._work:
             if request.probe:
                 if self._probe is not None:
-                    raise QueueFull("the queue is full: another probe is not answered yet; try again later")
+                    raise QueueFull(f"{QUEUE_FULL}another probe is not answered yet; try again later")
                 self._probe = sequence
                 self._work.notify()
                 return
@@ -142,7 +143,7 @@ class Engine:
             waiting = self.waiting - self._scheduler.free
             if waiting >= self._limits.max_queue_size:
                 self.stats.finished["refused"] += 1
-                raise QueueFull(f"the queue is full: {waiting} requests wait; try again later")
+                raise QueueFull(f"{QUEUE_FULL}{waiting} requests wait; try again later")
             self._inbox.append(sequence)
             self._work.notify()
 
@@ -213,7 +214,7 @@ class Engine:
                 )
             elif (sequence.number + self.stats.steps) % 2 == 0:
                 try:
-                    left = sequence.request.gone()
+                    left = sequence.request.is_cancelled()
                 except Exception as error:  # noqa: BLE001 - the others go on
                     self._fail(sequence, Failure.INTERNAL, described(error))
                     continue
@@ -245,7 +246,7 @@ class Engine:
             logits = self._timed(lambda: self._model.prefill(work.row, part, work.start, wanted))
             if scored:
                 following = only.request.prompt[work.start + 1 : work.start + 1 + len(scored)]
-                only.surprise += float(surprise(logits[: len(scored)], following).sum())
+                only.surprise += float(negative_log_likelihood(logits[: len(scored)], following).sum())
             logits = logits[len(scored) :]
             only.computed = work.stop
             if work.stop < len(only.request.prompt):

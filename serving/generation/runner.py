@@ -32,7 +32,7 @@ INPUT_IDS, PAST_LENGTHS, TOTAL_LENGTH, LOGIT_ROWS, LOGITS = (
 _ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-class Runner:
+class DecoderRunner:
     """One ONNX Runtime session and its KV cache.
 
     Args:

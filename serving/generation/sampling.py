@@ -25,7 +25,7 @@ class TokenLogprob:
     rank: int
 
 
-class Chooser:
+class Sampler:
     """Chooses the tokens of one request.
 
     Args:
@@ -117,7 +117,7 @@ class Chooser:
         return logits
 
 
-def surprise(logits: Logits, tokens: ArrayLike) -> NDArray[np.float64]:
+def negative_log_likelihood(logits: Logits, tokens: ArrayLike) -> NDArray[np.float64]:
     """Negative log likelihood (natural) of the token that came at each position.
 
     The exponential of its mean is the perplexity.

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from serving.generation.params import SamplingParams
-from serving.generation.sampling import Chooser, TokenLogprob
+from serving.generation.sampling import Sampler, TokenLogprob
 from serving.generation.speculation import Guesser
 from serving.generation.text import Decode, Detokenizer, StopFinder
 
@@ -59,7 +59,7 @@ class Request:
         deliver: called with each part; exactly one call is the last: a Chunk with a finish reason, or a
             Failure and its message. Where it raises, that part was not sent: it is called once more, with a
             Failure, unless it was a Failure that it was called with.
-        gone: whether the caller has left.
+        is_cancelled: whether the caller has left.
         deadline: on the engine's clock, in seconds; None: none.
         matcher: what keeps the answer to a structure, or None.
         bad: token ids of texts that must not come, see `text.bad_word_tokens`.
@@ -74,7 +74,7 @@ class Request:
     params: SamplingParams
     stream: bool
     deliver: Callable[[Chunk | tuple[Failure, str]], None]
-    gone: Callable[[], bool] = lambda: False
+    is_cancelled: Callable[[], bool] = lambda: False
     deadline: float | None = None
     matcher: Any = None
     bad: Tokens[Tokens[int]] = ()
@@ -120,7 +120,7 @@ class Sequence:
         request, params = self.request, self.request.params
         self.stop_tokens = set(params.stop_token_ids) | (set() if params.ignore_eos else set(self.ends))
         late = sorted({*params.stop_token_ids, *self.ends})  # not before min_tokens, whatever they mean
-        self.chooser = Chooser(params, request.prompt, late, request.matcher, request.bad)
+        self.chooser = Sampler(params, request.prompt, late, request.matcher, request.bad)
         self.guesser = Guesser(request.prompt)
         decode = self.decode
         if not params.skip_special_tokens:

@@ -20,6 +20,7 @@ from typing import Any
 
 from serving.models.backend_utils import pb_utils
 from serving.probe import is_probe
+from shoal.dialect import QUEUE_FULL
 from shoal.names import ENCODER, ESTIMATOR, PARTS, part_name
 
 # host:port of the metrics of the server that runs this; without it nobody is refused.
@@ -40,7 +41,7 @@ class QueueFull(Exception):
     """
 
     def __init__(self, waiting: int) -> None:
-        super().__init__(f"the queue is full: {waiting} requests wait; try again later")
+        super().__init__(f"{QUEUE_FULL}{waiting} requests wait; try again later")
 
 
 class Admission:

@@ -30,12 +30,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from serving import heartbeat
-from serving.drift.tap import Tap
+from serving.drift.sampler import TrafficSampler
 from serving.generation.admission import Admission
 from serving.generation.deliveries import described
 from serving.generation.engine import Engine, QueueFull
 from serving.generation.params import MAX_BYTES, BadRequest, Busy, SamplingParams
-from serving.generation.runner import Runner
+from serving.generation.runner import DecoderRunner
 from serving.generation.sampling import TokenLogprob
 from serving.generation.scheduler import Limits
 from serving.generation.sequence import Chunk, Failure, Request
@@ -47,19 +47,33 @@ from serving.models.metrics import Metrics
 from serving.models.responses import in_short
 from serving.onnxruntime.sessions import check_runtime
 from serving.probe import is_probe
+from shoal.dialect import (
+    CACHED_TOKENS,
+    CUMULATIVE_LOGPROB,
+    EXCLUDE_INPUT,
+    FINISH_REASON,
+    INPUT_TOKENS,
+    INVALID_REQUEST,
+    LOGPROBS,
+    ON_DEMAND,
+    OUTPUT_TOKENS,
+    RETURN,
+    SAMPLING,
+    STREAM,
+    TEXT_INPUT,
+    TEXT_OUTPUT,
+)
 from shoal.manifest import FILENAME, Manifest
 from shoal.paths import named
 
-TEXT_INPUT, TEXT_OUTPUT = "text_input", "text_output"
 # No token is longer than this, so that a longer text need not be tokenized to be refused.
 BYTES_PER_TOKEN = 128
 STOP_SECONDS = 10.0
 STOPPING = "the server is stopping"
-BAD_REQUEST = "invalid request: "  # errors in a gRPC stream have no status: clients tell them by this
 
 
 @dataclass(frozen=True)
-class Settings:
+class GenerationSettings:
     """The model's parameters."""
 
     limits: Limits
@@ -71,7 +85,7 @@ class Settings:
     sampling: Mapping[str, Any]
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Settings:
+    def from_config(cls, config: dict[str, Any]) -> GenerationSettings:
         """From a Triton model config as a dict.
 
         Raises:
@@ -113,11 +127,11 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the graph and the tokenizer of the version, and start the engine's thread."""
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        settings = Settings.from_config(json.loads(args["model_config"]))
+        settings = GenerationSettings.from_config(json.loads(args["model_config"]))
         folder = version_folder(args)
         check_runtime(folder)
         limits = settings.limits
-        runner = Runner(
+        runner = DecoderRunner(
             folder / "model.onnx",
             rows=limits.rows,
             max_length=limits.max_model_len,
@@ -139,7 +153,7 @@ class TritonPythonModel:
             prefix_cache_tokens=settings.prefix_cache_tokens,
             speculate=is_exact(folder) if settings.speculate is None else settings.speculate,
         )
-        self._tap = Tap(args["model_name"], args["model_version"])
+        self._sampler = TrafficSampler(args["model_name"], args["model_version"])
         self._metrics = Metrics(self._engine, {"model": args["model_name"], "version": args["model_version"]})
         self._page = heartbeat.start()
         self._stopping = threading.Event()
@@ -205,7 +219,7 @@ class TritonPythonModel:
         text = _text(request, TEXT_INPUT, most * BYTES_PER_TOKEN, f"; the context holds {most} tokens")
         if not text:
             raise BadRequest(f"{TEXT_INPUT} is empty")
-        given = _text(request, "sampling_parameters", MAX_BYTES)
+        given = _text(request, SAMPLING, MAX_BYTES)
         params = SamplingParams.from_json(given, self._settings.sampling)
         params.check_tokens(self._vocabulary)
         prompt = encode_prompt(self._tokenizer, text, self._settings.begin)
@@ -218,10 +232,10 @@ class TritonPythonModel:
             params=params,
             stream=answer.stream,
             deliver=answer.deliver,
-            gone=answer.gone,
+            is_cancelled=answer.is_cancelled,
             deadline=time.monotonic() + timeout if timeout else None,
             bad=bad_word_tokens(self._tokenizer, params.bad_words),
-            scored=partial(self._tap.send, prompt, None) if self._tap.wants and not probe else None,
+            scored=partial(self._sampler.send, prompt, None) if self._sampler.wants and not probe else None,
             probe=probe,
         )
 
@@ -246,15 +260,15 @@ class _Answer:
 
     def __init__(self, request: Any) -> None:
         self._sender = request.get_response_sender()
-        self._wanted = {name for name in _FLAGS if _flag(request, f"return_{name}")}
-        self.stream = _flag(request, "stream")
-        self._prepends = not self.stream and not _flag(request, "exclude_input_in_output")
-        self._bad_flags = self.stream and _flag(request, "exclude_input_in_output", default=True) is False
+        self._wanted = {name for name in ON_DEMAND if _flag(request, f"{RETURN}{name}")}
+        self.stream = _flag(request, STREAM)
+        self._prepends = not self.stream and not _flag(request, EXCLUDE_INPUT)
+        self._bad_flags = self.stream and _flag(request, EXCLUDE_INPUT, default=True) is False
         self._text = ""
         self._prompt_tokens = 0
         self._cumulated = 0.0
         self._tokenizer: Tokenizer | None = None
-        self.gone = self._sender.is_cancelled
+        self.is_cancelled = self._sender.is_cancelled
 
     def prepare(self, text: str, prompt: Sequence[int], params: SamplingParams, tokenizer: Tokenizer) -> None:
         """What the responses refer to.
@@ -263,10 +277,10 @@ class _Answer:
             BadRequest: the flags contradict each other or the parameters.
         """
         if self._bad_flags:
-            raise BadRequest("exclude_input_in_output cannot be false in a stream")
-        asked = {"logprobs", "cumulative_logprob"} & self._wanted
+            raise BadRequest(f"{EXCLUDE_INPUT} cannot be false in a stream")
+        asked = {LOGPROBS, CUMULATIVE_LOGPROB} & self._wanted
         if asked and params.logprobs is None:
-            raise BadRequest(f"return_{min(asked)} needs logprobs in sampling_parameters")
+            raise BadRequest(f"{RETURN}{min(asked)} needs logprobs in {SAMPLING}")
         self._text, self._prompt_tokens, self._tokenizer = text, len(prompt), tokenizer
 
     def deliver(self, part: Chunk | tuple[Failure, str]) -> None:
@@ -283,7 +297,7 @@ class _Answer:
             Failure.UNMET: pb_utils.TritonError.INVALID_ARG,
             Failure.INTERNAL: pb_utils.TritonError.INTERNAL,
         }
-        prefix = BAD_REQUEST if failure is Failure.UNMET else f"{failure.value}: "
+        prefix = INVALID_REQUEST if failure is Failure.UNMET else f"{failure.value}: "
         self.fail(codes[failure], f"{prefix}{message}")
 
     def refuse(self, error: Exception) -> None:
@@ -291,7 +305,7 @@ class _Answer:
         if isinstance(error, QueueFull | Busy):
             self.fail(pb_utils.TritonError.UNAVAILABLE, str(error))
         elif isinstance(error, ValueError):
-            self.fail(pb_utils.TritonError.INVALID_ARG, f"{BAD_REQUEST}{error}")
+            self.fail(pb_utils.TritonError.INVALID_ARG, f"{INVALID_REQUEST}{error}")
         else:
             self.fail(pb_utils.TritonError.INTERNAL, described(error))
 
@@ -313,15 +327,15 @@ class _Answer:
         chosen = [position[0].logprob for position in chunk.logprobs]
         self._cumulated += sum(chosen)
         values: dict[str, Any] = {
-            "finish_reason": _strings([chunk.finish_reason or ""]),
-            "cumulative_logprob": np.array([self._cumulated], np.float32),
-            "logprobs": _strings([json.dumps([self._logprobs(position) for position in chunk.logprobs])]),
-            "num_input_tokens": np.array([self._prompt_tokens], np.uint32),
-            "num_output_tokens": np.array([chunk.tokens], np.uint32),
-            "num_cached_tokens": np.array([chunk.cached], np.uint32),
+            FINISH_REASON: _strings([chunk.finish_reason or ""]),
+            CUMULATIVE_LOGPROB: np.array([self._cumulated], np.float32),
+            LOGPROBS: _strings([json.dumps([self._logprobs(position) for position in chunk.logprobs])]),
+            INPUT_TOKENS: np.array([self._prompt_tokens], np.uint32),
+            OUTPUT_TOKENS: np.array([chunk.tokens], np.uint32),
+            CACHED_TOKENS: np.array([chunk.cached], np.uint32),
         }
         tensors = [pb_utils.Tensor(TEXT_OUTPUT, _strings([text]))]
-        return tensors + [pb_utils.Tensor(name, values[name]) for name in _FLAGS if name in self._wanted]
+        return tensors + [pb_utils.Tensor(name, values[name]) for name in ON_DEMAND if name in self._wanted]
 
     def _logprobs(self, position: Sequence[TokenLogprob]) -> dict[str, Any]:
         """One position as the vLLM backend writes it: token id -> logprob, rank and text."""
@@ -335,17 +349,6 @@ class _Answer:
             }
             for entry in position
         }
-
-
-# Outputs that are sent only when asked for, with `return_` before their names.
-_FLAGS = (
-    "finish_reason",
-    "cumulative_logprob",
-    "logprobs",
-    "num_input_tokens",
-    "num_output_tokens",
-    "num_cached_tokens",
-)
 
 
 def _strings(values: Sequence[str]) -> Any:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from shoal.dialect import PROMPT_NAME
 from shoal.paths import named
 
 # Of one request, by input: for each row its texts.
@@ -234,7 +235,7 @@ class Prompting(Layout):
     `include_prompt`, `false`: the tokens of a prompt do not count in the pooling.
     """
 
-    OPTIONAL_INPUTS = ("prompt_name",)
+    OPTIONAL_INPUTS = (PROMPT_NAME,)
     OPTIONAL = (*Layout.OPTIONAL, "prompts", "default_prompt", "include_prompt")
 
     def __init__(self, path: Path, max_length: int, **options: str) -> None:
@@ -254,12 +255,12 @@ class Prompting(Layout):
         """
         rows = [list(row) for row in texts[name]]
         default = self.options.get("default_prompt")
-        asked: list[str | None] = [row[0] for row in texts.get("prompt_name", ())]
+        asked: list[str | None] = [row[0] for row in texts.get(PROMPT_NAME, ())]
         names = asked or [default] * len(rows)
         for index, prompt in enumerate(names):
             if prompt is not None and prompt not in self._prompts:
                 known = ", ".join(self._prompts) or "none"
-                raise BadText(f"prompt_name {index} is {prompt!r}; the model has {known}")
+                raise BadText(f"{PROMPT_NAME} {index} is {prompt!r}; the model has {known}")
         prompts = ["" if prompt is None else self._prompts[prompt] for prompt in names]
         made = [[prompt + first, *others] for prompt, (first, *others) in zip(prompts, rows, strict=True)]
         return made, [] if self._counts else [self._length(prompt) for prompt in prompts]

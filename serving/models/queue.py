@@ -2,7 +2,7 @@
 
 Triton's queue before such a model is empty, so that a request is taken up when it comes: it is refused where
 too many wait already, and a probe of whoever started the server is answered before all others. Triton's own
-`max_queue_size` would refuse, too, and make requests wait: see `export.config.set_batching`.
+`max_queue_size` would refuse, too, and make requests wait: see `export.triton_config.set_batching`.
 """
 
 from __future__ import annotations

@@ -34,18 +34,17 @@ from serving.models.responses import answers
 from serving.models.tokenizer import decode
 from serving.onnxruntime.sessions import check_runtime
 from serving.text2text import search
-from serving.text2text.runner import Runner
+from serving.text2text.runner import EncoderDecoderRunner
 from serving.text2text.settings import Search
+from shoal.dialect import GENERATED_TEXT, MAX_NEW_TOKENS, OUTPUT_TOKENS, TEXT
 
 TOKENIZER = "tokenizer.json"
-TEXT, LIMIT = "text", "max_new_tokens"
-GENERATED, COUNT = "generated_text", "num_output_tokens"
 PARAMETERS = ("task", "search", "max_length", "max_text_bytes")
 MAX_BATCHED_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
-class Settings:
+class Text2TextSettings:
     """The model's parameters; lengths in tokens but `max_text_bytes`.
 
     Attributes:
@@ -62,7 +61,7 @@ class Settings:
     max_queue_size: int = MAX_QUEUE_SIZE
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Settings:
+    def from_config(cls, config: dict[str, Any]) -> Text2TextSettings:
         """From a Triton model config as a dict.
 
         Raises:
@@ -91,7 +90,7 @@ class Asked:
     limits: list[int]
 
 
-class Answerer:
+class TextGenerator:
     """A model with its tokenizer: texts to texts. Knows nothing of Triton.
 
     Args:
@@ -101,9 +100,9 @@ class Answerer:
         runner: of the graphs.
     """
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Path, settings: Text2TextSettings) -> None:
         self._settings = settings
-        self.runner = Runner(folder)
+        self.runner = EncoderDecoderRunner(folder)
         self._tokenizer = load_tokenizer(
             folder / TOKENIZER, settings.max_length, side=settings.truncation_side
         )
@@ -156,10 +155,10 @@ class TritonPythonModel:
         """Load the version's graphs and its tokenizer."""
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         config = json.loads(args["model_config"])
-        self._settings = Settings.from_config(config)
+        self._settings = Text2TextSettings.from_config(config)
         folder = version_folder(args)
         check_runtime(folder)
-        self._answerer = Answerer(folder, self._settings)
+        self._answerer = TextGenerator(folder, self._settings)
         self._queue = Queue(
             self._answers,
             _rows,
@@ -200,8 +199,8 @@ class TritonPythonModel:
     def _arrays(self, found: Sequence[list[int]]) -> dict[str, NDArray]:
         texts = [[self._answerer.text(tokens).encode()] for tokens in found]
         return {
-            GENERATED: np.array(texts, object),
-            COUNT: np.array([[len(tokens)] for tokens in found], np.int32),
+            GENERATED_TEXT: np.array(texts, object),
+            OUTPUT_TOKENS: np.array([[len(tokens)] for tokens in found], np.int32),
         }
 
     def _read(self, request: Any) -> Asked:
@@ -210,14 +209,14 @@ class TritonPythonModel:
         return Asked(texts, self._limits(request, len(texts)))
 
     def _limits(self, request: Any, count: int) -> list[int]:
-        tensor = pb_utils.get_input_tensor_by_name(request, LIMIT)
+        tensor = pb_utils.get_input_tensor_by_name(request, MAX_NEW_TOKENS)
         most = self._settings.search.max_new_tokens
         if tensor is None:
             return [most] * count
         limits = [int(limit) for limit in tensor.as_numpy().reshape(-1)]
         for limit in limits:
             if not 1 <= limit <= most:
-                raise BadText(f"{LIMIT} is {limit}, it must be from 1 to {most}")
+                raise BadText(f"{MAX_NEW_TOKENS} is {limit}, it must be from 1 to {most}")
         return limits
 
 

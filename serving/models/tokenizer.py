@@ -8,7 +8,7 @@ than `max_text_bytes` bytes, or of as many characters once it is normalized, is 
 alone. So are more sequences than `max_sequences`, and more tokens than `max_request_tokens`, padding counted.
 
 Of a share of requests a monitor is shown a row, where whoever starts the server wants that:
-`serving.drift.tap`.
+`serving.drift.sampler`.
 
 Parameters in config.pbtxt: `layout`, `max_length` and `length_buckets` in tokens, `max_text_bytes`,
 `max_sequences` and `max_request_tokens` (optional) of one request, `max_queue_size` (optional) of
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from serving import heartbeat
-from serving.drift.tap import Tap
+from serving.drift.sampler import TrafficSampler
 from serving.models.admission import PARAMETER, Admission
 from serving.models.backend_utils import version_folder
 from serving.models.layouts import LAYOUTS, BadText, Batch, check_growth
@@ -46,7 +46,7 @@ def most_request_tokens(max_sequences: int, max_length: int) -> int:
 
 
 @dataclass(frozen=True)
-class Settings:
+class TokenizerSettings:
     """The tokenizer's parameters, all lengths in tokens but `max_text_bytes`."""
 
     layout: str
@@ -59,7 +59,7 @@ class Settings:
     options: dict[str, str]
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Settings:
+    def from_config(cls, config: dict[str, Any]) -> TokenizerSettings:
         """From a Triton model config as a dict.
 
         Raises:
@@ -145,11 +145,11 @@ class TritonPythonModel:
         os.environ["TOKENIZERS_PARALLELISM"] = "true"
         os.environ["RAYON_NUM_THREADS"] = str(available_cpus())
         config = json.loads(args["model_config"])
-        self._settings = settings = Settings.from_config(config)
+        self._settings = settings = TokenizerSettings.from_config(config)
         self._features = [output["name"] for output in config["output"]]
         path = version_folder(args) / "tokenizer.json"
         self._layout = LAYOUTS[settings.layout](path, settings.max_length, **settings.options)
-        self._tap = Tap(args["model_name"], args["model_version"])
+        self._sampler = TrafficSampler(args["model_name"], args["model_version"])
         self._admission = Admission.of(args["model_name"], config)
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -179,11 +179,11 @@ class TritonPythonModel:
                 f"the request makes {count} sequences of {length} tokens, padding included, at most"
                 f" {settings.max_request_tokens} tokens are accepted; send fewer rows or shorter texts"
             )
-        if self._tap.wants:
+        if self._sampler.wants:
             self._show(batch)
         return batch.arrays(length, settings.pad_id, self._features)
 
     def _show(self, batch: Batch) -> None:
         """Let a monitor have the first sequence of any row."""
         encoding = random.choice(batch.encodings[:: batch.sequences or 1])  # noqa: S311 - a sample
-        self._tap.send(encoding.ids, encoding.type_ids if "token_type_ids" in self._features else None)
+        self._sampler.send(encoding.ids, encoding.type_ids if "token_type_ids" in self._features else None)

@@ -22,7 +22,7 @@ _SWITCHES = {
     "enable_mem_arena": "enable_cpu_mem_arena",
     "enable_mem_pattern": "enable_mem_pattern",
 }
-# Said to those who call the model, and nothing to a session; see `export.config.facts_of`.
+# Said to those who call the model, and nothing to a session; see `export.encoder.config.facts_of`.
 FACTS = ("task", "sample")
 PARAMETERS = (*_COUNTS, "execution_mode", *_SWITCHES)
 ACCELERATORS = {"cpu": ("openvino",), "gpu": ("cuda", "tensorrt")}

@@ -11,9 +11,9 @@ from pathlib import Path
 from serving.distribution import Embedded, Installed
 from serving.ports import Ports
 from serving.supervisor.logs import say
-from serving.supervisor.loop import Supervisor
 from serving.supervisor.record import Record, Recorder
-from serving.supervisor.settings import Settings
+from serving.supervisor.settings import SupervisorSettings
+from serving.supervisor.supervisor import Supervisor
 from shoal.errors import ShoalError
 from shoal.rollouts import folder_of
 
@@ -26,7 +26,7 @@ def _path(given: str) -> Path | None:
 def main() -> int:
     """Read the flags, then supervise until told to stop."""
     parser = argparse.ArgumentParser(prog="python -m serving.supervisor", description=__doc__)
-    known = Settings(Path())
+    known = SupervisorSettings(Path())
     parser.add_argument("repository", type=Path, help="the model repository")
     parser.add_argument(
         "--address", default=known.address, help="inside a container 0.0.0.0; default: %(default)s"
@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--grpc-port", type=int, default=known.ports.grpc)
     parser.add_argument("--metrics-port", type=int, default=known.ports.metrics)
     parser.add_argument(
-        "--watch-port", type=int, default=known.watch_port, help="/health and /metrics of its own"
+        "--health-port", type=int, default=known.health_port, help="/health and /metrics of its own"
     )
     parser.add_argument(
         "--admin-key", type=_path, help="file; closes what reads or changes the server itself"
@@ -78,11 +78,11 @@ def main() -> int:
     )
     given = parser.parse_args()
     try:
-        settings = Settings(
+        settings = SupervisorSettings(
             given.repository,
             address=given.address,
             ports=Ports(given.http_port, given.grpc_port, given.metrics_port),
-            watch_port=given.watch_port,
+            health_port=given.health_port,
             admin_key=given.admin_key,
             certificate=given.tls_cert,
             private_key=given.tls_key,

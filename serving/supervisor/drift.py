@@ -10,16 +10,16 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter
 
 from serving.drift.monitor import Monitor, asks, bound, watched_in
-from serving.drift.tap import SHARE, SOCKET
+from serving.drift.sampler import SHARE, SOCKET
 from serving.supervisor.logs import say
-from serving.supervisor.settings import Settings
+from serving.supervisor.settings import SupervisorSettings
 from shoal.errors import RepositoryError
 from shoal.paths import cache_dir
 
 PAUSE_SECONDS = 10.0  # before the monitor listens again after an error
 
 
-def watch_drift(settings: Settings, registry: CollectorRegistry) -> Callable[[], None] | None:
+def watch_drift(settings: SupervisorSettings, registry: CollectorRegistry) -> Callable[[], None] | None:
     """Tell the servers that are started from now on where to send rows, and compare what comes.
 
     Returns:

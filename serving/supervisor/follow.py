@@ -15,7 +15,7 @@ from typing import Protocol
 
 from serving.supervisor.logs import say
 from serving.supervisor.rollout import Attempt, Rollout
-from serving.supervisor.view import Shown, shown_in
+from serving.supervisor.snapshot import ModelSpec, specs_in
 from shoal.change import JOURNAL
 from shoal.errors import RepositoryError, ShoalError
 
@@ -26,8 +26,8 @@ class Server(Protocol):
     """What is done to the server that users call; `serving.supervisor.served.Served` is the real one."""
 
     def letting_go(self, attempt: Attempt) -> None: ...
-    def take(self, shown: Mapping[str, Shown], attempt: Attempt) -> None: ...
-    def settled(self, shown: Mapping[str, Shown]) -> None: ...
+    def take(self, shown: Mapping[str, ModelSpec], attempt: Attempt) -> None: ...
+    def settled(self, shown: Mapping[str, ModelSpec]) -> None: ...
     def lost(self, error: ShoalError) -> None: ...
 
 
@@ -48,7 +48,7 @@ class Follower:
         self,
         rollout: Rollout,
         repository: Path,
-        trial: Callable[[Mapping[str, Shown], Callable[[], bool]], None],
+        trial: Callable[[Mapping[str, ModelSpec], Callable[[], bool]], None],
         server: Server,
         told: Callable[[bool], None],
         job: type[Job] | None = None,
@@ -84,7 +84,7 @@ class Follower:
         if (self._repository / JOURNAL).exists():  # its files are changing together
             return
         unreadable: dict[str, str] = {}
-        found = shown_in(
+        found = specs_in(
             self._repository,
             self._rollout.desired,
             lambda name, error: unreadable.update({name: error.strerror or str(error)}),
@@ -116,7 +116,7 @@ class Follower:
         )
 
     @staticmethod
-    def _needed(attempt: Attempt) -> dict[str, Shown]:
+    def _needed(attempt: Attempt) -> dict[str, ModelSpec]:
         """What a trial takes: the models that change, and the steps of those that are ensembles."""
         changed = attempt.changed & attempt.target.keys()
         names = changed.union(*(attempt.target[name].steps for name in changed)) & attempt.target.keys()

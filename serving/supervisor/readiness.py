@@ -2,9 +2,9 @@
 
 Where it has answered users since the last look, that is the answer. Else it is asked one itself. A decoder
 and an encoder-decoder answer that before users' requests. To other models the question waits with them in
-Triton's queue, which has no lane for it (see `export.config.set_batching`); a model that goes on answering
-those before it is ready meanwhile. A server that does not answer in time is not ready, which balancers read
-at `/health`; it is not started again for that, see `serving.supervisor.liveness`.
+Triton's queue, which has no lane for it (see `export.triton_config.set_batching`); a model that goes on
+answering those before it is ready meanwhile. A server that does not answer in time is not ready, which
+balancers read at `/health`; it is not started again for that, see `serving.supervisor.liveness`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Record:
         pid: of the supervisor.
         started: seconds since the epoch.
         ports: of its Triton.
-        watch_port: of its own health and metrics.
+        health_port: of its own health and metrics.
         repository: the model repository that it serves.
         state: file of `serving.supervisor.rollout.Rollout`.
         phase: `starting`, `serving` or `ended`.
@@ -37,7 +37,7 @@ class Record:
     pid: int
     started: float
     ports: Ports
-    watch_port: int
+    health_port: int
     repository: Path
     state: Path
     phase: str = "starting"

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving.supervisor.view import Shown
+from serving.supervisor.snapshot import ModelSpec
 from shoal.errors import ShoalError
 from shoal.paths import write_json
 
 SCHEMA = 1
 RETRY_SECONDS = 30.0  # what was refused may be repaired, or may have met a busy machine
-Models = dict[str, Shown]
+Models = dict[str, ModelSpec]
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Attempt:
         before: what they are.
     """
 
-    target: Mapping[str, Shown]
-    before: Mapping[str, Shown]
+    target: Mapping[str, ModelSpec]
+    before: Mapping[str, ModelSpec]
 
     @property
     def names(self) -> frozenset[str]:
@@ -66,7 +66,7 @@ class Refusal:
     """
 
     names: frozenset[str]
-    target: Mapping[str, Shown]
+    target: Mapping[str, ModelSpec]
     reason: str
     retry: float
 
@@ -166,7 +166,7 @@ class Rollout:
                     break
         return chosen, news
 
-    def instead(self, wrong: Mapping[str, Shown]) -> Models:
+    def instead(self, wrong: Mapping[str, ModelSpec]) -> Models:
         """What may be loaded where these models of a group cannot: what is desired of it; {}: nothing."""
         chosen = {name for group in groups(self.desired) if group & wrong.keys() for name in group}
         other = {name: self.desired[name] for name in chosen}
@@ -228,7 +228,7 @@ class Rollout:
         self.refused = [refusal for refusal in self.refused if not refusal.names & attempt.names]
         self.save()
 
-    def refuse(self, names: Collection[str], target: Mapping[str, Shown], reason: str) -> bool:
+    def refuse(self, names: Collection[str], target: Mapping[str, ModelSpec], reason: str) -> bool:
         """A group cannot be what is desired.
 
         Args:
@@ -313,7 +313,7 @@ class Rollout:
         return all(self.desired.get(name) == of.target.get(name) for name in of.names)
 
 
-def groups(*shown: Mapping[str, Shown]) -> list[frozenset[str]]:
+def groups(*shown: Mapping[str, ModelSpec]) -> list[frozenset[str]]:
     """Models that change together: ensembles with their steps in any of these, and all that share one."""
     found: list[set[str]] = []
     for models in shown:
@@ -330,7 +330,7 @@ def groups(*shown: Mapping[str, Shown]) -> list[frozenset[str]]:
     return sorted((frozenset(group & known) for group in found), key=min)
 
 
-def _plain(models: Mapping[str, Shown]) -> dict[str, Any]:
+def _plain(models: Mapping[str, ModelSpec]) -> dict[str, Any]:
     return {
         name: {"config": model.config, "versions": list(model.versions)} for name, model in models.items()
     }
@@ -338,6 +338,6 @@ def _plain(models: Mapping[str, Shown]) -> dict[str, Any]:
 
 def _models(values: Mapping[str, Any]) -> Models:
     return {
-        str(name): Shown(str(model["config"]), tuple(int(version) for version in model["versions"]))
+        str(name): ModelSpec(str(model["config"]), tuple(int(version) for version in model["versions"]))
         for name, model in values.items()
     }

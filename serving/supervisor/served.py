@@ -11,7 +11,7 @@ from serving.embedded import Server
 from serving.supervisor.liveness import Liveness
 from serving.supervisor.readiness import Health, Readiness
 from serving.supervisor.rollout import Attempt, Models, Rollout, groups
-from serving.supervisor.view import Shown, View
+from serving.supervisor.snapshot import ModelSpec, Snapshot
 from shoal.errors import ServerError, ShoalError
 
 
@@ -20,7 +20,7 @@ class Served:
 
     Args:
         server: that has just started.
-        view: what it is shown.
+        snapshot: of the repository, which it is shown.
         headers: that open its closed endpoints.
         timeout: seconds in which models must be loaded and answer.
         told: see `readiness.Readiness`.
@@ -29,12 +29,12 @@ class Served:
     def __init__(
         self,
         server: Server,
-        view: View,
+        snapshot: Snapshot,
         headers: Mapping[str, str],
         timeout: float,
         told: Callable[[str, Health], None],
     ) -> None:
-        self.server, self._view = server, view
+        self.server, self._snapshot = server, snapshot
         self._headers, self._timeout, self._told = headers, timeout, told
         self.liveness = Liveness(server)
         self.readiness = Readiness({}, told)
@@ -81,7 +81,7 @@ class Served:
                 news += [error] if other and rollout.refuse(names, other, error.message) else []
         if not loaded:
             raise ServerError(f"no model is served: {failed.message if failed else 'there is none'}")
-        self._view.show(loaded)
+        self._snapshot.show(loaded)
         self.settled(loaded)
         return loaded, news
 
@@ -90,7 +90,7 @@ class Served:
         self.liveness.adopt()
         self.liveness.let_go(attempt.changed)
 
-    def take(self, shown: Mapping[str, Shown], attempt: Attempt) -> None:
+    def take(self, shown: Mapping[str, ModelSpec], attempt: Attempt) -> None:
         """Load what changes, steps before the ensembles of them, and let go what goes last.
 
         Args:
@@ -99,7 +99,7 @@ class Served:
         Raises:
             ServerError: something is not loaded, or does not answer.
         """
-        self._view.show(shown)
+        self._snapshot.show(shown)
         gone = attempt.changed - attempt.target.keys()
         ensembles = {name for name in attempt.changed - gone if attempt.target[name].steps}
         for name in sorted(attempt.changed, key=lambda name: (name in gone, name in ensembles, name)):
@@ -110,7 +110,7 @@ class Served:
                 raise ServerError(f"{name}: {probe.reason_of(error)}") from error
         self._ask(attempt.target, attempt.changed)
 
-    def settled(self, shown: Mapping[str, Shown]) -> None:
+    def settled(self, shown: Mapping[str, ModelSpec]) -> None:
         """Look after what is served now."""
         self.liveness.adopt()
         self.readiness.close()
@@ -131,7 +131,7 @@ class Served:
         except (OSError, HTTPException, ValueError) as error:
             raise ServerError(f"the server does not answer: {probe.reason_of(error)}") from error
 
-    def _ask(self, models: Mapping[str, Shown], names: Collection[str]) -> None:
+    def _ask(self, models: Mapping[str, ModelSpec], names: Collection[str]) -> None:
         """Have each of these models that users call answer.
 
         Raises:
@@ -146,7 +146,9 @@ class Served:
             except (OSError, HTTPException) as error:
                 raise ServerError(f"{name} does not answer: {probe.reason_of(error)}") from error
 
-    def _questions(self, models: Mapping[str, Shown], names: Collection[str]) -> dict[str, probe.Question]:
+    def _questions(
+        self, models: Mapping[str, ModelSpec], names: Collection[str]
+    ) -> dict[str, probe.Question]:
         """One for each of these that is no step of another."""
         steps = {step for model in models.values() for step in model.steps}
         try:

@@ -30,14 +30,14 @@ _ALLOWED_ARGUMENT = re.compile(
 
 
 @dataclass(frozen=True)
-class Settings:
+class SupervisorSettings:
     """How to serve.
 
     Attributes:
         repository: the model repository.
         address: where it listens; in a container all addresses: Docker publishes what is to be.
         ports: of Triton.
-        watch_port: of metrics and health of the supervisor.
+        health_port: of metrics and health of the supervisor.
         admin_key: file of the key that opens `CLOSED`; made where it does not exist.
         certificate, private_key: PEM files for gRPC over TLS; both or none.
         client_authority: PEM file of the authority that clients' certificates must be signed by; None: any
@@ -58,7 +58,7 @@ class Settings:
     repository: Path
     address: str = "127.0.0.1"
     ports: Ports = field(default_factory=Ports)
-    watch_port: int = 8003
+    health_port: int = 8003
     admin_key: Path | None = None
     certificate: Path | None = None
     private_key: Path | None = None

@@ -33,7 +33,7 @@ def cross_names(layers: int) -> list[str]:
     return [f"past_key_values.{n}.encoder.{kind}" for n in range(layers) for kind in ("key", "value")]
 
 
-class Runner:
+class EncoderDecoderRunner:
     """The sessions of a model's two graphs.
 
     Args:
@@ -74,11 +74,11 @@ class Running:
 
     Args:
         mask: int64 [rows, tokens], 1 where a token is the text's.
-        cross: what the encoder made of the texts, in the order of `Runner.cross`.
+        cross: what the encoder made of the texts, in the order of `EncoderDecoderRunner.cross`.
     """
 
     def __init__(
-        self, runner: Runner, mask: NDArray[np.int64], cross: Sequence[onnxruntime.OrtValue]
+        self, runner: EncoderDecoderRunner, mask: NDArray[np.int64], cross: Sequence[onnxruntime.OrtValue]
     ) -> None:
         self._runner = runner
         self._texts = np.arange(len(mask))  # which text a row answers

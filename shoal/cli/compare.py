@@ -123,7 +123,7 @@ def _feed(repository: Path, manifest: Manifest) -> dict[str, NDArray]:
     """Inputs of a version's network: of sample text where it has a tokenizer, of the row that it says it
     takes where it is of tables, random numbers where neither."""
     from serving.models.layouts import LAYOUTS
-    from serving.models.tokenizer import Settings
+    from serving.models.tokenizer import TokenizerSettings
 
     network = _config(manifest, manifest.network)
     tokenizer = part_name(manifest.model, TOKENIZER)
@@ -133,7 +133,9 @@ def _feed(repository: Path, manifest: Manifest) -> dict[str, NDArray]:
         chance = np.random.default_rng(0)
         return {entry.name: _random(entry, chance) for entry in network.input}
     config = _config(manifest, tokenizer)
-    settings = Settings.from_config(json_format.MessageToDict(config, preserving_proto_field_name=True))
+    settings = TokenizerSettings.from_config(
+        json_format.MessageToDict(config, preserving_proto_field_name=True)
+    )
     version = next(Path(name).parts[1] for name in manifest.files if Path(name).parts[0] == tokenizer)
     path = repository / tokenizer / version / "tokenizer.json"
     layout = LAYOUTS[settings.layout](path, settings.max_length, **settings.options)
@@ -189,13 +191,13 @@ def _written(repository: Path, first: Manifest, second: Manifest) -> dict[str, A
     """What two decoders write after the same beginnings, the likeliest token each time."""
     from tokenizers import Tokenizer
 
-    from serving.generation.runner import Runner
+    from serving.generation.runner import DecoderRunner
 
     answers: list[list[list[int]]] = []
     for manifest in (first, second):
         folder = repository / manifest.network / str(manifest.version)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        runner = Runner(folder / "model.onnx", rows=1, max_length=TOKENS + 64)
+        runner = DecoderRunner(folder / "model.onnx", rows=1, max_length=TOKENS + 64)
         answers.append([_greedy(runner, tokenizer.encode(prompt).ids) for prompt in PROMPTS])
     pairs = [(a, b) for one, other in zip(*answers, strict=True) for a, b in zip(one, other, strict=True)]
     texts = {
@@ -206,7 +208,7 @@ def _written(repository: Path, first: Manifest, second: Manifest) -> dict[str, A
 
 def _rewritten(repository: Path, first: Manifest, second: Manifest) -> dict[str, Any]:
     """What two encoder-decoders make of the same texts, as they are served."""
-    from serving.models.text2text import Answerer, Settings
+    from serving.models.text2text import Text2TextSettings, TextGenerator
 
     texts = corpus.texts(len(PROMPTS))
     answers = []
@@ -215,7 +217,7 @@ def _rewritten(repository: Path, first: Manifest, second: Manifest) -> dict[str,
             _config(manifest, manifest.network), preserving_proto_field_name=True
         )
         folder = repository / manifest.network / str(manifest.version)
-        answerer = Answerer(folder, Settings.from_config(config))
+        answerer = TextGenerator(folder, Text2TextSettings.from_config(config))
         made = answerer.answer([answerer.tokens(text) for text in texts], [TOKENS] * len(texts))
         answers.append([answerer.text(tokens) for tokens in made])
     pairs = list(zip(*answers, strict=True))

@@ -49,13 +49,13 @@ from shoal.cli.steps import (
     recipe_from,
     run_export,
     serve_until_stopped,
+    show_evidence,
     start_service,
     tell_addresses,
     tell_wire,
     verify_over_the_wire,
 )
 from shoal.errors import ServerError, UsageError
-from shoal.evidence import evidence_table
 from shoal.progress import Bars
 
 
@@ -165,7 +165,7 @@ def verify(
     if as_json:
         print_json({"evidence": rows})
     else:
-        out.print(evidence_table(rows, f"{name} against the original"))
+        show_evidence(outcome.evidence, name, [row["version"] for row in rows])
     raise typer.Exit(1 if any(row["failures"] for row in rows) else 0)
 
 

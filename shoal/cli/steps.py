@@ -16,8 +16,9 @@ from rich.markup import escape
 
 from shoal import show, tensors
 from shoal.admin import key_from_environment
+from shoal.dialect import TEXT_INPUT
 from shoal.errors import MissingDependency, ServerError, ShoalError, UsageError
-from shoal.evidence import evidence_table, notes_of
+from shoal.evidence import notes_of
 from shoal.progress import Bars
 
 out = Console(soft_wrap=False)
@@ -49,8 +50,7 @@ def run_export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]
         outcome = run.export(settings, repository, progress=Bars(err), on_evidence=refused.extend)
     except ShoalError:
         if refused and not as_json:
-            rows = [evidence.to_dict() for evidence in refused]
-            out.print(evidence_table(rows, f"{settings.name} against the original"))
+            show_evidence(refused, settings.name)
         raise
     result: dict[str, Any] = outcome.to_dict()
     versions = {entry["precision"]: entry["version"] for entry in result["published"]}
@@ -58,7 +58,7 @@ def run_export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]
         row["version"] = versions.get(row["precision"])
     if not as_json:
         if result["evidence"]:
-            out.print(evidence_table(result["evidence"], f"{settings.name} against the original"))
+            show_evidence(outcome.evidence, settings.name, [row["version"] for row in result["evidence"]])
         for note in notes_of(result["evidence"]):
             out.print(f"note: {note}", highlight=False, markup=False)
         served = result["published"][-1]
@@ -68,6 +68,13 @@ def run_export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]
             highlight=False,
         )
     return result
+
+
+def show_evidence(evidence: Sequence[Any], name: str, versions: Sequence[int | None] = ()) -> None:
+    """A table of what a model's versions were measured to be; see `export.evidence.evidence_table`."""
+    from export.evidence import evidence_table
+
+    out.print(evidence_table(evidence, f"{name} against the original", versions))
 
 
 def exporting() -> Any:
@@ -122,7 +129,7 @@ def start_service(
         started = service.start(
             repository,
             Ports(*ports[:3]),
-            watch_port=ports[3],
+            health_port=ports[3],
             host=host,
             detach=detach,
             timeout=timeout,
@@ -205,7 +212,7 @@ def first_answer(protocol: str, server: Any, model: str) -> dict[str, Any]:
     with client:
         metadata = client.metadata(model)
         if is_decoder(metadata):
-            arrays = {"text_input": np.array([[b"Fish swim in"]], object)}
+            arrays = {TEXT_INPUT: np.array([[b"Fish swim in"]], object)}
             start = time.perf_counter()
             shown = client.complete("Fish swim in", model=model, max_tokens=12, temperature=0).text
         else:
@@ -224,7 +231,7 @@ def first_answer(protocol: str, server: Any, model: str) -> dict[str, Any]:
 
 def is_decoder(metadata: Mapping[str, Any]) -> bool:
     """Whether a served model generates text, by its inputs."""
-    return any(entry["name"] == "text_input" for entry in metadata["inputs"])
+    return any(entry["name"] == TEXT_INPUT for entry in metadata["inputs"])
 
 
 def print_json(value: Any) -> None:

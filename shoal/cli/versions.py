@@ -53,7 +53,7 @@ def versions(
         mark = " ".join(
             f"[{colour}]{word}[/]" for word, colour in (("served", "green"), ("damaged", "red")) if row[word]
         )
-        raw = "" if isinstance(entry, Damaged) else raw_share(entry.evidence)
+        raw = "" if isinstance(entry, Damaged) else raw_share(entry.evidence.get("raw"))
         facts = (escape(str(row[name] or "")) for name in ("precision", "source", "created"))
         precision, source, created = facts
         made.add_row(escape(row["model"]), str(row["version"]), mark, precision, raw, source, created[:16])

@@ -32,7 +32,7 @@ class Caller:
     left: bool = False
 
     def request(self, **more: Any) -> Request:
-        options = {"deliver": self.parts.append, "gone": lambda: self.left} | more
+        options = {"deliver": self.parts.append, "is_cancelled": lambda: self.left} | more
         return Request(self.prompt, self.params, self.stream, **options)
 
     @property

@@ -46,7 +46,9 @@ class Caller:
         self.heard: queue.Queue[Any] = queue.Queue()
         self.left = False
         params = SamplingParams(structured_outputs=("regex", definition))
-        self.request = Request([1], params, False, self.heard.put, gone=lambda: self.left, deadline=deadline)
+        self.request = Request(
+            [1], params, False, self.heard.put, is_cancelled=lambda: self.left, deadline=deadline
+        )
 
 
 def _admission(
@@ -156,7 +158,7 @@ def test_who_leaves_or_is_late_while_the_structure_is_compiled_hears_that_once()
         structures = Structures()
         admission, submitted = _admission(structures, clock=lambda now=now: now[0])
         caller, dead, last = Caller(definition, deadline=5.0), Caller("a"), Caller("c")
-        broken = replace(dead.request, gone=_broken, deliver=_broken)
+        broken = replace(dead.request, is_cancelled=_broken, deliver=_broken)
         admission.add(caller.request, caller.heard.put)
         admission.add(broken, dead.heard.put)
         admission.add(last.request, last.heard.put)

@@ -103,8 +103,10 @@ def test_columns_of_text_and_numbers(caller: Client, files: Path) -> None:
 
 
 def test_the_readmes_python_runs(everything: tuple[Path, Server], capsys: pytest.CaptureFixture[str]) -> None:
-    code = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[2]
-    exec(compile(code.replace("127.0.0.1:8001", everything[1].grpc), "README.md", "exec"), {})  # noqa: S102
+    code = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / "usage.md").read_text(), re.MULTILINE | re.DOTALL
+    )[1]
+    exec(compile(code.replace("127.0.0.1:8001", everything[1].grpc), "usage.md", "exec"), {})  # noqa: S102
     said = capsys.readouterr().out
     assert "malignant" in said and "LABEL_" in said  # the names are of a model with random weights
 
@@ -155,7 +157,7 @@ def test_an_estimator_that_is_not_proven_is_not_published(
 ) -> None:
     from export.tabular import evidence
 
-    monkeypatch.setattr(evidence, "TOLERANCE", evidence.Tolerance(min_agreement=1.1))
+    monkeypatch.setitem(evidence.LIMITS, "agreement", 1.1)
     with pytest.raises(NotProven, match="fp32: agreement 1.0000 < 1.1"):
         run.export(run.recipe_of({"source": "example:forest"}), tmp_path / "repository")
     assert not list((tmp_path / "repository").glob("[!.]*"))

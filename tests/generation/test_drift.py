@@ -11,8 +11,8 @@ from clients import GrpcClient
 from export.generation.checkpoint import decoder_settings, find_decoder
 from export.generation.reference import ROWS, prompts_of, take_reference
 from serving.drift.monitor import Monitor, watched_in
-from serving.drift.statistics import Reference
-from serving.generation.runner import Runner
+from serving.drift.statistics import ReferenceStatistics
+from serving.generation.runner import DecoderRunner
 from shoal import corpus
 from shoal.manifest import manifests
 from tests.test_drift import ALERT, GERMAN, listening, wait, watched
@@ -22,7 +22,7 @@ ENGLISH = corpus.texts(60, seed=77)
 
 def test_every_version_has_its_reference(decoder_repository: Path) -> None:
     for manifest in manifests(decoder_repository):
-        reference = Reference.from_dict(manifest.reference or {})
+        reference = ReferenceStatistics.from_dict(manifest.reference or {})
         assert reference.texts == "sample"
         assert reference.features.keys() == {"length", "pieces", "unknown", "perplexity"}
         assert all(sum(histogram.counts) == ROWS for histogram in reference.features.values())
@@ -62,7 +62,7 @@ def test_the_users_own_paragraphs_are_the_prompts(decoder_repository: Path, tmp_
     prompts = prompts_of(file, tokenizer, settings)
     assert len(prompts) == 3
     (manifest, *_) = manifests(decoder_repository)
-    runner = Runner(
+    runner = DecoderRunner(
         decoder_repository / "smollm2" / str(manifest.version) / "model.onnx", rows=1, max_length=128
     )
     taken = take_reference(runner, tokenizer, prompts, labelled=True, advance=lambda: None)

@@ -59,7 +59,18 @@ def test_the_config_speaks_the_vllm_backends_dialect(decoder_repository: Path) -
 
 
 def _evidence(**changes: object) -> GenerationEvidence:
-    good = GenerationEvidence("int8", 1, 10.1, 10.0, 0.5, 1.0, {1: 1.0}, 1.0, 4096, "text")
+    good = GenerationEvidence(
+        precision="int8",
+        size_bytes=1,
+        perplexity=10.1,
+        reference_perplexity=10.0,
+        greedy_match=0.5,
+        batch_invariance=1.0,
+        decode_tokens_per_second={1: 1.0},
+        prefill_tokens_per_second=1.0,
+        scored_tokens=4096,
+        text="text",
+    )
     return replace(good, **changes)
 
 

@@ -208,7 +208,13 @@ def test_callers_who_cannot_be_asked_or_told_hold_up_nobody() -> None:
     engine, _ = engine_of()
     params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
     callers = [Caller([n, 2, 3], params) for n in range(1, 6)]
-    more: list[dict[str, Any]] = [{}, {"gone": _broken}, {"scored": _broken}, {"deliver": _broken}, {}]
+    more: list[dict[str, Any]] = [
+        {},
+        {"is_cancelled": _broken},
+        {"scored": _broken},
+        {"deliver": _broken},
+        {},
+    ]
     for caller, options in zip(callers, more, strict=True):
         engine.submit(caller.request(**options))
     run(engine, [callers[place] for place in (0, 1, 2, 4)])

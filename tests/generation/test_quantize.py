@@ -13,9 +13,9 @@ from onnx import TensorProto, helper
 
 from export.exported import Exported
 from export.generation.quantize import quantize_int8
-from export.generation.rotate import rotate
-from export.generation.rounding import round_with_gram
 from export.graph import CONTRIB, Graph
+from export.quantization.rotate import rotate
+from export.quantization.rounding import round_with_gram
 from shoal.progress import Silent
 
 VOCABULARY, WIDTH, GATE, HEADS, SHARED, HEAD = 50, 48, 96, 6, 2, 16

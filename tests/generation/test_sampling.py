@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from serving.generation.params import SamplingParams
-from serving.generation.sampling import NUCLEUS, Chooser, _sample, kept, top_logprobs
+from serving.generation.sampling import NUCLEUS, Sampler, _sample, kept, top_logprobs
 
 Logits = NDArray[np.float32]
 
@@ -33,12 +33,12 @@ def _logits(*values: float) -> Logits:
     return np.array(values, np.float32)
 
 
-def _choose(chooser: Chooser, logits: Logits, output: list[int] | None = None) -> int:
+def _choose(chooser: Sampler, logits: Logits, output: list[int] | None = None) -> int:
     return chooser.choose(logits, output or [], int(logits.argmax()))
 
 
 def _draws(params: SamplingParams, logits: Logits, count: int, **more: Any) -> list[int]:
-    chooser = Chooser(params, [0], [], **more)
+    chooser = Sampler(params, [0], [], **more)
     return [_choose(chooser, logits) for _ in range(count)]
 
 
@@ -150,7 +150,7 @@ def _theirs(params: SamplingParams, logits: Logits) -> NDArray[np.float64]:
 @pytest.mark.parametrize("seed", range(5))
 def test_probabilities_are_those_of_transformers(params: SamplingParams, seed: int) -> None:
     logits = np.random.default_rng(seed).normal(0, 3, 300).astype(np.float32)
-    chooser = Chooser(params, PROMPT, ENDS)
+    chooser = Sampler(params, PROMPT, ENDS)
     tokens, weights = kept(chooser._adjusted(logits, OUTPUT), params)
     ours = np.zeros(300)
     ours[tokens] = weights / weights.sum()
@@ -160,7 +160,7 @@ def test_probabilities_are_those_of_transformers(params: SamplingParams, seed: i
 def test_a_bias_is_added_before_penalties() -> None:
     logits = _logits(1, -1, 2)
     params = SamplingParams(logit_bias=((0, -3.0), (1, 5.0)), repetition_penalty=2.0)
-    found = Chooser(params, [0, 1], [])._adjusted(logits, [])
+    found = Sampler(params, [0, 1], [])._adjusted(logits, [])
     np.testing.assert_allclose(found, [-4, 2, 2])  # (1 - 3) * 2, (-1 + 5) / 2
     np.testing.assert_array_equal(logits, _logits(1, -1, 2))
 
@@ -179,7 +179,7 @@ def test_only_allowed_tokens_are_chosen(temperature: float) -> None:
 def test_the_last_token_of_a_bad_word_is_not_chosen_where_it_would_complete_it(
     output: list[int], chosen: int
 ) -> None:
-    chooser = Chooser(SamplingParams(temperature=0), [4, 2], [], bad=[(4, 2, 1), (3,)])
+    chooser = Sampler(SamplingParams(temperature=0), [4, 2], [], bad=[(4, 2, 1), (3,)])
     assert _choose(chooser, _logits(5, 8, 1, 9, 2, 3), output) == chosen
 
 
@@ -260,7 +260,7 @@ def test_a_large_temperature_evens_out() -> None:
 def test_greedy_takes_the_first_of_the_likeliest(params: SamplingParams) -> None:
     logits = _logits(1, 7, 7, 3)
     assert _draws(params, logits, 5) == [1] * 5
-    penalized = Chooser(SamplingParams(**{**vars(params), "presence_penalty": 0.5}), [0], [])
+    penalized = Sampler(SamplingParams(**{**vars(params), "presence_penalty": 0.5}), [0], [])
     assert _choose(penalized, logits, [3]) == 1
     assert _choose(penalized, logits, [1]) == 2
 
@@ -321,7 +321,7 @@ def test_penalties_are_those_of_a_plain_loop(
         presence_penalty=presence,
         frequency_penalty=frequency,
     )
-    chooser = Chooser(params, prompt, [])
+    chooser = Sampler(params, prompt, [])
     before = logits.copy()
     np.testing.assert_allclose(chooser._penalized(logits.copy(), output), expected, rtol=1e-5, atol=1e-5)
     chosen = chooser.choose(logits, output, int(logits.argmax()))
@@ -333,7 +333,7 @@ def test_penalties_are_those_of_a_plain_loop(
 def test_end_tokens_are_barred_until_min_tokens_have_come(temperature: float) -> None:
     logits = _logits(50, 40, 1, 2)
     before = logits.copy()
-    chooser = Chooser(SamplingParams(min_tokens=3, temperature=temperature, seed=1), [0], [0, 1])
+    chooser = Sampler(SamplingParams(min_tokens=3, temperature=temperature, seed=1), [0], [0, 1])
     for length in range(3):
         assert {_choose(chooser, logits, [2] * length) for _ in range(50)} <= {2, 3}
     assert _choose(chooser, logits, [2] * 3) == 0
@@ -341,11 +341,11 @@ def test_end_tokens_are_barred_until_min_tokens_have_come(temperature: float) ->
 
 
 def test_without_end_tokens_min_tokens_bars_nothing() -> None:
-    assert _choose(Chooser(SamplingParams(min_tokens=9, temperature=0), [0], []), _logits(1, 3)) == 1
+    assert _choose(Sampler(SamplingParams(min_tokens=9, temperature=0), [0], []), _logits(1, 3)) == 1
 
 
 def test_a_stop_token_beyond_the_vocabulary_cannot_come_and_does_no_harm() -> None:
-    chooser = Chooser(SamplingParams(min_tokens=2, temperature=0), [0], [1, 4, 2**31 - 1])
+    chooser = Sampler(SamplingParams(min_tokens=2, temperature=0), [0], [1, 4, 2**31 - 1])
     assert _choose(chooser, _logits(1, 9, 3, 2)) == 2
 
 
@@ -370,7 +370,7 @@ def test_only_what_a_structure_allows_is_chosen(params: SamplingParams) -> None:
 def test_what_a_structure_asks_for_goes_before_min_tokens(temperature: float) -> None:
     """It allows a stop token only, which would come too early."""
     params = SamplingParams(min_tokens=5, temperature=temperature, seed=1)
-    chooser = Chooser(params, [0], [2], Mask(4, [2]))
+    chooser = Sampler(params, [0], [2], Mask(4, [2]))
     assert _choose(chooser, _logits(9, 1, 2, 3)) == 2
 
 

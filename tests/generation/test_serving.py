@@ -290,8 +290,10 @@ def test_plain_tritonclient_and_curl_stream(decoder_server: Server) -> None:
 
 
 def test_the_readmes_python_runs(decoder_server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    code = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
-    exec(compile(code.replace("127.0.0.1:8001", decoder_server.grpc), "README.md", "exec"), {})  # noqa: S102
+    code = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / "usage.md").read_text(), re.MULTILINE | re.DOTALL
+    )[0]
+    exec(compile(code.replace("127.0.0.1:8001", decoder_server.grpc), "usage.md", "exec"), {})  # noqa: S102
     said = capsys.readouterr().out
     assert "Paris" in said and "length 12" in said
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
+from export.checkpoint.source import find_checkpoint
+from export.encoder import raw as encoder
 from export.encoder.parts import parts_of
 from export.encoder.prepare import Source, prepare
+from export.encoder.recipe import Recipe
+from export.encoder.to_onnx import finish, to_onnx
 from export.originals.original import Row
-from export.raw import encoder
 from export.raw.evidence import RawEvidence, RawTolerance
 from export.raw.measure import compare
 from export.raw.served import Caller
-from export.recipe import Recipe
-from export.source import find_checkpoint
-from export.to_onnx import finish, to_onnx
 from shoal import corpus
 from shoal.progress import Silent
 

@@ -18,16 +18,17 @@ import torch
 from PIL import ImageOps
 from transformers import PreTrainedTokenizerFast
 
-from export import run, tokenization
+from export import run
+from export.checkpoint import tokenization
 from export.encoder import prepare
+from export.encoder.recipe import Recipe
+from export.encoder.tasks import heads
 from export.originals.original import Failed
 from export.raw import agreement, cases
 from export.raw.evidence import RawEvidence, RawTolerance
-from export.raw.measure import Reference, compare
+from export.raw.measure import OriginalAnswers, compare
 from export.raw.pictures import hard_pictures
 from export.raw.texts import hard_texts, long_text, pairs
-from export.recipe import Recipe
-from export.tasks import heads
 from serving.models import layouts
 from shoal.errors import NotProven
 from tests import tiny
@@ -159,13 +160,13 @@ def test_what_the_original_does_not_answer_is_not_compared() -> None:
 
     rows = [{"query": ["a"], "text": [str(n)]} for n in range(4)]
     answers = [Failed(ValueError("no such token")), 0.5, 0.5004, 0.6]
-    reference = Reference("a library", rows, answers, agreement.numbers)
+    reference = OriginalAnswers("a library", rows, answers, agreement.numbers)
     found = compare(reference, Silent(), "m", RawTolerance(1e-3))
     assert (found.inputs, found.failed, found.refused) == (3, 1, 0)
     assert found.agreement == pytest.approx(2 / 3)
     assert found.worst is not None and "text: '3'" in found.worst["input"]
     nothing = compare(
-        Reference("a library", rows[:1], answers[:1], agreement.numbers), Silent(), "m", RawTolerance(1)
+        OriginalAnswers("a library", rows[:1], answers[:1], agreement.numbers), Silent(), "m", RawTolerance(1)
     )
     assert nothing.failures == ["a library answers none of the raw inputs: no such token"]
 

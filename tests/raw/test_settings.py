@@ -400,9 +400,9 @@ def test_a_shorter_length_by_the_recipe(tmp_path: Path, architecture: str, task:
 
 
 def test_a_module_that_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:
+    from export.checkpoint.source import find_checkpoint
     from export.encoder.prepare import prepare
-    from export.recipe import Recipe
-    from export.source import find_checkpoint
+    from export.encoder.recipe import Recipe
     from shoal.errors import ExportError
 
     folder = embedder(tmp_path / "checkpoint")

@@ -78,7 +78,7 @@ class World:
             *(sys.executable, "-m", "serving.supervisor", str(self.repository)),
             *(
                 f"--{name}-port={port}"
-                for name, port in zip(("http", "grpc", "metrics", "watch"), self.ports, strict=True)
+                for name, port in zip(("http", "grpc", "metrics", "health"), self.ports, strict=True)
             ),
             f"--state={self.state}",
             *flags,

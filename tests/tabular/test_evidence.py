@@ -45,7 +45,10 @@ TABLE[:, 2] = CHANCE.integers(0, 8, 300)
 TARGET = (TABLE[:, 0] + (TABLE[:, 2] % 3 == 0) > 0.5).astype(int)
 FRAME = frame({"city": np.array(["Oslo", "Rome", "Lima"])[TABLE[:, 2].astype(int) % 3], "age": TABLE[:, 0]})
 GOOD = TabularEvidence(
-    "fp32", 1, 100, "held-out", 100, "FLOAT", 1.0, 1e-7, 1e-8, 0.0, 0, 0, 0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0,
+    size_bytes=1, rows=100, rows_from="held-out", own_rows=100, numbers="FLOAT",
+    agreement=1.0, max_abs_diff=1e-7, mean_abs_diff=1e-8, rounding_diff=0.0,
+    on_edge=0, refused=0, not_refused=0, blur=0.0, batch_invariance=0.0,
+    latency_ms=1.0, throughput=1.0, reference_latency_ms=1.0, reference_throughput=1.0,
     metric="r2", value=0.9, reference_value=0.9,
     raw=RawEvidence("scikit-learn: predict", 100, 1.0, 1e-7, None, 0, 0, None, RawTolerance(1e-3)),
 )  # fmt: skip

@@ -30,7 +30,7 @@ from tritonclient.utils import InferenceServerException
 
 from clients import AsyncGrpcClient, BadInput, GrpcClient, HttpClient
 from export import run
-from export.recipe import Recipe
+from export.encoder.recipe import Recipe
 from export.repository import check_kind
 from serving.embedded import Server, running
 from shoal.cli import app as cli

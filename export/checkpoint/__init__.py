@@ -1,0 +1,1 @@
+"""A checkpoint: where it is found, what it is for, and how its own library opens it."""

@@ -1,0 +1,116 @@
+"""A smaller model from a recipe: pruned, then taught by the original, with a report for the evidence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from export.encoder.compress.distill import Distillation, distill
+from export.encoder.compress.prune import prune
+from export.encoder.compress.texts import read_texts
+from export.encoder.recipe import Recipe
+from export.encoder.tasks.heads import Head
+from export.encoder.tasks.task import Row
+from serving.models.layouts import BadText
+from shoal import corpus
+from shoal.errors import UsageError
+from shoal.paths import cache_dir
+from shoal.progress import Silent
+
+IMPORTANCE_TEXTS = 64  # on which it is measured what is needed least
+BATCH = 8
+MAX_TOKENS = 64
+
+# Rows to features: (rows, max_length=tokens).
+Encode = Callable[..., Mapping[str, NDArray]]
+
+
+def compressed(
+    head: Head,
+    recipe: Recipe,
+    row: Callable[[str], Row],
+    encode: Encode,
+    progress: Silent,
+    *,
+    names: Sequence[str],
+    weights: Mapping[str, str],
+) -> tuple[Head, dict[str, Any]]:
+    """A copy of a model with fewer layers, heads and columns, as the recipe wants it; the model stays.
+
+    A training that was stopped goes on where it was: its state is kept in the cache, by what it depends on.
+
+    Args:
+        row: a row of the task's input made from a text.
+        encode: rows to features.
+        names: of the features that the network reads.
+        weights: hashes of the checkpoint's files.
+
+    Returns:
+        The smaller model, and what was done, as plain JSON types.
+
+    Raises:
+        UsageError: there is too little text, a text cannot be a row of the task, or the recipe asks for more
+            than there is.
+        ExportError: the architecture is not known.
+    """
+
+    def inputs(texts: Sequence[str], max_length: int = MAX_TOKENS) -> Mapping[str, NDArray]:
+        try:
+            features = encode([row(text) for text in texts], max_length=max_length)
+        except BadText as error:
+            raise UsageError(f"a text to learn from cannot be: {error}", hint="leave it out") from error
+        return network_feed(features, names)
+
+    teaching: Sequence[str] = corpus.passages()
+    if recipe.distill_text:  # read first, so that a file that cannot be read is told of at once
+        teaching = read_texts(recipe.distill_text)
+    texts = corpus.passages()[:IMPORTANCE_TEXTS]
+    feeds = [inputs(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
+    small, pruned = prune(
+        head, feeds, layers=recipe.layers, heads=recipe.heads, ffn=recipe.ffn, progress=progress
+    )
+    report: dict[str, Any] = {"pruned": pruned, "parameters": [count(head), count(small)]}
+    if recipe.distill_steps:
+        settings = Distillation(steps=recipe.distill_steps)
+        report["distilled"] = distill(
+            head,
+            small,
+            teaching,
+            inputs,
+            settings=settings,
+            folder=_state_folder(recipe, settings, weights),
+            progress=progress,
+        )
+    return small, report
+
+
+def network_feed(features: Mapping[str, NDArray], names: Sequence[str]) -> dict[str, NDArray]:
+    """What the network reads of features, [rows, (sequences,) tokens] each.
+
+    The windows of long contexts become rows of one sequence each, without those that only fill up a row that
+    has fewer windows than another: nothing would be learned twice.
+    """
+    feed = {name: features[name] for name in names}
+    if "context_mask" not in features:
+        return feed
+    real = features["context_mask"].any(axis=-1)
+    return {name: array[real][:, None] for name, array in feed.items()}
+
+
+def count(module: torch.nn.Module) -> int:
+    """Parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _state_folder(recipe: Recipe, settings: Distillation, weights: Mapping[str, str]) -> Path:
+    keys = ("task", "max_length", "layers", "heads", "ffn", "distill_text")
+    asked = {key: value for key, value in recipe.to_dict().items() if key in keys}
+    name = json.dumps([asked, asdict(settings), dict(weights)], sort_keys=True)
+    return cache_dir() / "distill" / hashlib.sha256(name.encode()).hexdigest()[:16]

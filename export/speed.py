@@ -1,0 +1,46 @@
+"""How long calls take, measured so that they compare."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar
+
+from shoal.progress import Silent
+
+Subject = TypeVar("Subject", bound=Hashable)
+Case = TypeVar("Case", bound=Hashable)
+# A call, and how often it is repeated in each round.
+Timed = tuple[Callable[[], Any], int]
+
+
+def median_seconds(
+    calls: Mapping[Subject, Mapping[Case, Timed]], rounds: int, progress: Silent
+) -> dict[Subject, dict[Case, float]]:
+    """Median time of each call in seconds, after one that is not counted.
+
+    Subjects are taken in turn, round after round, so that what the machine does meanwhile falls on all.
+
+    Args:
+        calls: by subject, such as a precision, and by case, such as a batch size.
+    """
+    taken: dict[Subject, dict[Case, list[float]]] = {
+        subject: {case: [] for case in cases} for subject, cases in calls.items()
+    }
+    with progress.step("Measure speed", total=rounds) as advance:
+        for cases in calls.values():
+            for call, _ in cases.values():
+                call()
+        for _ in range(rounds):
+            for subject, cases in calls.items():
+                for case, (call, repeats) in cases.items():
+                    for _ in range(repeats):
+                        start = time.perf_counter()
+                        call()
+                        taken[subject][case].append(time.perf_counter() - start)
+            advance()
+    return {
+        subject: {case: statistics.median(seconds) for case, seconds in cases.items()}
+        for subject, cases in taken.items()
+    }

@@ -1,0 +1,45 @@
+"""What an engine was built from, with and for; whether it fits a machine is for `shoal.tensorrt`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from export.tensorrt.shapes import Profile, Shape
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """For the manifest.
+
+    Attributes:
+        flavour: `tensorrt`, or `tensorrt-rtx`, whose engines Triton does not load.
+        version: of that library; an engine is read by the same version only.
+        compute_capabilities: of the GPUs it runs on, e.g. `8.9`.
+        onnx_sha256: of the graph it was built from.
+        strongly_typed: precision is that of the graph's own types and nowhere lower.
+        profiles: in the engine's order, which is the order Triton counts them in.
+    """
+
+    flavour: str
+    version: str
+    compute_capabilities: tuple[str, ...]
+    onnx_sha256: str
+    strongly_typed: bool
+    profiles: tuple[Profile, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return vars(self) | {
+            "compute_capabilities": list(self.compute_capabilities),
+            "profiles": [{key: list(shape) for key, shape in vars(p).items()} for p in self.profiles],
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Fingerprint:
+        """From what `to_dict` gave."""
+        profiles = tuple(
+            Profile(**{key: Shape(*dims) for key, dims in profile.items()}) for profile in values["profiles"]
+        )
+        capabilities = tuple(values["compute_capabilities"])
+        return cls(**(values | {"compute_capabilities": capabilities, "profiles": profiles}))

@@ -50,24 +50,24 @@ test-compose: $(READY)
 
 ## test-export: tiny models of every architecture, exported and compared; writes docs/models.md (13 minutes)
 test-export: $(READY)
-	$(BIN)/python -m pytest -m matrix tests/test_matrix.py
+	$(BIN)/python -m pytest -m matrix tests/export/test_matrix.py
 
 ## test-json-schema: the public JSON-Schema-Test-Suite against structured output, and schemas made at random (10 minutes)
 test-json-schema: $(READY) $(SUITE)
-	$(BIN)/python -m pytest -m json_schema -s tests/generation/test_json_schema_suite.py
+	$(BIN)/python -m pytest -m json_schema -s tests/serving/generation/test_json_schema_suite.py
 
 ## test-checkpoints: real checkpoints that packages ship, exported, and called on a real Triton (10 minutes)
 test-checkpoints: $(READY) $(PACKED)
-	$(BIN)/python -m pytest -m checkpoints -s tests/test_checkpoints.py
+	$(BIN)/python -m pytest -m checkpoints -s tests/export/test_checkpoints.py
 
 ## test-transformers5: with transformers 5 and without optimum: each task over the wire, families, a decoder
 test-transformers5: $(READY5)
-	$(<D)/bin/python -m pytest tests/test_exporters.py tests/test_matrix.py tests/test_tasks.py tests/test_embedding.py
+	$(<D)/bin/python -m pytest tests/export/test_exporters.py tests/export/test_matrix.py tests/export/encoder/test_tasks.py tests/export/encoder/test_embedding.py
 
 ## test-newer-python: the client, the command and the load test on a Python that Triton does not run with (a minute)
 test-newer-python: .venv-newer/.ready
 	.venv-newer/bin/python -m pytest -q --noconftest -p no:cacheprovider tests/test_newer_python.py \
-		tests/test_client_tables.py tests/test_tensors.py
+		tests/clients/test_client_tables.py tests/shoal/test_tensors.py
 
 ## clients: make the blocking client from the asyncio one
 clients: $(READY)

@@ -158,8 +158,8 @@ def launch(
     """`start`, of any Triton, at any address, with any arguments: for who knows what to open to whom.
 
     Args:
-        open_snapshot: makes in an empty folder what the server reads in the place of the repository; its caller has
-            checked that.
+        open_snapshot: makes in an empty folder what the server reads in the place of the repository; its
+            caller has checked that.
         problem: what keeps the server from having started, or None.
         headers: that open the endpoints which the arguments close, to ask whether it is ready.
         output: takes what the server writes; None: its log.

@@ -1,4 +1,4 @@
-"""Sources that cannot be exported, and the line that says so: `tests/test_sources.py` tries them."""
+"""Sources that cannot be exported, and the line that says so: `tests/export/test_sources.py` tries them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from tests import tiny
-from tests.raw.served import edit
+from tests.export.raw.served import edit
 
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 WEIGHTS = "model.safetensors"

@@ -17,6 +17,13 @@ from export.outcome import Outcome
 from export.raw import cases
 from export.run import export
 from serving.embedded import Server, running
+from tests.decoders import (  # noqa: F401 - fixtures
+    decoder_client,
+    decoder_export,
+    decoder_repository,
+    decoder_server,
+    tiny_repository,
+)
 
 ROOT = Path(__file__).parent.parent
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from clients.errors import BadInput
 from clients.tables import rows_of
 from clients.vocabulary import Arrays, Table, batches, text_array
+from shoal import tasks
 from shoal.dialect import GENERATED_TEXT, MAX_NEW_TOKENS, OUTPUT_TOKENS
 
 Answer = TypeVar("Answer")
@@ -79,7 +80,7 @@ class Call(Generic[Answer]):
 
 def labels_of(inputs: Arrays) -> Call[list[Label]]:
     """Rows to labels, the likeliest first."""
-    return Call(inputs, lambda arrays: _rows(arrays, Label, "label", "score"))
+    return Call(inputs, lambda arrays: _rows(arrays, Label, tasks.CLASSIFICATION))
 
 
 def classify(texts: Sequence[str | tuple[str, str]], batch_size: int) -> list[Call[list[Label]]]:
@@ -107,10 +108,9 @@ def images(files: Sequence[bytes], batch_size: int) -> list[Call[list[Label]]]:
 
 def entities(texts: Sequence[str], batch_size: int) -> list[Call[list[Entity]]]:
     """Texts to their entities."""
-    names = ("label", "score", "word", "start", "end")
 
     def read(arrays: Mapping[str, NDArray]) -> list[list[Entity]]:
-        return [[e for e in row if e.start >= 0] for row in _rows(arrays, Entity, *names)]
+        return [[e for e in row if e.start >= 0] for row in _rows(arrays, Entity, tasks.ENTITIES)]
 
     return [Call(text_array(batch), read) for batch in batches(texts, batch_size)]
 
@@ -121,8 +121,7 @@ def answer(question: str, context: str) -> Call[Found]:
         "question": text_array([question])["text"],
         "context": text_array([context])["text"],
     }
-    names = ("answer", "score", "start", "end", "no_answer_score")
-    return Call(inputs, lambda arrays: [row[0] for row in _rows(arrays, Found, *names)])
+    return Call(inputs, lambda arrays: [row[0] for row in _rows(arrays, Found, tasks.QUESTIONS)])
 
 
 def zero_shot(
@@ -130,11 +129,10 @@ def zero_shot(
 ) -> list[Call[list[ZeroShotLabel]]]:
     """Texts to candidate labels, the likeliest first."""
     row = text_array(candidates)["text"].reshape(1, -1)
-    names = ("label", "score", "independent_score")
     return [
         Call(
             text_array(batch) | {"candidate_labels": np.repeat(row, len(batch), axis=0)},
-            lambda arrays: _rows(arrays, ZeroShotLabel, *names),
+            lambda arrays: _rows(arrays, ZeroShotLabel, tasks.ZERO_SHOT),
         )
         for batch in batches(texts, batch_size)
     ]
@@ -198,9 +196,9 @@ def text_to_text(texts: Sequence[str], max_new_tokens: int | None, batch_size: i
     return calls
 
 
-def _rows(arrays: Mapping[str, NDArray], kind: type, *names: str) -> list[list[Any]]:
-    """Arrays [rows, entries] to values, by row."""
-    columns = [_output(arrays, name).tolist() for name in names]
+def _rows(arrays: Mapping[str, NDArray], kind: type, task: str) -> list[list[Any]]:
+    """Arrays [rows, entries] to values, by row; its fields are the task's outputs, in their order."""
+    columns = [_output(arrays, name).tolist() for name in tasks.outputs_of(task)]
     return [
         [kind(*map(_text, entry)) for entry in zip(*row, strict=True)] for row in zip(*columns, strict=True)
     ]

@@ -52,7 +52,7 @@ class Tls:
         }
 
     def context(self) -> ssl.SSLContext:
-        """For HTTP."""
+        """The context of TLS for HTTP."""
         context = ssl.create_default_context(cafile=self.ca)
         if self.certificate and self.key:
             context.load_cert_chain(self.certificate, self.key)

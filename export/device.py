@@ -1,4 +1,4 @@
-"""Where a precision must be measured."""
+"""Which device a precision must be measured on."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class Measured:
     @property
     @abstractmethod
     def limits(self) -> Mapping[str, float]:
-        """By key of `CHECKS`, what this version must reach; what is not in it has no limit."""
+        """Limits by key of `CHECKS`: what this version must reach; what is not in it has no limit."""
 
     @classmethod
     @abstractmethod
@@ -97,7 +97,7 @@ class Measured:
         return [*(self.raw.failures if self.raw else ()), *filter(None, found)]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types, with the verdict."""
+        """Give the figures as plain JSON types, with the verdict."""
         failures = self.failures
         plain: dict[str, Any] = _plain(asdict(self))
         raw = self.raw.to_dict() if self.raw else None

@@ -62,7 +62,7 @@ class Exported:
         )
 
     def describe(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Describe it for the manifest, as plain JSON types."""
         return {
             "opset": self.opset,
             "ir_version": self.ir_version,

@@ -80,7 +80,7 @@ class Subject(Protocol):
         """The graph of a version in the repository, whose files have been checked."""
 
     def statistics(self, proven: Sequence[Verified], progress: Silent) -> Mapping[str, dict[str, Any] | None]:
-        """By precision, what drift is seen by (docs/drift.md); nothing where drift is not watched."""
+        """Give, by precision, what drift is seen by (docs/drift.md); nothing where drift is not watched."""
 
     def release(self, proven: Verified) -> Release:
         """A proven graph and the models around it, as they will stand in the repository."""

@@ -17,7 +17,7 @@ def difference(found: NDArray, expected: NDArray) -> float:
 
 
 def cosines(found: NDArray, expected: NDArray) -> NDArray[np.float32]:
-    """Of [vectors, width], row by row."""
+    """Cosines of two arrays [vectors, width], row by row: float32 [vectors]."""
     norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
     return np.asarray((found * expected).sum(axis=1) / np.maximum(norms, np.finfo(np.float32).tiny))
 

@@ -30,7 +30,7 @@ class Outcome:
     task: str = "text-generation"
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Give the value as plain JSON types."""
         return {
             "evidence": [evidence.to_dict() for evidence in self.evidence],
             "published": [vars(version) for version in self.published],

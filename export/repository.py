@@ -122,7 +122,7 @@ def staging(repository: Path) -> Iterator[Path]:
 
 
 def _check_writable(repository: Path) -> None:
-    """Before minutes of work, not after: the repository and each model in it take new folders."""
+    """Check before minutes of work and not after: the repository and each model in it take new folders."""
     for folder in (repository, *(path.parent for path in repository.glob("*/config.pbtxt"))):
         tempfile.TemporaryFile(dir=folder).close()
 
@@ -152,7 +152,7 @@ def _kind_of(recipe: Mapping[str, Any]) -> str:
 
 
 def _kinds_without_manifest(model: Path) -> set[str]:
-    """Of a clone without manifests and weights, of what is damaged, and of what is none of ours."""
+    """Kinds of a model without a manifest: a clone without weights, a damaged one, or another's."""
     if not (model / "config.pbtxt").exists():
         return set()
     texts = [path.read_text() for path in (model / "config.pbtxt", *model.glob("*/model.py"))]

@@ -7,20 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import onnx
 from tritonclient.grpc import model_config_pb2 as triton
+from tritonclient.utils import np_to_triton_dtype
 
 from export.exported import Exported
-
-# ONNX element types as Triton names them.
-_DTYPES = {
-    "FLOAT": "TYPE_FP32",
-    "FLOAT16": "TYPE_FP16",
-    "DOUBLE": "TYPE_FP64",
-    "INT64": "TYPE_INT64",
-    "INT32": "TYPE_INT32",
-    "BOOL": "TYPE_BOOL",
-    "STRING": "TYPE_STRING",
-}
 
 
 def network_config(name: str, exported: Exported, max_batch_size: int, version: int) -> triton.ModelConfig:
@@ -56,22 +47,30 @@ def set_batching(config: triton.ModelConfig) -> None:
 
 def tensor_input(name: str, dtype: str, dims: Iterable[int]) -> triton.ModelInput:
     """An input of one row, of an ONNX element type such as `FLOAT`."""
-    return input_of(name, _DTYPES[dtype], dims)
+    return input_of(name, _dtype_of(dtype), dims)
 
 
 def tensor_output(name: str, dtype: str, dims: Iterable[int]) -> triton.ModelOutput:
     """An output of one row, of an ONNX element type such as `FLOAT`."""
-    return output_of(name, _DTYPES[dtype], dims)
+    return output_of(name, _dtype_of(dtype), dims)
+
+
+def _dtype_of(element_type: str) -> str:
+    """Triton's name of an ONNX element type."""
+    number = onnx.TensorProto.DataType.Value(element_type)
+    name = np_to_triton_dtype(onnx.helper.tensor_dtype_to_np_dtype(number))
+    return "STRING" if name == "BYTES" else str(name)
 
 
 def input_of(name: str, kind: str, dims: Iterable[int], *, optional: bool = False) -> triton.ModelInput:
-    """An input of one row, of a type as Triton names it: Triton adds the batch dimension itself."""
-    return triton.ModelInput(name=name, data_type=triton.DataType.Value(kind), dims=dims, optional=optional)
+    """An input of one row, of a type as Triton names it, e.g. `FP32`. Triton adds the batch dimension."""
+    dtype = triton.DataType.Value(f"TYPE_{kind}")
+    return triton.ModelInput(name=name, data_type=dtype, dims=dims, optional=optional)
 
 
 def output_of(name: str, kind: str, dims: Iterable[int]) -> triton.ModelOutput:
     """An output of one row, of a type as Triton names it."""
-    return triton.ModelOutput(name=name, data_type=triton.DataType.Value(kind), dims=dims)
+    return triton.ModelOutput(name=name, data_type=triton.DataType.Value(f"TYPE_{kind}"), dims=dims)
 
 
 def serve_version(config: triton.ModelConfig, version: int) -> None:

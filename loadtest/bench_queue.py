@@ -80,7 +80,7 @@ async def ask(address: str, model: str, rate: float, seconds: float) -> list[flo
 
 
 def row(name: str, rate: float, taken: Sequence[float]) -> list[str]:
-    """Of the table."""
+    """A row of the table."""
     p50, p99 = np.percentile(taken, [50, 99])
     return [name, f"{rate:g}", f"{len(taken)}", f"{p50:.1f}", f"{p99:.1f}", f"{max(taken):.1f}"]
 

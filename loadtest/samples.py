@@ -34,7 +34,7 @@ class Samples:
 
     @classmethod
     def from_rows(cls, rows: Sequence[Sequence[Any]]) -> Samples:
-        """From `recorder`'s rows, at least one; their first four columns are read."""
+        """Make the samples from `recorder`'s rows, at least one; their first four columns are read."""
         ended = np.array([row[0] for row in rows], dtype=float)
         latency = np.array([row[2] for row in rows], dtype=float)
         begin = float((ended - latency / 1e3).min())
@@ -108,7 +108,7 @@ class Streams:
 
     @classmethod
     def from_rows(cls, rows: Sequence[Sequence[Any]]) -> Streams:
-        """From `recorder`'s rows."""
+        """Make the figures from `recorder`'s rows."""
         answers = [row for row in rows if row[4] not in STREAM_PARTS]
         begin = min(row[0] - row[2] / 1e3 for row in answers)
         return cls(

@@ -31,7 +31,7 @@ class Distribution(Protocol):
         ...
 
     def environment(self) -> Mapping[str, str]:
-        """Of the process."""
+        """Environment variables of the process."""
         ...
 
 

@@ -94,7 +94,7 @@ class Server:
         return process_of(self.pid, self.folder) is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Give the value as plain JSON types."""
         return {
             **asdict(self),
             "repository": str(self.repository),
@@ -107,7 +107,7 @@ class Server:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Server:
-        """From `to_dict`."""
+        """Make the value from what `to_dict` gave."""
         return cls(
             values["pid"],
             values["started"],
@@ -280,7 +280,7 @@ def _end_orphans(wanted: set[int]) -> bool:
 
 
 def _runs() -> Path:
-    """Where run folders lie: in the cache, but if Triton's Python could import nothing from there."""
+    """The folder of run folders: in the cache, but if Triton's Python could import nothing from there."""
     place = cache_dir() / "run"
     return place if str(place).isascii() else Path(tempfile.gettempdir()) / f"shoal-{os.getuid()}"
 

@@ -91,7 +91,7 @@ class Question:
     varied: bool
 
     def request(self) -> urllib.request.Request:
-        """To send."""
+        """The HTTP request that asks it."""
         body = self.body
         if self.varied:
             body = json.loads(json.dumps(body))
@@ -171,7 +171,7 @@ def send(request: urllib.request.Request, *, timeout: float = 5.0) -> bytes:
 
 
 def reason_of(error: Exception) -> str:
-    """In one line."""
+    """Say in one line why a question had no answer."""
     if isinstance(error, urllib.error.HTTPError):
         return f"/{error.url.split('/', 3)[3]} answers {error.code}: {_body(error)}"
     return str(error) or type(error).__name__
@@ -189,7 +189,7 @@ def _entry_models(address: str, timeout: float, headers: Headers) -> list[str]:
 
 
 def smallest(address: str, model: str, timeout: float, headers: Headers) -> Question:
-    """On the smallest input that the model's metadata allows; of a decoder, one token."""
+    """A question on the smallest input that the model's metadata allows; for a decoder, one token."""
     url = f"{address}/v2/models/{model}"
     config = _json(f"{url}/config", timeout, headers)
     if config.get("model_transaction_policy", {}).get("decoupled"):  # not to be had through `infer`
@@ -250,7 +250,7 @@ def main() -> None:
 
 
 def request(url: str, body: Any = None, headers: Headers | None = None) -> urllib.request.Request:
-    """To send; a body that is not bytes is sent as JSON."""
+    """An HTTP request; a body that is not bytes is sent as JSON."""
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     return urllib.request.Request(f"http://{url}", data=data, headers=dict(headers or {}))
 

@@ -23,7 +23,7 @@ class Output(Protocol):
 
     @property
     def descriptor(self) -> int:
-        """To write to."""
+        """The descriptor that a server writes to."""
         ...
 
     def lines(self) -> Sequence[str]:

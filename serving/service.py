@@ -56,7 +56,7 @@ class Service:
 
     @property
     def pid(self) -> int:
-        """Of the supervisor."""
+        """Process id of the supervisor."""
         return self.record.pid
 
     @property
@@ -132,7 +132,7 @@ class Service:
         return _error(record, self.folder)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Give the value as plain JSON types."""
         return {
             "pid": self.pid,
             "started": self.record.started,

@@ -78,7 +78,7 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> ChatTemplate:
-        """From a model's config, as a client's `config` returns it."""
+        """Take the template from a model's config, as a client's `config` returns it."""
         parameters = config.get("parameters") or {}
         values = {
             key: parameters.get(key, {}).get("string_value", "")

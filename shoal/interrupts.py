@@ -12,7 +12,7 @@ _came: list[int] = []
 
 
 def install() -> None:
-    """For the main thread: SIGINT raises KeyboardInterrupt, SIGTERM SystemExit with 143."""
+    """Let SIGINT raise KeyboardInterrupt in the main thread, and SIGTERM SystemExit with code 143."""
     _came.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _handle)

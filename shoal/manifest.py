@@ -68,7 +68,7 @@ class Manifest:
     schema: int = field(default=SCHEMA)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Give the value as plain JSON types."""
         return asdict(self)
 
     @property

@@ -29,7 +29,7 @@ def parse(text: str) -> ModelConfig:
 
 
 def to_text(config: ModelConfig) -> str:
-    """As `config.pbtxt`: fields in the order of the schema, maps sorted by key."""
+    """Write a config as the text of `config.pbtxt`: fields in the order of the schema, maps sorted by key."""
     return str(text_format.MessageToString(config, use_index_order=True))
 
 

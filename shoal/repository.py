@@ -112,7 +112,7 @@ def _staging_prefix(repository: Path) -> Path:
 
 
 def _mount_of(folder: Path) -> tuple[int, str]:
-    """Where a folder is mounted: no rename leads from one mount to another, be they of one file system."""
+    """Find where a folder is mounted: no rename leads from one mount to another, even of one disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         facts = ""

@@ -51,7 +51,7 @@ def check_fits(engine: Mapping[str, Any], runner: EngineRuntime, rebuild: str) -
 
 
 def _release(version: str) -> list[str]:
-    """Without the build number, which Python's package has and the library itself does not tell."""
+    """Split a version without its build number, which only Python's package tells."""
     return version.split(".")[:3]
 
 

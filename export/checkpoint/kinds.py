@@ -16,21 +16,19 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 from export.checkpoint.source import Checkpoint, read_json
+from shoal import tasks
 from shoal.errors import ExportError
-
-GENERATION, REWRITING = "text-generation", "text2text-generation"
-EMBEDDING, RANKING, CLASSIFICATION = "sentence-similarity", "text-ranking", "text-classification"
 
 # Which register tells of which task. Where two list one class, the first counts: T5 is also listed among the
 # models that fill masks, and XLM's language model among those that generate.
 _REGISTERS = (
-    ("SEQUENCE_CLASSIFICATION", CLASSIFICATION),
-    ("TOKEN_CLASSIFICATION", "token-classification"),
-    ("QUESTION_ANSWERING", "question-answering"),
-    ("IMAGE_CLASSIFICATION", "image-classification"),
-    ("SEQ_TO_SEQ_CAUSAL_LM", REWRITING),
-    ("MASKED_LM", "fill-mask"),
-    ("CAUSAL_LM", GENERATION),
+    ("SEQUENCE_CLASSIFICATION", tasks.CLASSIFICATION),
+    ("TOKEN_CLASSIFICATION", tasks.ENTITIES),
+    ("QUESTION_ANSWERING", tasks.QUESTIONS),
+    ("IMAGE_CLASSIFICATION", tasks.IMAGES),
+    ("SEQ_TO_SEQ_CAUSAL_LM", tasks.REWRITING),
+    ("MASKED_LM", tasks.MASKS),
+    ("CAUSAL_LM", tasks.GENERATION),
 )
 
 
@@ -51,7 +49,7 @@ class Kind:
     @property
     def headed(self) -> bool:
         """Whether the class has a head for one use: neither a bare transformer nor one for pre-training."""
-        return registered(self.architecture).task != EMBEDDING and (
+        return registered(self.architecture).task != tasks.EMBEDDING and (
             self.architecture not in _names("MODEL_FOR_PRETRAINING_MAPPING_NAMES")
             or registered(self.architecture).task is not None
         )
@@ -70,9 +68,9 @@ def kind_of(checkpoint: Checkpoint) -> Kind:
     if made_by == "SparseEncoder":
         return Kind(architecture, None, "sparse vectors")
     if made_by == "CrossEncoder" or _names_activation(config):
-        return Kind(architecture, RANKING if _one_class(config, architecture) else CLASSIFICATION)
+        return Kind(architecture, tasks.RANKING if _one_class(config, architecture) else tasks.CLASSIFICATION)
     if (checkpoint.folder / "modules.json").is_file():
-        return Kind(architecture, EMBEDDING)
+        return Kind(architecture, tasks.EMBEDDING)
     return registered(architecture)
 
 
@@ -85,7 +83,7 @@ def registered(architecture: str) -> Kind:
     if architecture in _names("MODEL_MAPPING_NAMES") or architecture in _names(
         "MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES"
     ):
-        return Kind(architecture, EMBEDDING)  # whether it reads texts, sentence-transformers tells
+        return Kind(architecture, tasks.EMBEDDING)  # whether it reads texts, sentence-transformers tells
     for name in dir(modeling_auto):
         if (match := re.fullmatch(r"MODEL_FOR_(\w+)_MAPPING_NAMES", name)) and architecture in _names(name):
             return Kind(architecture, None, match[1].lower().replace("_", " ").replace(" 2 ", " to "))
@@ -145,9 +143,9 @@ def _names_activation(config: dict[str, Any]) -> bool:
 
 def _one_class(config: dict[str, Any], architecture: str) -> bool:
     """Whether a cross-encoder gives one number a pair, as a reranker does."""
-    if registered(architecture).task == GENERATION:  # the odds of two tokens
+    if registered(architecture).task == tasks.GENERATION:  # the odds of two tokens
         return True
     labels = config.get("id2label")
     count = len(labels) if isinstance(labels, dict) else config.get("num_labels")
     # A bare transformer becomes a cross-encoder of one class, as the library has it.
-    return count == 1 or (count is None and registered(architecture).task != CLASSIFICATION)
+    return count == 1 or (count is None and registered(architecture).task != tasks.CLASSIFICATION)

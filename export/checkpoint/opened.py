@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 # transformers 5 offers it at its top only beside torchvision.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from export.checkpoint import kinds
 from export.checkpoint.loading import SAFELY, of_a_library
 from export.checkpoint.source import Checkpoint
+from shoal import tasks
 from shoal.errors import ExportError
 
 _FAST = (
@@ -89,9 +89,9 @@ def open_checkpoint(checkpoint: Checkpoint, task: str, *, truncate_dim: int | No
     Raises:
         ExportError: its library cannot open it, or it has no fast tokenizer.
     """
-    if task == kinds.EMBEDDING:
+    if task == tasks.EMBEDDING:
         return _sentence_transformer(checkpoint, truncate_dim)
-    if task == kinds.RANKING:
+    if task == tasks.RANKING:
         return _cross_encoder(checkpoint)
     config = open_config(checkpoint)
     if task == "image-classification":

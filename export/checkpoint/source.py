@@ -45,7 +45,7 @@ class Checkpoint:
 
     @property
     def transformer(self) -> Path:
-        """Where the transformer lies: in the folder, or in one that sentence-transformers made in it."""
+        """The transformer's folder: the checkpoint's own, or one that sentence-transformers made in it."""
         if (self.folder / CONFIG).exists():
             return self.folder
         modules = read_json(self.folder / "modules.json", [])
@@ -67,7 +67,7 @@ class Checkpoint:
         return config
 
     def describe(self) -> dict[str, Any]:
-        """For the manifest: identity, and the hash of every file that decides on an answer."""
+        """Describe it for the manifest: identity, and the hash of every file that decides on an answer."""
         patterns = [*_FILES, *(f"*/{pattern}" for pattern in _FILES)]
         found = sorted({path for pattern in patterns for path in self.folder.glob(pattern) if path.is_file()})
         hashes = {str(path.relative_to(self.folder)): sha256(path) for path in found}

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from export.checkpoint.kinds import GENERATION, RANKING, kind_of, registered, registered_for
+from export.checkpoint.kinds import kind_of, registered, registered_for
 from export.checkpoint.loading import load
 from export.checkpoint.opened import Opened
 from export.checkpoint.source import Checkpoint
 from export.encoder.tasks.heads import Head
 from export.encoder.tasks.task import Task
 from shoal.errors import ExportError
+from shoal.tasks import GENERATION, RANKING
 
 # Tokens of an input at most, where neither the checkpoint nor its positions say how many.
 LONGEST = 4096

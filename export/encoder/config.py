@@ -26,36 +26,8 @@ from export.triton_config import (
 from serving.models.images import MAX_RESIZED_PIXELS, Processor
 from serving.models.tokenizer import most_request_tokens
 from shoal.names import ENCODER, OUTPUT, PREPROCESSOR, TOKENIZER, part_name
+from shoal.tasks import FEATURES
 
-# What the tokenizer and the image processor give, as `serving.models` makes it.
-_FEATURES = {
-    "input_ids": ("TYPE_INT64", [-1]),
-    "attention_mask": ("TYPE_INT64", [-1]),
-    "token_type_ids": ("TYPE_INT64", [-1]),
-    "pooling_mask": ("TYPE_INT64", [-1]),
-    "offsets": ("TYPE_INT32", [-1, 2]),
-    "word_offsets": ("TYPE_INT32", [-1, 2]),
-    "special_tokens_mask": ("TYPE_BOOL", [-1]),
-    "context_mask": ("TYPE_BOOL", [-1]),
-    "subword": ("TYPE_BOOL", [-1]),
-}
-# What users get that the network does not make itself, as `serving.models` makes it.
-_ANSWERS = {
-    "entities": {
-        "label": ("TYPE_STRING", [-1]),
-        "score": ("TYPE_FP32", [-1]),
-        "word": ("TYPE_STRING", [-1]),
-        "start": ("TYPE_INT32", [-1]),
-        "end": ("TYPE_INT32", [-1]),
-    },
-    "spans": {
-        "answer": ("TYPE_STRING", [1]),
-        "score": ("TYPE_FP32", [1]),
-        "start": ("TYPE_INT32", [1]),
-        "end": ("TYPE_INT32", [1]),
-        "no_answer_score": ("TYPE_FP32", [1]),
-    },
-}
 # Of a model whose texts begin with what they are for; see `serving.models.layouts.Prompting`.
 PROMPTS, PROMPT_NAME = "prompts", "prompt_name"
 # Largest picture that is accepted, in bytes of its file and in pixels.
@@ -69,8 +41,8 @@ def tokenizer_config(recipe: Recipe, task: Task, encode: TextEncoder, version: i
     config.input.extend(_wire_inputs(task, encode))
     grouped = [-1] if encode.grouped else []
     for name in encode.features:
-        kind, dims = _FEATURES[name]
-        config.output.append(output_of(name, kind, grouped + dims))
+        feature = FEATURES[name]
+        config.output.append(output_of(name, feature.dtype, [*grouped, *feature.dims]))
     set_parameters(
         config,
         layout=str(task.layout),
@@ -90,7 +62,7 @@ def image_config(recipe: Recipe, task: Task, processor: Processor, version: int)
     """Files of pictures to pixels."""
     config = python_config(part_name(recipe.name, PREPROCESSOR), batch_size_of(recipe, task), version)
     config.input.extend(_wire_inputs(task))
-    config.output.append(output_of("pixel_values", "TYPE_FP32", [3, -1, -1]))
+    config.output.append(output_of("pixel_values", "FP32", [3, -1, -1]))
     set_parameters(
         config,
         processor=processor.to_json(),
@@ -108,7 +80,7 @@ def encoder_config(recipe: Recipe, task: Task, exported: Exported, version: int)
 
 
 def output_config(
-    recipe: Recipe, task: Task, exported: Exported, module: str, parameters: Mapping[str, str], version: int
+    recipe: Recipe, task: Task, exported: Exported, parameters: Mapping[str, str], version: int
 ) -> triton.ModelConfig:
     """The network's outputs and the tokenizer's features to answers."""
     config = python_config(part_name(recipe.name, OUTPUT), batch_size_of(recipe, task), version)
@@ -117,11 +89,11 @@ def output_config(
     for spec in exported.outputs:
         config.input.append(tensor_input(spec.name, spec.dtype, spec.dims[1:]))
     grouped = [-1] * (len(exported.inputs[0].dims) - 2)
-    for name in task.features:
-        kind, dims = _FEATURES[name]
-        config.input.append(input_of(name, kind, grouped + dims))
-    for name in task.outputs:
-        config.output.append(output_of(name, *_ANSWERS[module][name]))
+    for name in task.contract.features:
+        feature = FEATURES[name]
+        config.input.append(input_of(name, feature.dtype, [*grouped, *feature.dims]))
+    for name, tensor in task.contract.outputs.items():
+        config.output.append(output_of(name, tensor.dtype, tensor.dims))
     set_parameters(config, **parameters)
     return config
 
@@ -146,7 +118,7 @@ def ensemble_config(
     )
     config.input.extend(_wire_inputs(task, encode))
     made = {entry.name: entry for step in steps for entry in step.output}
-    config.output.extend(made[name] for name in task.outputs)
+    config.output.extend(made[name] for name in task.contract.outputs)
     for index, step in enumerate(steps):
         read_later = {entry.name for later in steps[index + 1 :] for entry in later.input}
         # What the last step makes is what users get, even where an earlier one has the same name.
@@ -155,7 +127,7 @@ def ensemble_config(
         for entry in step.input:
             added.input_map[entry.name] = entry.name
         for entry in step.output:
-            wanted = entry.name in task.outputs and entry.name not in made_later
+            wanted = entry.name in task.contract.outputs and entry.name not in made_later
             if wanted or entry.name in read_later:
                 added.output_map[entry.name] = entry.name
     set_parameters(config, **facts)
@@ -203,8 +175,8 @@ def _request_tokens(recipe: Recipe, max_length: int) -> int:
 
 def _wire_inputs(task: Task, encode: RowEncoder | None = None) -> list[triton.ModelInput]:
     """What users send; with prompts, where there are some, also which of them."""
-    found = [input_of(name, "TYPE_STRING", [count]) for name, count in task.inputs.items()]
+    found = [input_of(name, "STRING", [count]) for name, count in task.contract.inputs.items()]
     if isinstance(encode, TextEncoder) and PROMPTS in encode.options:
-        found.append(input_of(PROMPT_NAME, "TYPE_STRING", [1]))
+        found.append(input_of(PROMPT_NAME, "STRING", [1]))
         found[-1].optional = True
     return found

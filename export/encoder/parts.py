@@ -50,7 +50,7 @@ def parts_of(exported: Exported, precision: str, source: Source) -> tuple[ModelF
         parts.append(ModelFiles(part_name(name, LABELS), {exported.tail.filename: exported.tail.path}, make))
     if (output := task.output_model(source.opened)) is not None:
         module, parameters = output
-        make = partial(config.output_config, recipe, task, exported, module, parameters)
+        make = partial(config.output_config, recipe, task, exported, parameters)
         parts.append(ModelFiles(part_name(name, OUTPUT), {"model.py": _model_py(module)}, make))
     steps = [part.config(1) for part in parts]
     make = partial(
@@ -69,7 +69,7 @@ def _model_py(module: str) -> str:
 
 
 def _network_config(exported: Exported, precision: str, source: Source, version: int) -> triton.ModelConfig:
-    """For ONNX Runtime, for TensorRT, or for the one through the other."""
+    """The config of a network on ONNX Runtime, on TensorRT, or on the one through the other."""
     if isinstance(exported, Engine):
         computed = replace(exported, outputs=exported.computed)
         onnx_config = config.encoder_config(source.recipe, source.task, computed, version)

@@ -80,7 +80,7 @@ def prepare(recipe: Recipe, checkpoint: Checkpoint, folder: Path) -> Source:
             task.layout,
             length,
             _pad_id(opened),
-            (*inputs, *task.features),
+            (*inputs, *task.contract.features),
             **served_settings(opened),
             **task.layout_options(opened, length),
         )

@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from export.checkpoint import kinds
 from export.checkpoint.loading import of_a_library
 from export.checkpoint.opened import Opened
 from export.encoder import verify
@@ -25,21 +24,21 @@ from export.raw.served import version_folder
 from export.raw.tokens import Sequences
 from export.repository import ModelFiles
 from serving.in_process import InProcess, Model
-from shoal import model_config
+from shoal import model_config, tasks
 from shoal.manifest import Manifest
 from shoal.names import TOKENIZER, part_name
 from shoal.progress import Silent
 
 # Two vectors whose cosine is 0.985 are 0.17 of their length apart.
-_EXACT = {kinds.EMBEDDING: RawTolerance(2e-3), "": RawTolerance(1e-3)}
+_EXACT = {tasks.EMBEDDING: RawTolerance(2e-3), "": RawTolerance(1e-3)}
 _CLOSE = {
-    kinds.EMBEDDING: RawTolerance(0.2, share=0.97),
-    kinds.RANKING: RawTolerance(0.25, share=0.9),
+    tasks.EMBEDDING: RawTolerance(0.2, share=0.97),
+    tasks.RANKING: RawTolerance(0.25, share=0.9),
     "": RawTolerance(1.0, share=0.9, choice=True),
 }
-_COARSE = {kinds.EMBEDDING: RawTolerance(0.35, share=0.97)}
+_COARSE = {tasks.EMBEDDING: RawTolerance(0.35, share=0.97)}
 # A smaller model is another model; see `export.evidence`.
-_SMALLER = {kinds.EMBEDDING: RawTolerance(2.0, share=0.9), "": RawTolerance(1.0, share=0.6, choice=True)}
+_SMALLER = {tasks.EMBEDDING: RawTolerance(2.0, share=0.9), "": RawTolerance(1.0, share=0.6, choice=True)}
 
 
 def tolerance_of(task: str, precision: str, *, smaller: bool = False) -> RawTolerance:
@@ -95,14 +94,14 @@ def _original(source: Source) -> Original:
     folder = opened.checkpoint.transformer
     # A user who wants shorter inputs compares with the original on inputs as short.
     longest = source.recipe.max_length and source.encode.max_length
-    if task == kinds.EMBEDDING:
+    if task == tasks.EMBEDDING:
         return sentences.Embeddings(opened.library, longest)
-    if task == kinds.RANKING:
+    if task == tasks.RANKING:
         return sentences.Scores(opened.library, longest)
     if task == "fill-mask":
         return pipelines.Masked(folder, longest, top_k=source.recipe.top_k)
     made: dict[str, type[Any]] = {
-        kinds.CLASSIFICATION: pipelines.Classifier,
+        tasks.CLASSIFICATION: pipelines.Classifier,
         "zero-shot-classification": pipelines.ZeroShot,
         "token-classification": pipelines.Entities,
         "question-answering": pipelines.Answers,

@@ -109,7 +109,7 @@ class Recipe:
         return (self.layers, self.heads, self.ffn) != (None, None, None)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Give the value as plain JSON types."""
         return to_plain(self)
 
     @classmethod

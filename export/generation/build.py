@@ -45,7 +45,7 @@ def build(
 
 
 def _file(work: Path, precision: str) -> Path:
-    """Where a graph is made: under the name it is served by, since a large one names its weights' file."""
+    """The file of a graph: under the name it is served by, since a large one names its weights' file."""
     folder = work / precision
     folder.mkdir(exist_ok=True)
     return folder / "model.onnx"

@@ -19,13 +19,14 @@ from filelock import FileLock
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from export.checkpoint.kinds import GENERATION, kind_of, registered
+from export.checkpoint.kinds import kind_of, registered
 from export.checkpoint.loading import SAFELY, check_generation, of_a_library
 from export.checkpoint.opened import NO_LIMIT, open_config, open_tokenizer
 from export.checkpoint.source import Checkpoint, find_checkpoint, package_folders, package_version
 from shoal.errors import ExportError, UsageError
 from shoal.hashes import sha256
 from shoal.paths import cache_dir
+from shoal.tasks import GENERATION
 
 _READY = "converted.json"  # written last: a folder without it is half a conversion
 _FORMAT = 2  # of a conversion; an older one is made again

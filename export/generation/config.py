@@ -11,7 +11,7 @@ from export.generation.recipe import GenerationRecipe
 from export.triton_config import input_of, output_of, serve_version, set_parameters
 from shoal import dialect
 
-_STRING, _BOOL = "TYPE_STRING", "TYPE_BOOL"
+_STRING, _BOOL = "STRING", "BOOL"
 INPUTS = (
     (dialect.TEXT_INPUT, _STRING, False),
     (dialect.STREAM, _BOOL, True),
@@ -22,11 +22,11 @@ INPUTS = (
 OUTPUTS = (
     (dialect.TEXT_OUTPUT, _STRING, -1),
     (dialect.FINISH_REASON, _STRING, -1),
-    (dialect.CUMULATIVE_LOGPROB, "TYPE_FP32", -1),
+    (dialect.CUMULATIVE_LOGPROB, "FP32", -1),
     (dialect.LOGPROBS, _STRING, -1),
-    (dialect.INPUT_TOKENS, "TYPE_UINT32", 1),
-    (dialect.OUTPUT_TOKENS, "TYPE_UINT32", -1),
-    (dialect.CACHED_TOKENS, "TYPE_UINT32", 1),
+    (dialect.INPUT_TOKENS, "UINT32", 1),
+    (dialect.OUTPUT_TOKENS, "UINT32", -1),
+    (dialect.CACHED_TOKENS, "UINT32", 1),
 )
 DEFAULT_CONTEXT = 2048
 

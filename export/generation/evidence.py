@@ -50,7 +50,7 @@ class GenerationEvidence(Measured):
 
     @property
     def perplexity_rise(self) -> float:
-        """As a fraction of the original's."""
+        """How much higher than the original's it is, as a fraction of that."""
         return self.perplexity / self.reference_perplexity - 1
 
     @property

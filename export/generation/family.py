@@ -99,7 +99,7 @@ class DecoderSubject:
         return raw.in_process(config, graph.path.parent, exact=manifest.precision == "fp32")
 
     def statistics(self, proven: Sequence[Verified], progress: Silent) -> dict[str, dict[str, Any] | None]:
-        """Of prompts, under the version that will be served; perplexities of others are near."""
+        """Keep statistics of prompts under the version that will be served; the others' are near."""
         served = proven[-1]
         prompts = prompts_of(self.eval_data, self.decoder.tokenizer, self.decoder.settings)
         gpu = 0 if served.evidence.precision in GenerationRecipe.ON_GPU else None

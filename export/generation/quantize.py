@@ -57,7 +57,7 @@ GRAM_BYTES = 2 << 30  # of sample statistics that are held at once
 
 @dataclass
 class _Seen:
-    """Of one activation on sample text: each channel's largest magnitude, and the sum of x xT."""
+    """What one activation is on sample text: each channel's largest magnitude, and the sum of x xT."""
 
     magnitude: NDArray[np.float32]
     gram: NDArray[np.float32]

@@ -74,7 +74,7 @@ class Prompts:
 
     @classmethod
     def of(cls, library: PreTrainedTokenizerFast, tokenizer: Path, parameters: Mapping[str, str]) -> Prompts:
-        """From the parameters of a decoder's config."""
+        """Make the prompts from the parameters of a decoder's config."""
         config = {"parameters": {name: {"string_value": value} for name, value in parameters.items()}}
         template = ChatTemplate.of(config) if parameters.get("chat_template") else None
         served = Tokenizer.from_file(str(tokenizer))
@@ -93,7 +93,7 @@ class Prompts:
         return [{"text": [text]} for text in self._hard()]
 
     def _hard(self) -> list[str]:
-        """Without those that begin as every prompt does: it would stand there twice, or not."""
+        """Hard texts without those that begin as every prompt does."""
         return [text for text in hard_texts() if not text.startswith(self.begin or "\0")]
 
     def _takes(self, chat: list[dict[str, str]]) -> bool:

@@ -71,7 +71,7 @@ class GenerationRecipe:
         return self.precisions[0] in self.ON_GPU
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Give the value as plain JSON types."""
         return {"task": self.TASK} | to_plain(self)
 
     @classmethod

@@ -66,7 +66,7 @@ class Original(ABC):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' remarks: what they say of hard inputs is no news."""
+    """Keep the libraries quiet: what they say about hard inputs is expected."""
     transformers_logging.set_verbosity_error()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     nowhere = io.StringIO()

@@ -35,7 +35,7 @@ class Embeddings(Original):
         return self._encode([row["text"][0]], _prompt(row))[0]
 
     def answers(self, rows: Sequence[Row], advance: Callable[[], None] = lambda: None) -> list[Any]:
-        """As `Original.answers`; short texts of one prompt together, as the library batches them."""
+        """See `Original.answers`; short texts of one prompt go together, as the library batches them."""
         found: list[Any] = []
         for (prompt, long), group in groupby(rows, lambda row: (_prompt(row), _long(row))):
             together = list(group)

@@ -145,7 +145,7 @@ def _smoothed(path: Path, written: Path, calibration: Sequence[Feed], progress: 
 def _calibrate(
     path: Path, names: Sequence[str], calibration: Sequence[Feed], progress: Silent
 ) -> dict[str, dict[str, Limits]]:
-    """For each method, each activation's range, padding left out."""
+    """Find each activation's range by each method, padding left out."""
     collector = HistogramCollector("entropy", False, BINS, LEVELS, PERCENTILE, "same")
     # ONNX Runtime prints while it works.
     with progress.step("Find ranges on sample input", total=len(calibration) + 1) as advance:
@@ -214,7 +214,7 @@ class _Search:
     judge: Judge
 
     def best(self, names: Sequence[str]) -> tuple[str, dict[str, Judged]]:
-        """With some products in fp32: the best calibration, whose graph is written, and all of them."""
+        """Leave some products in fp32; give the best calibration, whose graph is written, and all of them."""
         judged = {method: self._without(method, names) for method in METHODS}
         method = min(judged, key=lambda name: judged[name].rank)
         _write_without(self._quantized(method), self.base, names, self.path)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from export.checkpoint import kinds
+from shoal import tasks
 
 TIE = 1e-3  # two choices whose scores are closer than this are equally right
 _BEGINNING = 3  # characters of a text that tell whether its first token is the original's
@@ -116,9 +116,9 @@ def _difference(a: float, b: float) -> float:
 
 
 COMPARE: Mapping[str, Callable[[Any, Outputs], Apart]] = {
-    kinds.EMBEDDING: vectors,
-    kinds.RANKING: numbers,
-    kinds.CLASSIFICATION: labels,
+    tasks.EMBEDDING: vectors,
+    tasks.RANKING: numbers,
+    tasks.CLASSIFICATION: labels,
     "image-classification": labels,
     "zero-shot-classification": zero_shot,
     "fill-mask": masked,

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from export.checkpoint import kinds
 from export.originals.original import Row
 from export.raw.pictures import hard_pictures
 from export.raw.texts import hard_texts, long_text, pairs, too_long_text
 from serving.models.images import MAX_RESIZED_PIXELS, BadImage, Processor
+from shoal import tasks
 
 _LABELS = (("sport",), ("politics", "fish", "a very long label — on 東京"), ("a", "B", "ç", "9", "?"))
 _QUESTIONS = ("What is it?", "Who says so, and why?", "où est-ce?", "東京は何処ですか", "How many?")
@@ -124,9 +124,9 @@ def _is_taken(content: bytes, limits: Limits) -> bool:
 
 
 _CASES: dict[str, Callable[[Limits], list[Row]]] = {
-    kinds.EMBEDDING: _embedding,
-    kinds.CLASSIFICATION: _classification,
-    kinds.RANKING: _ranking,
+    tasks.EMBEDDING: _embedding,
+    tasks.CLASSIFICATION: _classification,
+    tasks.RANKING: _ranking,
     "zero-shot-classification": _zero_shot,
     "token-classification": _texts,
     "question-answering": _answers,

@@ -84,7 +84,7 @@ class RawEvidence:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types, with the verdict."""
+        """Give the figures as plain JSON types, with the verdict."""
         values = asdict(self) | {"notes": list(self.notes), "failures": self.failures}
         if values["largest"] == float("inf"):  # JSON has none
             values["largest"] = None

@@ -27,10 +27,10 @@ class Tokens(Protocol):
         """Further raw inputs that are read and not answered: reading costs little."""
 
     def expected(self, row: Row) -> Ids:
-        """Of each sequence of a row, by the library."""
+        """Token ids of each sequence of a row, by the library."""
 
     def served(self, caller: Caller, row: Row) -> Ids | None:
-        """The same as they are served; None: the row is refused."""
+        """Token ids of each sequence of a row, as served; None: the row is refused."""
 
     def cause(self, row: Row) -> str:
         """Which setting makes the difference."""

@@ -62,7 +62,7 @@ def check_estimator(model: Any, path: Path) -> None:
 
 
 def _check_fitted(model: Any) -> None:
-    """Also each step of a pipeline: that of a pipeline itself looks at the last alone."""
+    """Check that a model is fitted, and each step of a pipeline: scikit-learn looks at the last only."""
     if isinstance(model, Pipeline):
         for _, step in model.steps:
             if step is not None and not isinstance(step, str):

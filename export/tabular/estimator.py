@@ -56,7 +56,7 @@ class Estimator:
         return f"{self.library} {self.revision}: {self.original.call}"
 
     def describe(self) -> dict[str, Any]:
-        """For the manifest, in the form of `export.checkpoint.source.Checkpoint.describe`."""
+        """Describe it for the manifest, in the form of `export.checkpoint.source.Checkpoint.describe`."""
         return {"id": self.id, "kind": self.kind, "revision": self.revision, "sha256": dict(self.sha256)}
 
 

@@ -85,7 +85,7 @@ class TabularEvidence(Measured):
 
     @property
     def loss(self) -> float | None:
-        """Of the metric; None where the true labels are not known."""
+        """What the version loses of the metric; None where the true labels are not known."""
         if self.value is None or self.reference_value is None:
             return None
         return self.reference_value - self.value

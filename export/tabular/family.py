@@ -148,7 +148,7 @@ def _published_reader(manifest: Manifest, repository: Path) -> Reader:
 
 
 def _check_source(manifest: Manifest) -> None:
-    """Before it is loaded: a pickle that was trusted once is not trusted with other content."""
+    """Compare a file with its manifest before it is loaded: a pickle is not trusted with other content."""
     path = Path(str(manifest.source["id"])).expanduser()
     recorded: Mapping[str, str] = manifest.source["sha256"]
     if path.name in recorded and not (path.is_file() and sha256(path) == recorded[path.name]):

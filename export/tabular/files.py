@@ -131,5 +131,5 @@ def said_by(error: Exception) -> str:
 
 
 def _cleaned(line: str) -> str:
-    """Without the place in the library's sources."""
+    """A line of a library's error, without the place in its sources."""
     return re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", line)[:200]

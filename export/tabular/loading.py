@@ -117,7 +117,7 @@ def _skops(path: Path, *, trust: bool) -> Any:
 
 
 def _xgboost(path: Path) -> Any:
-    """As what saved it: an estimator of XGBoost says so in its file."""
+    """Load a file as what saved it: an estimator of XGBoost says so in its file."""
     booster = xgboost.Booster(model_file=path)
     said = json.loads(booster.attr("scikit_learn") or "{}").get("_estimator_type")
     kinds = {

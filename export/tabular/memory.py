@@ -197,7 +197,7 @@ def _noted(part: Any, columns: Origins) -> Origins | None:
 
 
 def _derived(part: Any) -> Origins | None:
-    """As many new columns as a part makes, where it says."""
+    """New columns, as many as a part makes, where it says how many."""
     try:
         return [None] * len(part.get_feature_names_out())
     except (AttributeError, ValueError):
@@ -237,7 +237,7 @@ def _scale(part: Any, columns: Origins) -> None:
 
 
 def _split(part: Any, columns: Origins) -> None:
-    """Where a tree, or a booster, splits each column; and its categories."""
+    """Note where a tree, or a booster, splits each column; and its categories."""
     trees = getattr(part, "tree_", None)
     if trees is not None:
         inside = trees.children_left >= 0

@@ -55,7 +55,7 @@ class TabularRecipe:
                 raise UsageError(f"{key} is {value}, it must be at least 1")
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Give the value as plain JSON types."""
         return {"task": self.TASK} | to_plain(self)
 
     @classmethod

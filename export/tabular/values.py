@@ -31,12 +31,12 @@ _NEAR = 12  # thresholds of a column whose neighbours are asked of alone
 
 
 def as_it_is(values: NDArray) -> NDArray:
-    """Of numbers that are taken anywhere."""
+    """Leave values as they are, for columns that take any number."""
     return values
 
 
 def between_0_and_1(values: NDArray) -> NDArray:
-    """Of numbers that are taken where they are shares alone."""
+    """Move values between 0 and 1, for columns that take shares only."""
     return np.asarray(1.0 / (1.0 + np.exp(-values)))
 
 
@@ -59,7 +59,7 @@ def ordinary(column: Column, chance: np.random.Generator, shift: Callable[[NDArr
 
 
 def thresholds(column: Column) -> NDArray[np.float64]:
-    """Where trees split a column, sorted."""
+    """The thresholds at which trees split a column, sorted."""
     return np.unique(np.concatenate(column.thresholds)) if column.thresholds else np.empty(0)
 
 

@@ -41,7 +41,7 @@ class Plan:
 
     @property
     def profiles(self) -> tuple[Profile, ...]:
-        """In the engine's order."""
+        """Profiles in the engine's order."""
         return self.fingerprint.profiles
 
 

@@ -29,7 +29,7 @@ class Fingerprint:
     profiles: tuple[Profile, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Give the value as plain JSON types."""
         return vars(self) | {
             "compute_capabilities": list(self.compute_capabilities),
             "profiles": [{key: list(shape) for key, shape in vars(p).items()} for p in self.profiles],
@@ -37,7 +37,7 @@ class Fingerprint:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Fingerprint:
-        """From what `to_dict` gave."""
+        """Make the value from what `to_dict` gave."""
         profiles = tuple(
             Profile(**{key: Shape(*dims) for key, dims in profile.items()}) for profile in values["profiles"]
         )

@@ -6,12 +6,13 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from export.checkpoint.kinds import REWRITING, kind_of
+from export.checkpoint.kinds import kind_of
 from export.checkpoint.loading import TAKE_OUT, check_generation, load
 from export.checkpoint.source import Checkpoint, find_checkpoint
 from export.text2text.recipe import Text2TextRecipe
 from serving.text2text.settings import Search
 from shoal.errors import ExportError
+from shoal.tasks import REWRITING
 
 ARCHITECTURES = (
     "T5ForConditionalGeneration",

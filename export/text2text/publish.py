@@ -26,10 +26,10 @@ def part_of(graphs: Graphs, recipe: Text2TextRecipe, settings: Text2TextSettings
 def config_of(recipe: Text2TextRecipe, settings: Text2TextSettings, *, version: int) -> triton.ModelConfig:
     """Text [n, 1] to text [n, 1]; the requests that wait run together, none waits for others to come."""
     config = python_config(recipe.name, recipe.max_batch_size, version)
-    config.input.append(input_of(dialect.TEXT, "TYPE_STRING", [1]))
-    config.input.append(input_of(dialect.MAX_NEW_TOKENS, "TYPE_INT32", [1], optional=True))
-    config.output.append(output_of(dialect.GENERATED_TEXT, "TYPE_STRING", [1]))
-    config.output.append(output_of(dialect.OUTPUT_TOKENS, "TYPE_INT32", [1]))
+    config.input.append(input_of(dialect.TEXT, "STRING", [1]))
+    config.input.append(input_of(dialect.MAX_NEW_TOKENS, "INT32", [1], optional=True))
+    config.output.append(output_of(dialect.GENERATED_TEXT, "STRING", [1]))
+    config.output.append(output_of(dialect.OUTPUT_TOKENS, "INT32", [1]))
     # One instance with all CPUs. The cache is kept in their memory, whatever else the machine has.
     config.instance_group.add(count=1, kind=triton.ModelInstanceGroup.KIND_CPU)
     set_parameters(

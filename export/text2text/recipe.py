@@ -63,7 +63,7 @@ class Text2TextRecipe:
                 raise UsageError(f"{key} is {value}, it must be at least {least}")
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Give the value as plain JSON types."""
         return {"task": self.TASK} | to_plain(self)
 
     @classmethod

@@ -47,7 +47,7 @@ class Graphs(Exported):
 
     @classmethod
     def of(cls, encoder: Exported, decoder: Exported) -> Graphs:
-        """From the two."""
+        """Join the two graphs."""
         return cls(**vars(decoder), encoder=encoder)
 
     @classmethod
@@ -65,7 +65,7 @@ class Graphs(Exported):
         return [part for graph in (self.encoder, self) for part in files_of(graph.path)]
 
     def describe(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Describe it for the manifest, as plain JSON types."""
         return super().describe() | {"encoder": self.encoder.describe()}
 
 

@@ -190,7 +190,7 @@ class Monitor(Collector):
             }
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """For Prometheus; computed when it asks."""
+        """Metrics for Prometheus, computed when it asks."""
         drift = GaugeMetricFamily(
             "shoal_drift",
             "Jensen-Shannon distance, 0 to 1, of the last rows to those of the export",

@@ -176,7 +176,7 @@ class ReferenceStatistics:
     centroid: NDArray[np.float32] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types, for a manifest."""
+        """Give the statistics as plain JSON types, for a manifest."""
         features = {
             name: {key: list(value) for key, value in asdict(histogram).items() if value}
             for name, histogram in self.features.items()

@@ -108,5 +108,5 @@ class Deliveries:
 
 
 def described(error: Exception) -> str:
-    """In a line."""
+    """Describe an error in one line."""
     return f"{type(error).__name__}: {error}"

@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class QueueFull(RuntimeError):
-    """As many requests wait as may wait."""
+    """The queue is full: as many requests wait as may wait."""
 
 
 class Model(Protocol):
@@ -180,7 +180,7 @@ class Engine:
         self.stats.busy_seconds += self._clock() - began
 
     def _answer_probe(self) -> None:
-        """In a row of its own, which no other request uses."""
+        """Answer the probe that waits, in a row which no other request uses."""
         if (probe := self._probe) is None:
             return
         prompt = probe.request.prompt

@@ -68,7 +68,7 @@ class Prefill:
 
     @property
     def row(self) -> int:
-        """Of the first sequence."""
+        """The row of the first sequence."""
         row = self.sequences[0].row
         assert row is not None  # noqa: S101 - staged
         return row
@@ -156,7 +156,7 @@ class Scheduler:
 
     @property
     def next_row(self) -> int:
-        """Where the next sequence will run."""
+        """The row in which the next sequence will run."""
         return len(self.running)
 
     def promote(self, sequence: Sequence) -> None:

@@ -111,7 +111,7 @@ class _Walk:
         self._written = 0
 
     def run(self) -> None:
-        """From the root, and then whatever a `$ref` leads to."""
+        """Read the schema from its root, and then whatever a `$ref` leads to."""
         self._referred.append((self.root, "#", self.root))
         while self._referred:
             self.visit(*self._referred.pop(), 0)

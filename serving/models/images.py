@@ -66,12 +66,12 @@ class Processor:
     std: tuple[float, ...] = ()
 
     def to_json(self) -> str:
-        """For the parameter `processor`."""
+        """Write the settings as the parameter `processor`."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Processor:
-        """From the parameter `processor`."""
+        """Read the settings from the parameter `processor`."""
         values: dict[str, Any] = json.loads(text)
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         return cls(**values)

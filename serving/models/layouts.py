@@ -20,9 +20,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
+from tritonclient.utils import triton_to_np_dtype
 
 from shoal.dialect import PROMPT_NAME
 from shoal.paths import named
+from shoal.tasks import FEATURES, inputs_of
 
 # Of one request, by input: for each row its texts.
 Texts = Mapping[str, Sequence[Sequence[str]]]
@@ -76,8 +78,10 @@ class Batch:
         return {name: array.reshape(-1, self.sequences, *array.shape[1:]) for name, array in made.items()}
 
     def _feature(self, name: str, length: int, pad_id: int) -> NDArray:
-        shape, dtype, fill = _FEATURES[name](len(self.encodings), length, pad_id)
-        array = np.full(shape, fill, dtype)
+        feature = FEATURES[name]
+        fill = pad_id if name == "input_ids" else name == "special_tokens_mask"
+        shape = (len(self.encodings), length, *feature.dims[1:])
+        array = np.full(shape, fill, triton_to_np_dtype(feature.dtype))
         for row, encoding in enumerate(self.encodings):
             tokens = len(encoding)
             if name == "input_ids":
@@ -100,20 +104,6 @@ class Batch:
             else:
                 array[row, :tokens] = _subwords(encoding, self.texts[row])
         return array
-
-
-_FEATURES = {
-    "input_ids": lambda rows, length, pad_id: ((rows, length), np.int64, pad_id),
-    "attention_mask": lambda rows, length, _: ((rows, length), np.int64, 0),
-    "token_type_ids": lambda rows, length, _: ((rows, length), np.int64, 0),
-    "pooling_mask": lambda rows, length, _: ((rows, length), np.int64, 0),
-    "offsets": lambda rows, length, _: ((rows, length, 2), np.int32, 0),
-    "word_offsets": lambda rows, length, _: ((rows, length, 2), np.int32, 0),
-    "special_tokens_mask": lambda rows, length, _: ((rows, length), np.bool_, True),
-    "context_mask": lambda rows, length, _: ((rows, length), np.bool_, False),
-    "subword": lambda rows, length, _: ((rows, length), np.bool_, False),
-}
-FEATURES = tuple(_FEATURES)
 
 
 def _word_offsets(encoding: Encoding) -> list[tuple[int, int]]:
@@ -278,7 +268,7 @@ class Prompting(Layout):
 class OneText(Prompting):
     """`text` [n, 1], or [n, 2] for a pair of texts in each row."""
 
-    INPUTS = ("text",)
+    INPUTS = inputs_of("text")
 
     def encode(self, texts: Texts) -> Batch:
         rows, lengths = self.prompted(texts, "text")
@@ -292,7 +282,7 @@ class OneText(Prompting):
 class Located(Layout):
     """`text` [n, 1], with the place of each token in it."""
 
-    INPUTS = ("text",)
+    INPUTS = inputs_of("located")
 
     def encode(self, texts: Texts) -> Batch:
         rows = [text for (text,) in texts["text"]]
@@ -302,7 +292,7 @@ class Located(Layout):
 class Masked(Layout):
     """`text` [n, 1], each with one mask token."""
 
-    INPUTS = ("text",)
+    INPUTS = inputs_of("masked")
     OPTIONS = ("mask_token",)
 
     def encode(self, texts: Texts) -> Batch:
@@ -321,7 +311,7 @@ class Masked(Layout):
 class QueryAndText(Prompting):
     """`query` [n, 1] and `text` [n, 1]: a pair in each row, the prompt before the query."""
 
-    INPUTS = ("query", "text")
+    INPUTS = inputs_of("query")
 
     def encode(self, texts: Texts) -> Batch:
         queries, _ = self.prompted(texts, "query")
@@ -362,7 +352,7 @@ class Truncating(Layout):
 class Hypotheses(Truncating):
     """`text` [n, 1] and `candidate_labels` [n, labels]: each text with a sentence on each of its labels."""
 
-    INPUTS = ("text", "candidate_labels")
+    INPUTS = inputs_of("hypotheses")
     OPTIONS = ("hypothesis_template",)
     STRATEGY = "only_first"
     GROUPS = True
@@ -381,7 +371,7 @@ class Hypotheses(Truncating):
 class Windows(Truncating):
     """`question` [n, 1] and `context` [n, 1]: the question with each window of a long context."""
 
-    INPUTS = ("question", "context")
+    INPUTS = inputs_of("windows")
     OPTIONS = ("stride",)
     STRATEGY = "only_second"
     GROUPS = True

@@ -114,7 +114,7 @@ class InferenceRequest:
 
 
 def get_input_tensor_by_name(request: InferenceRequest, name: str) -> Tensor | None:
-    """As Triton's function of this name."""
+    """Find an input of a request, as Triton's function of this name does."""
     return request.tensor(name)
 
 

@@ -84,12 +84,12 @@ class Terms:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Terms:
-        """From plain JSON types."""
+        """Make the value from plain JSON types."""
         listed = {name: tuple(values[name]) for name in ("ngrams", "stop_words", "vocabulary")}
         return cls(**{**values, **listed})
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Give the value as plain JSON types."""
         return asdict(self)
 
     def arrays(self, texts: Sequence[str], most: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -181,7 +181,7 @@ def _joined(
 
 
 def _inside(word: str, ngrams: tuple[int, int]) -> Iterator[str]:
-    """Of a word that is shorter than a term there is one, the word."""
+    """Terms of a word's characters; a word that is shorter than a term is one itself."""
     for size in range(ngrams[0], ngrams[1] + 1):
         for start in range(max(1, len(word) - size + 1)):
             yield word[start : start + size]

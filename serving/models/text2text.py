@@ -127,7 +127,7 @@ class TextGenerator:
         return made
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Of an answer's ids, without special tokens."""
+        """The text of an answer's ids, without special tokens."""
         return str(self._tokenizer.decode(list(tokens)))
 
 

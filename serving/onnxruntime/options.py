@@ -93,7 +93,7 @@ class Options:
         )
 
     def session_options(self) -> onnxruntime.SessionOptions:
-        """For `onnxruntime.InferenceSession`."""
+        """Arguments of `onnxruntime.InferenceSession`."""
         options = session_options(self.intra_op_threads or max(1, available_cpus() // self.instances))
         options.inter_op_num_threads = self.inter_op_threads
         options.graph_optimization_level = self.level

@@ -118,7 +118,7 @@ class Liveness:
         return None
 
     def lose(self, sentence: str) -> None:
-        """What it should serve is not loaded, and cannot be."""
+        """Take the server for dead: what it should serve is not loaded, and cannot be."""
         self._lost = sentence
 
     def let_go(self, models: Collection[str]) -> None:
@@ -156,7 +156,7 @@ class Liveness:
             self._answered += 1
 
     def _end_stopped(self) -> None:
-        """In a thread of its own: nothing that waits elsewhere may hold this up."""
+        """Kill processes that are stopped, in a thread of its own: nothing else may hold this up."""
         before: set[psutil.Process] = set()
         while not self._closed.wait(STOPPED_SECONDS):
             found = {process for process in [*self._stubs, *self._leaving] if _is_stopped(process)}

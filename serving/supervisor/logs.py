@@ -52,7 +52,7 @@ def entry(line: str) -> dict[str, str]:
 
 
 def now() -> str:
-    """In Triton's form, and to the millisecond."""
+    """The time now, in the form of Triton's log, to the millisecond."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -66,7 +66,7 @@ def say(message: str, *, level: str = "info", **more: object) -> None:
 
 
 def for_people() -> None:
-    """From now on the lines are as Triton writes them, and not JSON."""
+    """Write lines as Triton does from now on, and not as JSON."""
     _form.plain = True
 
 
@@ -75,7 +75,7 @@ def _print_json(made: dict[str, object] | dict[str, str]) -> None:
 
 
 def _print(line: str) -> None:
-    """In one write, so that lines of two threads do not mix; a full disk is no reason not to serve."""
+    """Print a line in one write, so that two threads do not mix; a full disk does not stop the service."""
     with suppress(OSError):
         os.write(1, (line + "\n").encode())
         if _form.plain and os.fstat(1).st_size > _MOST_BYTES:

@@ -57,7 +57,7 @@ class Metrics:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port that it listens on."""
         return int(self._listener.server_address[1])
 
     @property

@@ -57,7 +57,7 @@ class Record:
             return None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Give the value as plain JSON types."""
         return {**asdict(self), "repository": str(self.repository), "state": str(self.state)}
 
 

@@ -44,7 +44,7 @@ class Attempt:
 
     @property
     def names(self) -> frozenset[str]:
-        """Of all models in it."""
+        """Names of all models in it."""
         return frozenset({*self.target, *self.before})
 
     @property
@@ -284,7 +284,7 @@ class Rollout:
         return refusal.reason if refusal else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Give the value as plain JSON types."""
         return {
             "schema": SCHEMA,
             "desired": _plain(self.desired),

@@ -117,7 +117,7 @@ class Served:
         self.readiness = Readiness(self._questions(shown, shown.keys()), self._told)
 
     def lost(self, error: ShoalError) -> None:
-        """What it served before a change could not be loaded again."""
+        """Note that what was served before a change could not be loaded again."""
         self.liveness.lose(f"what was served could not be loaded again: {error.message}")
 
     def close(self) -> None:

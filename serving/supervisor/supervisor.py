@@ -133,7 +133,7 @@ class Supervisor:
                 self._pause(PAUSE_SECONDS)
 
     def _pause(self, seconds: float) -> None:
-        """Before the next start: so long, or longer where starts do not help."""
+        """Wait before the next start; longer than asked where starts did not help."""
         if self._early >= EARLY_ENDS:
             seconds = max(seconds, min(LONGEST_PAUSE_SECONDS, 2.0 ** (self._early - EARLY_ENDS)))
             say(

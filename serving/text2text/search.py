@@ -103,7 +103,7 @@ class _Text:
 
     @classmethod
     def starting(cls, search: Search, limit: int) -> _Text:
-        """With equal beams, of which the first alone counts."""
+        """Start with equal beams, of which the first alone counts."""
         scores = np.full(search.num_beams, _UNLIKELY, np.float32)
         scores[0] = 0
         return cls(search, limit, [[search.start] for _ in scores], scores)

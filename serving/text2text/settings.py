@@ -44,7 +44,7 @@ class Search:
     suppressed: tuple[int, ...] = ()
 
     def to_json(self) -> str:
-        """For config.pbtxt."""
+        """Write the settings as a parameter of config.pbtxt."""
         return json.dumps(asdict(self))
 
     @classmethod

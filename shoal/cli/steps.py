@@ -141,7 +141,7 @@ def start_service(
 
 
 def tell_addresses(service: Any, as_json: bool) -> None:
-    """Where a service listens."""
+    """Tell where a service listens."""
     facts = service.to_dict()
     if as_json:
         print_json(facts)

@@ -39,14 +39,23 @@ def _sample(world: World) -> dict[tuple[str, str], float]:
     named |= {Path(stub.cmdline()[1]).parts[-3]: stub for stub in world.stubs()}
     for name, process in named.items():
         if process is not None:
-            memory = process.memory_full_info()
-            # With what is in swap: idle pages that are moved there and back again are no growth.
-            found[name, "memory_mb"] = (memory.uss + memory.swap) / 2**20
+            found[name, "memory_mb"] = _anonymous(process.pid) / 2**20
             found[name, "descriptors"] = process.num_fds()
             found[name, "threads"] = process.num_threads()
     used = sum(path.stat().st_blocks * 512 for path in world.shared_memory().iterdir())
     found["all", "shared_memory_mb"] = used / 2**20
     return found
+
+
+def _anonymous(pid: int) -> int:
+    """Bytes of a process that are of no file, in memory and in swap.
+
+    A leak is one of these. Pages of files, the program's own among them, come and go as the kernel likes.
+    """
+    status = Path(f"/proc/{pid}/status").read_text()
+    return sum(
+        1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith(("RssAnon", "VmSwap"))
+    )
 
 
 def slope(times: Sequence[float], values: Sequence[float]) -> tuple[float, float]:

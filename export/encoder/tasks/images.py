@@ -6,7 +6,7 @@ import csv
 import io
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,17 +19,15 @@ from export.encoder.tasks import heads, labels
 from export.encoder.tasks.task import Row, Task
 from export.encoder.tasks.text import accuracy, in_order
 from serving.models.images import Processor
+from shoal import tasks
 from shoal.errors import ExportError, UsageError
 
 
 class ImageClassification(Task):
     """A PNG or JPEG to labels. `--eval-data`: CSV of path,label; paths are relative to the file."""
 
-    name = "image-classification"
+    name = tasks.IMAGES
     auto = "AutoModelForImageClassification"
-    layout = None
-    inputs: ClassVar = {"image": 1}
-    outputs = ("label", "score")
     max_batch_size = 32
 
     def head(self, backbone: PreTrainedModel, opened: Opened) -> heads.Head:

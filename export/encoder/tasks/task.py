@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from export.checkpoint.opened import Opened
 from export.encoder.tasks.heads import Head
+from shoal.tasks import CONTRACTS, Contract
 
 Feed = Mapping[str, NDArray]
 Outputs = Mapping[str, NDArray]
@@ -27,12 +28,8 @@ class Task(ABC):
     """One thing that models are used for.
 
     Attributes:
-        name: as Hugging Face names its pipeline.
+        name: as Hugging Face names its pipeline; what it takes and gives on the wire stands in `shoal.tasks`.
         auto: transformers' automatic class for this task.
-        layout: of the tokenizer, see `serving.models.layouts`; None: images.
-        inputs: what users send, by name: how many a row has, -1 for any number.
-        outputs: what users get.
-        features: what the tokenizer must tell the output model besides the network's inputs.
         network_inputs: of the ensemble's inputs, those that the network reads itself.
         pairs: whether sequences hold two texts, which some networks must be able to tell apart.
         longest: tokens of a sequence at most, whatever the checkpoint can.
@@ -43,16 +40,22 @@ class Task(ABC):
 
     name: ClassVar[str]
     auto: ClassVar[str]
-    layout: ClassVar[str | None]
-    inputs: ClassVar[Mapping[str, int]]
-    outputs: ClassVar[tuple[str, ...]]
-    features: ClassVar[tuple[str, ...]] = ()
     network_inputs: ClassVar[tuple[str, ...]] = ()
     pairs: ClassVar[bool] = False
     longest: ClassVar[int] = 1 << 20
     lengths: ClassVar[tuple[int, ...]] = (8, 16, 64, 128, 256)
     max_batch_size: ClassVar[int] = 64
     metric: ClassVar[str] = "accuracy"
+
+    @property
+    def contract(self) -> Contract:
+        """What it takes and gives on the wire."""
+        return CONTRACTS[self.name]
+
+    @property
+    def layout(self) -> str | None:
+        """How texts become tokens; None: images."""
+        return self.contract.layout
 
     @abstractmethod
     def head(self, backbone: PreTrainedModel, opened: Opened) -> Head:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +16,7 @@ from export.checkpoint.opened import Opened
 from export.encoder.sentence import Sentence, score_activation
 from export.encoder.tasks import heads, labels
 from export.encoder.tasks.task import Feed, Outputs, Row, Task
+from shoal import tasks
 from shoal.errors import ExportError, UsageError
 
 EVAL_BATCH = 32
@@ -24,11 +25,8 @@ EVAL_BATCH = 32
 class SentenceSimilarity(Task):
     """Text to a vector. `--eval-data`: CSV of sentence1,sentence2,score without a header; Spearman."""
 
-    name = "sentence-similarity"
+    name = tasks.EMBEDDING
     auto = "AutoModel"
-    layout = "text"
-    inputs: ClassVar = {"text": 1}
-    outputs = ("embedding",)
     metric = "spearman"
 
     def head(self, backbone: PreTrainedModel, opened: Opened) -> heads.Head:
@@ -58,18 +56,15 @@ class SentenceSimilarity(Task):
 class TextClassification(Task):
     """A text, or a pair of texts, to labels. `--eval-data`: CSV of text,label or text,text_pair,label."""
 
-    name = "text-classification"
+    name = tasks.CLASSIFICATION
     auto = "AutoModelForSequenceClassification"
-    layout = "text"
-    inputs: ClassVar = {"text": -1}
-    outputs = ("label", "score")
     pairs = True
 
     def head(self, backbone: PreTrainedModel, opened: Opened) -> heads.Head:
         return heads.Classification(backbone, self.activation(opened))
 
     def activation(self, opened: Opened) -> str:
-        """As transformers' pipeline chooses it."""
+        """The function from logits to scores, as transformers' pipeline chooses it."""
         problem = opened.config.problem_type
         if problem == "regression":
             return "none"
@@ -94,11 +89,8 @@ class TextClassification(Task):
 class TextRanking(Task):
     """How well a text answers a query. `--eval-data`: CSV of query,text,score; Spearman."""
 
-    name = "text-ranking"
+    name = tasks.RANKING
     auto = "AutoModelForSequenceClassification"
-    layout = "query"
-    inputs: ClassVar = {"query": 1, "text": 1}
-    outputs = ("score",)
     pairs = True
     metric = "spearman"
 
@@ -127,11 +119,8 @@ class ZeroShotClassification(Task):
     """A text to labels that are named in the request. `--eval-data`: CSV of text,label; the candidates are
     all labels in the file."""
 
-    name = "zero-shot-classification"
+    name = tasks.ZERO_SHOT
     auto = "AutoModelForSequenceClassification"
-    layout = "hypotheses"
-    inputs: ClassVar = {"text": 1, "candidate_labels": -1}
-    outputs = ("label", "score", "independent_score")
     network_inputs = ("candidate_labels",)
     pairs = True
     lengths = (32, 64, 128)

@@ -7,7 +7,7 @@ import string
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +21,7 @@ from export.encoder.tasks.task import NO_ANSWER, Feed, Outputs, Row, Task
 from export.encoder.tasks.text import accuracy, in_order, read_csv
 from serving.models.entities import entities
 from serving.models.spans import Span, best_spans
+from shoal import tasks
 from shoal.errors import ExportError, UsageError
 
 MAX_ANSWER_LENGTH = 15  # tokens, as in transformers' pipeline
@@ -31,12 +32,8 @@ class TokenClassification(Task):
     """A text to entities with their places. `--eval-data`: JSON lines with `text` and `entities`, each with
     `start`, `end` (characters) and `label`; F1 of whole entities."""
 
-    name = "token-classification"
+    name = tasks.ENTITIES
     auto = "AutoModelForTokenClassification"
-    layout = "located"
-    inputs: ClassVar = {"text": 1}
-    outputs = ("label", "score", "word", "start", "end")
-    features = ("offsets", "special_tokens_mask", "subword")
     metric = "f1"
 
     def head(self, backbone: PreTrainedModel, opened: Opened) -> heads.Head:
@@ -70,12 +67,8 @@ class QuestionAnswering(Task):
     """A question and a context to an answer with its place. `--eval-data`: CSV of question,context,answer;
     SQuAD's F1 of words."""
 
-    name = "question-answering"
+    name = tasks.QUESTIONS
     auto = "AutoModelForQuestionAnswering"
-    layout = "windows"
-    inputs: ClassVar = {"question": 1, "context": 1}
-    outputs = ("answer", "score", "start", "end", "no_answer_score")
-    features = ("context_mask", "word_offsets")
     pairs = True
     longest = 384  # as in transformers' pipeline: what is longer is read in windows
     lengths = (64, 128, 256)
@@ -135,11 +128,8 @@ class QuestionAnswering(Task):
 class FillMask(Task):
     """A text with one mask to the tokens that may stand there. `--eval-data`: CSV of text,token."""
 
-    name = "fill-mask"
+    name = tasks.MASKS
     auto = "AutoModelForMaskedLM"
-    layout = "masked"
-    inputs: ClassVar = {"text": 1}
-    outputs = ("label", "score")
 
     def head(self, backbone: PreTrainedModel, opened: Opened) -> heads.Head:
         return heads.FillMask(backbone, int(_tokenizer(opened).token_to_id(_mask_token(opened))))
@@ -204,7 +194,8 @@ def _read_entities(path: Path) -> list[dict[str, Any]]:
 
 
 def _word_f1(found: str, wanted: str) -> float:
-    """As SQuAD's evaluation: words without case, punctuation and articles (Rajpurkar et al. 2016)."""
+    """F1 as SQuAD's evaluation has it: of words without case, punctuation and articles (Rajpurkar et al.
+    2016)."""
     a, b = (
         [
             word

@@ -290,7 +290,7 @@ def indicated(graph: Graph, part: MissingIndicator, block: Dense) -> Table:
 
 
 def _missing(graph: Graph, column: Dense, stands_for: Any, known: tuple[str, ...] | None) -> str:
-    """Where a column holds what an imputer takes for missing, BOOL [batch, 1]."""
+    """Mark where a column holds what an imputer takes for missing, BOOL [batch, 1]."""
     if isinstance(stands_for, str):
         code = known.index(stands_for) if known and stands_for in known else -2
         return graph.op("Equal", column.name, graph.constant(float(code)))

@@ -117,7 +117,7 @@ def _registered(known: dict[type, Any], kinds: tuple[type, ...]) -> Callable[[Fu
 
 
 def _find(known: dict[type, Any], part: Any) -> Any:
-    """By the class, or the nearest parent."""
+    """Find the entry of a class, or of its nearest parent."""
     for kind in type(part).__mro__:
         if kind in known:
             return known[kind]

@@ -116,7 +116,7 @@ def _answer(context: Context, model: xgboost.Booster, table: Table, rounds: int 
 
 
 def _margins(base: NDArray[np.float64], objective: str) -> NDArray[np.float64]:
-    """Where boosting began, as the file says it -> as it is added to the leaves."""
+    """Turn the start of boosting from what the file says into what is added to the leaves."""
     if objective in _LOGISTIC:
         return np.asarray(-np.log(1.0 / base - 1.0))
     return np.asarray(np.log(base)) if objective in _EXPONENTIAL else base

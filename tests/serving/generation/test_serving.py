@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import tritonclient.grpc as triton
 
 from clients import (
+    AsyncGrpcClient,
     BadInput,
     ClientError,
     GrpcClient,
@@ -51,6 +53,33 @@ def test_a_chat_uses_the_models_own_template_and_pays_for_new_tokens_only(decode
     second = list(decoder_client.chat(messages, max_tokens=40, temperature=0))
     assert "Rome" in "".join(part.text for part in second)
     assert second[-1].cached_tokens >= first[-1].input_tokens // 16 * 16 > 0
+
+
+def test_the_asyncio_client_chats_as_the_blocking_one(decoder_server: Server) -> None:
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    options: dict[str, Any] = {"max_tokens": 40, "temperature": 0}
+
+    async def chat() -> list[str]:
+        async with AsyncGrpcClient(decoder_server.grpc, timeout=60.0) as client:
+            return [part.text async for part in client.chat(messages, **options)]
+
+    with GrpcClient(decoder_server.grpc, timeout=60.0) as client:
+        expected = "".join(part.text for part in client.chat(messages, **options))
+    parts = asyncio.run(chat())
+    assert len(parts) > 1 and "".join(parts) == expected and "Paris" in expected
+
+
+def test_a_closed_iterator_ends_its_stream_and_the_next_is_answered(decoder_server: Server) -> None:
+    async def leave() -> str:
+        async with AsyncGrpcClient(decoder_server.grpc, timeout=60.0) as client:
+            parts = client.generate(PROMPT, max_tokens=1500, temperature=0, ignore_eos=True)
+            first = await anext(parts)
+            await parts.aclose()
+            with pytest.raises(StopAsyncIteration):
+                await anext(parts)
+            return first.text + (await client.complete(PROMPT, max_tokens=4, temperature=0)).text
+
+    assert asyncio.run(leave())
 
 
 def test_the_same_seed_gives_the_same_answer(decoder_client: Client) -> None:

@@ -41,9 +41,9 @@ def test_a_run_and_its_report(server: Server, tmp_path: Path) -> None:
     plan = headless.Plan("minilm", 4, 3, "both", server.grpc, server.http)
     summary = headless.run(plan, tmp_path)
     assert summary["total"]["failures"] == 0
-    assert summary["total"]["requests"] > 30
     assert set(summary["protocols"]) == {"grpc", "http"}
-    assert all(row["requests"] > 5 for row in summary["protocols"].values())
+    counts = [row["requests"] for row in summary["protocols"].values()]
+    assert min(counts) > 0 and summary["total"]["requests"] == sum(counts)
     assert json.loads((tmp_path / "report.json").read_text()) == summary
     html = (tmp_path / "report.html").read_text()
     assert html.count("<svg") == 3

@@ -315,7 +315,7 @@ def test_verify_scores_labelled_data(checkpoints: Path, repository: Path, labell
         assert evidence.reference_score == manifest.evidence["reference_score"] == pytest.approx(expected)
         assert evidence.score == pytest.approx(expected, abs=1)
         worse = dataclasses.replace(evidence, score=expected - 1.2)
-        limit = {"fp32": "0.5", "int8": "1.0"}[evidence.precision]
+        limit = {"fp32": "0.5", "int8": "1"}[evidence.precision]
         assert worse.failures == [f"chrF loses 1.20 > {limit}"]
     made = evidence_table(outcome.evidence, "t5")
     (column,) = [column for column in made.columns if column.header == "chrF"]

@@ -19,6 +19,9 @@ import tritonclient.grpc as triton_grpc
 
 from clients import GrpcClient
 from export import run
+from export.encoder import verify as encoders
+from export.generation import verify as decoders
+from export.text2text import verify as encoder_decoders
 from serving.embedded import Server, running
 from shoal.cli.compare import compare
 from shoal.manifest import manifests
@@ -36,6 +39,9 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         archive.extractall(folder, filter="data")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        for module in (encoders, decoders, encoder_decoders):
+            patch.setattr(module, "SPEED_ROUNDS", 1)
+        patch.setattr(decoders, "WINDOWS", 2)
         yield folder
 
 

@@ -69,7 +69,7 @@ class World(RuleBasedStateMachine):
         self.restarts = 0
         self.full = self.gone = False
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(follow, "shown_in", lambda *_: self.shown())
+        self.patch.setattr(follow, "specs_in", lambda *_: self.shown())
 
     def teardown(self) -> None:
         self.settle()
@@ -305,7 +305,7 @@ class Now(Job):
 @pytest.fixture
 def following(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Following]:
     made = Following(tmp_path)
-    monkeypatch.setattr(follow, "shown_in", lambda *_: _service("text", made.wanted))
+    monkeypatch.setattr(follow, "specs_in", lambda *_: _service("text", made.wanted))
     yield made
 
 
@@ -363,7 +363,7 @@ def test_a_repository_that_was_empty_for_a_moment_is_no_refusal(
     following: Following, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(follow, "shown_in", lambda *_: {})
+        patch.setattr(follow, "specs_in", lambda *_: {})
         following.look()
         assert "holds no models any more" in following.rollout.reason("text")
     following.look()

@@ -16,7 +16,7 @@ import psutil
 import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
-from tests.serving.supervisor.test_supervisor import Supervised, supervising
+from tests.serving.supervisor.supervised import Supervised, supervising
 
 ECHO = """
 import random

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
-import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,9 +14,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from email.message import Message
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,87 +27,15 @@ import trustme
 from tritonclient.utils import InferenceServerException
 
 from clients import BadInput, ClientError, Denied, GrpcClient, HttpClient, Tls, Unavailable
-from serving import probe
 from serving.distribution import Embedded
-from serving.supervisor import metrics, supervisor
-from serving.supervisor.logs import entry
-from serving.supervisor.metrics import Metrics
-from serving.supervisor.readiness import Readiness
-from serving.supervisor.settings import CLOSED, CONTROL_HEADER, SupervisorSettings, read_key
+from serving.supervisor import supervisor
+from serving.supervisor.settings import CONTROL_HEADER, SupervisorSettings
 from shoal.admin import GRPC_HEADER, HEADER
-from shoal.errors import RepositoryError, ServerError, UsageError
+from shoal.errors import RepositoryError, ServerError
 from shoal.paths import write_atomic
 from shoal.repository import served_version
 from shoal.rollouts import wait_until_served
-
-
-@dataclass
-class Supervised:
-    """A supervisor that runs."""
-
-    process: subprocess.Popen[str]
-    http: str
-    grpc: str
-    watch: str
-    key: Path
-    log: Path
-
-    def health(self) -> int:
-        """Status of /health; 0: nobody there."""
-        try:
-            with urllib.request.urlopen(f"http://{self.watch}/health", timeout=5) as response:
-                return int(response.status)
-        except urllib.error.HTTPError as error:
-            return error.code
-        except OSError:
-            return 0
-
-    def metric(self, name: str, label: str = "") -> float:
-        """Sum of a metric over its labels."""
-        with urllib.request.urlopen(f"http://{self.watch}/metrics", timeout=5) as response:
-            lines = response.read().decode().splitlines()
-        return sum(
-            float(line.rsplit(" ", 1)[1])
-            for line in lines
-            if re.match(rf"{name}[ {{]", line) and label in line
-        )
-
-    def wait(self, status: int, seconds: float = 60.0) -> float:
-        """Until /health has a status; how long that took."""
-        start = time.monotonic()
-        while self.health() != status:
-            assert time.monotonic() - start < seconds, self.log.read_text()[-2000:]
-            time.sleep(0.05)
-        return time.monotonic() - start
-
-    def stubs(self) -> list[psutil.Process]:
-        """Processes of Python models."""
-        every = psutil.Process(self.process.pid).children(recursive=True)
-        return [p for p in every if "triton_python_backend_stub" in p.name()]
-
-
-def _free() -> int:
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return int(made.getsockname()[1])
-
-
-@contextmanager
-def supervising(repository: Path, folder: Path, *flags: str) -> Iterator[Supervised]:
-    ports = [_free() for _ in range(4)]
-    names = ("http", "grpc", "metrics", "health")
-    command = [sys.executable, "-m", "serving.supervisor", str(repository), *flags]
-    command += [f"--{name}-port={port}" for name, port in zip(names, ports, strict=True)]
-    key, log = folder / "secrets" / "admin_key", folder / "supervisor.log"
-    with log.open("w") as output:
-        process = subprocess.Popen([*command, f"--admin-key={key}"], stdout=output, stderr=output, text=True)
-    made = Supervised(process, *(f"127.0.0.1:{ports[i]}" for i in (0, 1, 3)), key, log)
-    try:
-        made.wait(200)
-        yield made
-    finally:
-        process.terminate()
-        process.wait(60)
+from tests.serving.supervisor.supervised import Supervised, free_port, supervising
 
 
 @pytest.fixture(scope="module")
@@ -398,7 +320,7 @@ def test_tls_refuses_plain_text_and_strangers(repository: Path, tmp_path: Path) 
 
 def test_what_never_serves_ends_with_its_reason(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "serving.supervisor", str(tmp_path), f"--health-port={_free()}"],
+        [sys.executable, "-m", "serving.supervisor", str(tmp_path), f"--health-port={free_port()}"],
         capture_output=True,
         text=True,
         check=False,
@@ -441,136 +363,3 @@ def test_what_served_once_is_never_given_up(tmp_path: Path, monkeypatch: pytest.
     assert Dies(settings, Embedded.find()).run() == 0
     # Before each next start; the second and the seventh failed.
     assert pauses == [0, 1, 1, 2, 4, 8, 16, 30, 30, 0, 0]
-
-
-def test_a_supervisor_that_hangs_says_so_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a disk that does not answer, say: nobody looks after the server then."""
-    made = Metrics("127.0.0.1", 0)
-    try:
-        made.ready(None)
-        assert made.problem is None
-        now = time.monotonic()
-        monkeypatch.setattr(metrics.time, "monotonic", lambda: now + 60)
-        assert made.problem is not None and "has not looked at its server for 60 s" in made.problem
-        made.ready("minilm did not answer")
-        assert made.problem == "minilm did not answer"
-    finally:
-        made.close()
-
-
-def test_settings_become_arguments(tmp_path: Path) -> None:
-    (tmp_path / "cert.pem").touch()
-    settings = SupervisorSettings(
-        tmp_path,
-        certificate=tmp_path / "cert.pem",
-        private_key=tmp_path / "cert.pem",
-        cache_mb=64,
-        traces="http://otel:4318/v1/traces",
-    )
-    made = settings.arguments("abc123", "own456")
-    closed = ",".join(CLOSED)
-    assert f"--http-restricted-api={closed}:shoal-admin-key=abc123" in made
-    assert f"--grpc-restricted-protocol={closed}:shoal-admin-key=abc123" in made
-    assert f"--http-restricted-api=model-repository:{CONTROL_HEADER}=own456" in made
-    assert f"--grpc-restricted-protocol=model-repository:{CONTROL_HEADER}=own456" in made
-    assert {"--model-control-mode=explicit", "--disable-auto-complete-config"} <= set(made)
-    assert "--cache-config=local,size=67108864" in made
-    assert "--trace-config=opentelemetry,url=http://otel:4318/v1/traces" in made
-    plain = SupervisorSettings(tmp_path).arguments("", "own456")
-    assert not [part for part in plain if "admin" in part or "cache" in part]
-    assert f"--http-restricted-api=shared-memory,trace,logging:{CONTROL_HEADER}=own456" in plain
-    assert f"--grpc-restricted-protocol=shared-memory,trace,logging:{CONTROL_HEADER}=own456" in plain
-    assert len([part for part in plain if "restricted" in part]) == 4  # model control is never open
-
-
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ({"certificate": Path("a")}, "a certificate and its private key"),
-        ({"client_authority": Path("a")}, "only over TLS"),
-        ({"certificate": Path("/no"), "private_key": Path("/no")}, "/no cannot be read"),
-        ({"cache_mb": -1}, "must be positive"),
-        ({"trace_rate": 0}, "must be positive"),
-    ],
-)
-def test_settings_that_cannot_work(values: dict[str, object], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        SupervisorSettings(Path(), **values)  # type: ignore[arg-type]
-
-
-def test_the_admin_key_is_made_once(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "key"
-    key = read_key(path)
-    assert len(key) == 64 and read_key(path) == key
-    assert read_key(None) == ""
-    path.write_text("two words")
-    with pytest.raises(UsageError, match="letters and digits"):
-        read_key(path)
-    if os.geteuid():
-        path.chmod(0)
-        with pytest.raises(UsageError, match="neither read nor made"):
-            read_key(path)
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        (
-            '2026-11-23T17:00:00Z I 71 server.cc:849] "ready"',
-            {"time": "2026-11-23T17:00:00Z", "level": "info", "where": "server.cc:849", "message": "ready"},
-        ),
-        (
-            '2026-11-23T17:00:00Z E 71 infer.cc:1] "[request id: r-17] too \\"long\\""',
-            {
-                "time": "2026-11-23T17:00:00Z",
-                "level": "error",
-                "where": "infer.cc:1",
-                "message": 'too "long"',
-                "request_id": "r-17",
-            },
-        ),
-    ],
-)
-def test_lines_become_fields(line: str, expected: dict[str, str]) -> None:
-    assert entry(line) == expected
-
-
-def test_what_models_print_is_kept() -> None:
-    made = entry("Traceback (most recent call last):")
-    assert made["message"] == "Traceback (most recent call last):" and made["where"] == "model"
-
-
-DEAD = "in ensemble 'a', Stub process 'a_0_0' is not healthy."
-
-
-@pytest.mark.parametrize(
-    ("answers", "dead"),
-    [
-        ([DEAD, DEAD], True),
-        ([DEAD], False),
-        ([DEAD, "Failed to increase the shared memory pool size", DEAD], False),
-        (["Failed to increase the shared memory pool size"] * 9, False),
-    ],
-)
-def test_what_triton_says_is_dead_is_dead(
-    answers: list[str], dead: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once may be a request that met a version on its way out; whatever else it says, it may answer again."""
-    left = iter(answers)
-    asked = threading.Event()
-
-    def send(request: urllib.request.Request, **_: object) -> bytes:
-        if request.full_url.endswith("/stats"):
-            return b'{"model_stats": []}'
-        if (answer := next(left, None)) is None:
-            asked.set()
-            made.close()
-            return b""
-        body = io.BytesIO(json.dumps({"error": answer}).encode())
-        raise urllib.error.HTTPError("http://here/v2/models/a/infer", 500, "", Message(), body)
-
-    monkeypatch.setattr(probe, "send", send)
-    monkeypatch.setattr("serving.supervisor.readiness.ASK_SECONDS", 0.01)
-    made = Readiness({"a": probe.Question("a", "here/v2/models/a/infer", {}, {}, False)}, lambda *_: None)
-    assert asked.wait(10)
-    assert (made.dead is not None) is dead

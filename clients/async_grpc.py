@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clients.answers import Call
 from clients.asynchronous import AsyncClient
-from clients.errors import ClientError, translated
+from clients.errors import translated
 from clients.generation import Part, microseconds
 from clients.grpc_client import DEFAULT_URL, read_part
 from clients.vocabulary import Arrays, Tls, host_and_port, to_arrays, to_inputs
@@ -47,16 +47,9 @@ class AsyncGrpcClient(AsyncClient):
         with translated(url):
             self._client = triton_aio.InferenceServerClient(url, **(tls.grpc_options() if tls else {}))
 
-    async def infer(
-        self,
-        model: str,
-        inputs: Arrays,
-        *,
-        version: str = "",
-        timeout: float | None = None,
-        request_id: str = "",
+    async def _infer(
+        self, model: str, inputs: Arrays, version: str, timeout: float, request_id: str
     ) -> dict[str, NDArray]:
-        """See `AsyncClient.infer`."""
         tensors = to_inputs(triton.InferInput, inputs)
         with translated(self.url):
             result = await self._client.infer(
@@ -64,7 +57,7 @@ class AsyncGrpcClient(AsyncClient):
                 tensors,
                 model_version=version,
                 request_id=request_id,
-                client_timeout=self.timeout if timeout is None else timeout,
+                client_timeout=timeout,
             )
         return to_arrays(result, [output.name for output in result.get_response().outputs])
 
@@ -72,16 +65,17 @@ class AsyncGrpcClient(AsyncClient):
         self, model: str, inputs: Arrays, timeout: float, request_id: str
     ) -> AsyncGenerator[Part, None]:
         """See `AsyncClient`."""
-        tensors = to_inputs(triton.InferInput, inputs)
+        # Made here: what fails inside of the iterator would cancel the call without a word.
+        request = {
+            "model_name": model,
+            "inputs": to_inputs(triton.InferInput, inputs),
+            "request_id": request_id,
+            "enable_empty_final_response": True,
+            "timeout": microseconds(timeout),
+        }
 
         async def requests() -> AsyncIterator[dict[str, Any]]:
-            yield {
-                "model_name": model,
-                "inputs": tensors,
-                "request_id": request_id,
-                "enable_empty_final_response": True,
-                "timeout": microseconds(timeout),
-            }
+            yield request
 
         with translated(self.url):
             responses = self._client.stream_infer(requests(), stream_timeout=timeout)
@@ -95,6 +89,9 @@ class AsyncGrpcClient(AsyncClient):
                     ended |= final or bool(part and part.finish_reason)
                     if part is not None:
                         yield part
+            except asyncio.CancelledError:  # `close` cancels what runs on the channel
+                self._check_open()
+                raise
             finally:
                 if ended:  # see `GrpcClient._stream`; the call must be read to its end, or gRPC cancels it
                     async for _ in responses:
@@ -118,31 +115,24 @@ class AsyncGrpcClient(AsyncClient):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def ready(self, model: str = "") -> bool:
-        """See `AsyncClient.ready`."""
-        try:
-            with translated(self.url):
-                if model:
-                    return bool(await self._client.is_model_ready(model, client_timeout=self.timeout))
-                return bool(await self._client.is_server_ready(client_timeout=self.timeout))
-        except ClientError:
-            return False
+    async def _ready(self, model: str) -> bool:
+        with translated(self.url):
+            if model:
+                return bool(await self._client.is_model_ready(model, client_timeout=self.timeout))
+            return bool(await self._client.is_server_ready(client_timeout=self.timeout))
 
-    async def metadata(self, model: str) -> dict[str, Any]:
-        """See `AsyncClient.metadata`."""
+    async def _metadata(self, model: str) -> dict[str, Any]:
         with translated(self.url):
             return dict(
                 await self._client.get_model_metadata(model, as_json=True, client_timeout=self.timeout)
             )
 
-    async def config(self, model: str) -> dict[str, Any]:
-        """See `AsyncClient.config`."""
+    async def _config(self, model: str) -> dict[str, Any]:
         with translated(self.url):
             answer = await self._client.get_model_config(
                 model, headers=self._admin, as_json=True, client_timeout=self.timeout
             )
             return dict(answer["config"])
 
-    async def close(self) -> None:
-        """Close the connection."""
+    async def _close(self) -> None:
         await self._client.close()

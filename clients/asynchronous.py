@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from clients import answers
 from clients.answers import Call, Entity, Found, Generated, Label, ZeroShotLabel
-from clients.errors import BadInput
+from clients.errors import BadInput, ClientError, ServerFault, Timeout
 from clients.generation import Answer, Part, flags_of, joined, request_arrays
 from clients.vocabulary import (
     BATCH_SIZE,
@@ -25,8 +26,10 @@ from clients.vocabulary import (
     Table,
     batches,
     check_prompts,
+    check_word,
     embedding_of,
     prompted,
+    seconds,
 )
 from shoal.chat import ChatTemplate, Message
 
@@ -39,15 +42,41 @@ class AsyncClient(ABC):
 
     Attributes:
         timeout: deadline of each call in seconds, where the call does not say another.
+        closed: whether `close` was called.
     """
 
     def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
+        self.timeout = seconds(timeout)
+        self.closed = False
         self._templates: dict[str, ChatTemplate] = {}
         self._flags: dict[str, dict[str, NDArray]] = {}
         self._kinds: dict[str, dict[str, str]] = {}
 
+    # What a transport does. Arguments have been checked.
+
     @abstractmethod
+    async def _infer(
+        self, model: str, inputs: Arrays, version: str, timeout: float, request_id: str
+    ) -> dict[str, NDArray]: ...
+
+    @abstractmethod
+    def _stream(
+        self, model: str, inputs: Arrays, timeout: float, request_id: str
+    ) -> AsyncGenerator[Part, None]:
+        """The parts of an answer as they come; a closed iterator cancels the request on the server."""
+
+    @abstractmethod
+    async def _ready(self, model: str) -> bool: ...
+
+    @abstractmethod
+    async def _metadata(self, model: str) -> dict[str, Any]: ...
+
+    @abstractmethod
+    async def _config(self, model: str) -> dict[str, Any]: ...
+
+    @abstractmethod
+    async def _close(self) -> None: ...
+
     async def infer(
         self,
         model: str,
@@ -65,38 +94,56 @@ class AsyncClient(ABC):
             request_id: returned and logged by the server.
 
         Raises:
+            BadInput: an argument cannot be sent.
             ClientError: see `clients.errors`.
         """
+        self._check(model, version=version, request_id=request_id)
+        return await self._infer(model, inputs, version, self._deadline(timeout), request_id)
 
-    @abstractmethod
     async def ready(self, model: str = "") -> bool:
         """Whether the server, or one model, says it is ready; False too where nobody answers."""
+        self._check_open()
+        check_word("model", model, empty=True)
+        try:
+            return await self._ready(model)
+        except ClientError:
+            return False
 
-    @abstractmethod
     async def metadata(self, model: str) -> dict[str, Any]:
         """Name, versions, inputs and outputs of a model.
 
         Raises:
             ClientError: see `clients.errors`.
         """
+        self._check(model)
+        return await self._metadata(model)
 
-    @abstractmethod
     async def config(self, model: str) -> dict[str, Any]:
         """A model's config, as Triton keeps it; a closed endpoint, which the admin key opens.
 
         Raises:
             ClientError: see `clients.errors`.
         """
+        self._check(model)
+        return await self._config(model)
 
-    @abstractmethod
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection. What is called afterwards, or read of a stream, is a `ClientError`."""
+        self.closed = True
+        await self._close()
 
-    @abstractmethod
-    def _stream(
-        self, model: str, inputs: Arrays, timeout: float, request_id: str
-    ) -> AsyncGenerator[Part, None]:
-        """The parts of an answer as they come; a closed iterator cancels the request on the server."""
+    def _check(self, model: str, *, version: str = "", request_id: str = "") -> None:
+        self._check_open()
+        check_word("model", model)
+        check_word("version", version, empty=True)
+        check_word("request_id", request_id, empty=True)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClientError("the client is closed", hint="make another one")
+
+    def _deadline(self, timeout: float | None) -> float:
+        return self.timeout if timeout is None else seconds(timeout)
 
     def generate(
         self,
@@ -110,18 +157,20 @@ class AsyncClient(ABC):
         """Text as it is generated. An iterator that is closed or dropped cancels the request on the server.
 
         Args:
-            timeout: deadline of the whole answer in seconds, instead of the client's.
+            timeout: deadline of the whole answer in seconds, instead of the client's; the time that its
+                reader takes counts.
             request_id: returned and logged by the server.
             sampling: vLLM's sampling parameters, e.g. `max_tokens=64, temperature=0, stop=["\\n"]`,
                 `max_tokens=None` for all that the context holds, `logit_bias={5: -100}`,
                 `structured_outputs={"choice": ["yes", "no"]}`; docs/generation.md has them all.
 
         Raises:
-            BadInput: at once, where the prompt or a parameter cannot be sent.
+            BadInput: at once, where an argument cannot be sent.
             ClientError: as the parts come; see `clients.errors`.
         """
+        self._check(model, request_id=request_id)
         inputs = request_arrays(prompt, sampling)
-        return self._parts(model, inputs, self.timeout if timeout is None else timeout, request_id)
+        return self._parts(model, inputs, self._deadline(timeout), request_id)
 
     async def _parts(
         self, model: str, inputs: Arrays, timeout: float, request_id: str
@@ -129,9 +178,18 @@ class AsyncClient(ABC):
         if model not in self._flags:
             self._flags[model] = flags_of(await self.metadata(model))
         arrays = {**inputs, **self._flags[model]}
-        async with aclosing(self._stream(model, arrays, timeout, request_id)) as parts:
-            async for part in parts:
-                yield part
+        end = time.monotonic() + timeout
+        try:
+            async with aclosing(self._stream(model, arrays, timeout, request_id)) as parts:
+                async for part in parts:
+                    self._check_open()
+                    if time.monotonic() > end:
+                        raise Timeout("no answer before the deadline")
+                    yield part
+        except ServerFault as error:  # gRPC may have words of its own for a deadline
+            if time.monotonic() < end:
+                raise
+            raise Timeout("no answer before the deadline") from error
 
     async def complete(self, prompt: str, **options: Any) -> Answer:
         """The whole answer to a prompt; options are those of `generate`."""

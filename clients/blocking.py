@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from clients import answers
 from clients.answers import Call, Entity, Found, Generated, Label, ZeroShotLabel
-from clients.errors import BadInput
+from clients.errors import BadInput, ClientError, ServerFault, Timeout
 from clients.generation import Answer, Part, flags_of, joined, request_arrays
 from clients.vocabulary import (
     BATCH_SIZE,
@@ -23,8 +24,10 @@ from clients.vocabulary import (
     Table,
     batches,
     check_prompts,
+    check_word,
     embedding_of,
     prompted,
+    seconds,
 )
 from shoal.chat import ChatTemplate, Message
 
@@ -37,15 +40,41 @@ class BlockingClient(ABC):
 
     Attributes:
         timeout: deadline of each call in seconds, where the call does not say another.
+        closed: whether `close` was called.
     """
 
     def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
+        self.timeout = seconds(timeout)
+        self.closed = False
         self._templates: dict[str, ChatTemplate] = {}
         self._flags: dict[str, dict[str, NDArray]] = {}
         self._kinds: dict[str, dict[str, str]] = {}
 
+    # What a transport does. Arguments have been checked.
+
     @abstractmethod
+    def _infer(
+        self, model: str, inputs: Arrays, version: str, timeout: float, request_id: str
+    ) -> dict[str, NDArray]: ...
+
+    @abstractmethod
+    def _stream(
+        self, model: str, inputs: Arrays, timeout: float, request_id: str
+    ) -> Generator[Part, None, None]:
+        """The parts of an answer as they come; a closed iterator cancels the request on the server."""
+
+    @abstractmethod
+    def _ready(self, model: str) -> bool: ...
+
+    @abstractmethod
+    def _metadata(self, model: str) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _config(self, model: str) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _close(self) -> None: ...
+
     def infer(
         self,
         model: str,
@@ -63,38 +92,56 @@ class BlockingClient(ABC):
             request_id: returned and logged by the server.
 
         Raises:
+            BadInput: an argument cannot be sent.
             ClientError: see `clients.errors`.
         """
+        self._check(model, version=version, request_id=request_id)
+        return self._infer(model, inputs, version, self._deadline(timeout), request_id)
 
-    @abstractmethod
     def ready(self, model: str = "") -> bool:
         """Whether the server, or one model, says it is ready; False too where nobody answers."""
+        self._check_open()
+        check_word("model", model, empty=True)
+        try:
+            return self._ready(model)
+        except ClientError:
+            return False
 
-    @abstractmethod
     def metadata(self, model: str) -> dict[str, Any]:
         """Name, versions, inputs and outputs of a model.
 
         Raises:
             ClientError: see `clients.errors`.
         """
+        self._check(model)
+        return self._metadata(model)
 
-    @abstractmethod
     def config(self, model: str) -> dict[str, Any]:
         """A model's config, as Triton keeps it; a closed endpoint, which the admin key opens.
 
         Raises:
             ClientError: see `clients.errors`.
         """
+        self._check(model)
+        return self._config(model)
 
-    @abstractmethod
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection. What is called afterwards, or read of a stream, is a `ClientError`."""
+        self.closed = True
+        self._close()
 
-    @abstractmethod
-    def _stream(
-        self, model: str, inputs: Arrays, timeout: float, request_id: str
-    ) -> Generator[Part, None, None]:
-        """The parts of an answer as they come; a closed iterator cancels the request on the server."""
+    def _check(self, model: str, *, version: str = "", request_id: str = "") -> None:
+        self._check_open()
+        check_word("model", model)
+        check_word("version", version, empty=True)
+        check_word("request_id", request_id, empty=True)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClientError("the client is closed", hint="make another one")
+
+    def _deadline(self, timeout: float | None) -> float:
+        return self.timeout if timeout is None else seconds(timeout)
 
     def generate(
         self,
@@ -108,18 +155,20 @@ class BlockingClient(ABC):
         """Text as it is generated. An iterator that is closed or dropped cancels the request on the server.
 
         Args:
-            timeout: deadline of the whole answer in seconds, instead of the client's.
+            timeout: deadline of the whole answer in seconds, instead of the client's; the time that its
+                reader takes counts.
             request_id: returned and logged by the server.
             sampling: vLLM's sampling parameters, e.g. `max_tokens=64, temperature=0, stop=["\\n"]`,
                 `max_tokens=None` for all that the context holds, `logit_bias={5: -100}`,
                 `structured_outputs={"choice": ["yes", "no"]}`; docs/generation.md has them all.
 
         Raises:
-            BadInput: at once, where the prompt or a parameter cannot be sent.
+            BadInput: at once, where an argument cannot be sent.
             ClientError: as the parts come; see `clients.errors`.
         """
+        self._check(model, request_id=request_id)
         inputs = request_arrays(prompt, sampling)
-        return self._parts(model, inputs, self.timeout if timeout is None else timeout, request_id)
+        return self._parts(model, inputs, self._deadline(timeout), request_id)
 
     def _parts(
         self, model: str, inputs: Arrays, timeout: float, request_id: str
@@ -127,9 +176,18 @@ class BlockingClient(ABC):
         if model not in self._flags:
             self._flags[model] = flags_of(self.metadata(model))
         arrays = {**inputs, **self._flags[model]}
-        with closing(self._stream(model, arrays, timeout, request_id)) as parts:
-            for part in parts:
-                yield part
+        end = time.monotonic() + timeout
+        try:
+            with closing(self._stream(model, arrays, timeout, request_id)) as parts:
+                for part in parts:
+                    self._check_open()
+                    if time.monotonic() > end:
+                        raise Timeout("no answer before the deadline")
+                    yield part
+        except ServerFault as error:  # gRPC may have words of its own for a deadline
+            if time.monotonic() < end:
+                raise
+            raise Timeout("no answer before the deadline") from error
 
     def complete(self, prompt: str, **options: Any) -> Answer:
         """The whole answer to a prompt; options are those of `generate`."""

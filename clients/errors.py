@@ -66,6 +66,7 @@ _BY_TEXT: tuple[tuple[str, type[ClientError]], ...] = (
         rf"^{INVALID_REQUEST}|model expects|unexpected inference|expected \d+ inputs|unexpected shape",
         BadInput,
     ),
+    (r"decoupled transaction policy", BadInput),
     (r"protocol is restricted|API is restricted", Denied),
     (rf"[Ee]xceeds maximum queue size|{QUEUE_FULL}", Overloaded),
     (r"has no available versions", Unavailable),  # it is being unloaded: the server stops
@@ -105,6 +106,8 @@ def from_triton(error: InferenceServerException, url: str) -> ClientError:
                 kind = by_text
                 break
     message = re.sub(rf"^(in ensemble '[^']*', |{INVALID_REQUEST})", "", message)
+    if message == "Not Found":  # all that Triton says over HTTP
+        message = "no such model or version is served"
     if kind is Timeout:
         message = "no answer before the deadline"
     hint = f"the server's admin key opens it: ${VARIABLE}, or admin_key=..." if kind is Denied else ""

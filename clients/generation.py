@@ -7,7 +7,6 @@ One client serves Shoal's own decoders and the vLLM backend: what the latter doe
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +93,8 @@ def sampling_text(prompt: str, sampling: Mapping[str, Any]) -> str:
         return json.dumps(dict(sampling), allow_nan=False)
     except UnicodeEncodeError as error:
         raise BadInput(f"the prompt cannot be encoded as UTF-8: {error.reason}") from error
+    except RecursionError:
+        raise BadInput("sampling parameters are nested too deep") from None
     except (TypeError, ValueError) as error:
         raise BadInput(f"sampling parameters cannot be written as JSON: {error}") from error
 
@@ -152,8 +153,6 @@ def _text(value: Any) -> str:
     return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def microseconds(seconds: float) -> int:
-    """A deadline as Triton takes it; it must be finite and above zero."""
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise BadInput(f"timeout is {seconds}, it must be a number of seconds above zero")
-    return max(1, int(seconds * 1e6))
+def microseconds(timeout: float) -> int:
+    """A deadline as Triton takes it, of seconds that `clients.vocabulary.seconds` has checked."""
+    return max(1, int(timeout * 1e6))

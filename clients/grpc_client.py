@@ -11,7 +11,7 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
 from clients.blocking import BlockingClient
-from clients.errors import ClientError, translated
+from clients.errors import translated
 from clients.generation import (
     Part,
     microseconds,
@@ -69,16 +69,9 @@ class GrpcClient(BlockingClient):
         with translated(url):
             self._client = _Connection(url, **self._options)
 
-    def infer(
-        self,
-        model: str,
-        inputs: Arrays,
-        *,
-        version: str = "",
-        timeout: float | None = None,
-        request_id: str = "",
+    def _infer(
+        self, model: str, inputs: Arrays, version: str, timeout: float, request_id: str
     ) -> dict[str, NDArray]:
-        """See `BlockingClient.infer`."""
         tensors = to_inputs(triton.InferInput, inputs)
         with translated(self.url):
             result = self._client.infer(
@@ -86,7 +79,7 @@ class GrpcClient(BlockingClient):
                 tensors,
                 model_version=version,
                 request_id=request_id,
-                client_timeout=self.timeout if timeout is None else timeout,
+                client_timeout=timeout,
             )
         return to_arrays(result, [output.name for output in result.get_response().outputs])
 
@@ -129,31 +122,24 @@ class GrpcClient(BlockingClient):
                 stream.stop_stream(cancel_requests=not (final or ended))
                 stream.close()
 
-    def config(self, model: str) -> dict[str, Any]:
-        """See `BlockingClient.config`."""
+    def _config(self, model: str) -> dict[str, Any]:
         with translated(self.url):
             answer = self._client.get_model_config(
                 model, headers=self._admin, as_json=True, client_timeout=self.timeout
             )
             return dict(answer["config"])
 
-    def ready(self, model: str = "") -> bool:
-        """See `BlockingClient.ready`."""
-        try:
-            with translated(self.url):
-                if model:
-                    return bool(self._client.is_model_ready(model, client_timeout=self.timeout))
-                return bool(self._client.is_server_ready(client_timeout=self.timeout))
-        except ClientError:
-            return False
+    def _ready(self, model: str) -> bool:
+        with translated(self.url):
+            if model:
+                return bool(self._client.is_model_ready(model, client_timeout=self.timeout))
+            return bool(self._client.is_server_ready(client_timeout=self.timeout))
 
-    def metadata(self, model: str) -> dict[str, Any]:
-        """See `BlockingClient.metadata`."""
+    def _metadata(self, model: str) -> dict[str, Any]:
         with translated(self.url):
             return dict(self._client.get_model_metadata(model, as_json=True, client_timeout=self.timeout))
 
-    def close(self) -> None:
-        """See `BlockingClient.close`."""
+    def _close(self) -> None:
         self._client.close()
 
 

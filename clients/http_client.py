@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from clients.blocking import BlockingClient
-from clients.errors import ClientError, ServerFault, Unavailable, translated
+from clients.errors import ServerFault, Unavailable, translated
 from clients.generation import Part, as_json, microseconds, part_of
 from clients.vocabulary import (
     Arrays,
@@ -65,16 +65,9 @@ class HttpClient(BlockingClient):
             url, connection_timeout=None, network_timeout=None, **options
         )
 
-    def infer(
-        self,
-        model: str,
-        inputs: Arrays,
-        *,
-        version: str = "",
-        timeout: float | None = None,
-        request_id: str = "",
+    def _infer(
+        self, model: str, inputs: Arrays, version: str, timeout: float, request_id: str
     ) -> dict[str, NDArray]:
-        """See `BlockingClient.infer`."""
         tensors = to_inputs(triton.InferInput, inputs)
         with self._call(timeout):
             result = self._client.infer(model, tensors, model_version=version, request_id=request_id)
@@ -106,9 +99,8 @@ class HttpClient(BlockingClient):
                             return
         raise Unavailable(f"{self.url}: the stream ended before the answer did")
 
-    def config(self, model: str) -> dict[str, Any]:
-        """See `BlockingClient.config`."""
-        with self._call(None):
+    def _config(self, model: str) -> dict[str, Any]:
+        with self._call(self.timeout):
             return dict(self._client.get_model_config(model, headers=self._admin))
 
     def _connection(self, timeout: float) -> HTTPConnection:
@@ -116,32 +108,26 @@ class HttpClient(BlockingClient):
             return HTTPSConnection(self.url, timeout=timeout, context=self._tls.context())
         return HTTPConnection(self.url, timeout=timeout)
 
-    def ready(self, model: str = "") -> bool:
-        """See `BlockingClient.ready`."""
-        try:
-            with self._call(None):
-                return bool(self._client.is_model_ready(model) if model else self._client.is_server_ready())
-        except ClientError:
-            return False
+    def _ready(self, model: str) -> bool:
+        with self._call(self.timeout):
+            return bool(self._client.is_model_ready(model) if model else self._client.is_server_ready())
 
-    def metadata(self, model: str) -> dict[str, Any]:
-        """See `BlockingClient.metadata`."""
-        with self._call(None):
+    def _metadata(self, model: str) -> dict[str, Any]:
+        with self._call(self.timeout):
             return dict(self._client.get_model_metadata(model))
 
-    def close(self) -> None:
-        """See `BlockingClient.close`."""
+    def _close(self) -> None:
         self._client.close()
 
     @contextmanager
-    def _call(self, timeout: float | None) -> Iterator[None]:
+    def _call(self, timeout: float) -> Iterator[None]:
         """Typed errors and a deadline over the whole call: the transport's own is for each read alone."""
         if threading.get_ident() != self._thread:
             raise RuntimeError("an HttpClient is for the thread that made it: make one in each")
         with (
             _transport_errors(self.url),
             translated(self.url),
-            gevent.Timeout(self.timeout if timeout is None else timeout, TimeoutError()),
+            gevent.Timeout(timeout, TimeoutError()),
         ):
             yield
 

@@ -6,6 +6,7 @@ import re
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +60,69 @@ class Tls:
         return context
 
 
+LONGEST_SECONDS = 1e8
+
+
+def seconds(timeout: Any) -> float:
+    """A deadline in seconds, checked.
+
+    Raises:
+        BadInput: it is no number, not above zero, or of more than three years.
+    """
+    if isinstance(timeout, bool) or not isinstance(timeout, Real):
+        raise BadInput(f"timeout is {type(timeout).__name__}, it must be a number of seconds above zero")
+    given = float(timeout)
+    if not 0 < given <= LONGEST_SECONDS:
+        raise BadInput(f"timeout is {given:g}, it must be a number of seconds above zero, at most 1e8")
+    return given
+
+
+def check_word(what: str, value: Any, *, empty: bool = False) -> None:
+    """Refuse what cannot be sent as a name.
+
+    Args:
+        empty: whether "" is one.
+
+    Raises:
+        BadInput: it is no string, empty, or not UTF-8.
+    """
+    if not isinstance(value, str):
+        raise BadInput(f"{what} is {type(value).__name__}, not str")
+    if not value and not empty:
+        raise BadInput(f"{what} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"{what} cannot be encoded as UTF-8: {error.reason}") from error
+
+
+def listed(values: Any, what: str) -> Sequence[Any]:
+    """Values of a request, which must be several.
+
+    Raises:
+        BadInput: they are one string, no list, or none.
+    """
+    if isinstance(values, str | bytes):
+        raise BadInput(f"{what} is one string", hint="pass a list of strings")
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    if not isinstance(values, Sequence):
+        raise BadInput(f"{what} is {type(values).__name__}, not a list")
+    if not values:
+        raise BadInput(f"{what} is empty", hint="pass at least one")
+    return values
+
+
+def check_batch_size(size: Any) -> None:
+    """Refuse what is no number of rows.
+
+    Raises:
+        BadInput: it is no whole number above zero.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise BadInput(f"batch_size is {size!r}, it must be a whole number above zero")
+
+
 def host_and_port(url: str) -> str:
     """`host:port` of an address that may begin with `http://` or `grpc://`.
 
@@ -88,10 +152,7 @@ def text_array(texts: Sequence[str]) -> dict[str, NDArray]:
     Raises:
         BadInput: it is one string instead of a list, empty, or holds something that is not a string.
     """
-    if isinstance(texts, str | bytes):
-        raise BadInput("texts is one string", hint="pass a list of strings")
-    if not texts:
-        raise BadInput("texts is empty", hint="pass at least one")
+    texts = listed(texts, "texts")
     rows = []
     for index, text in enumerate(texts):
         if not isinstance(text, str):
@@ -123,7 +184,8 @@ def check_prompts(metadata: Mapping[str, Any], model: str) -> None:
 
 def batches(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     """Parts of at most `size` texts; a request must not exceed the model's `max_batch_size`."""
-    text_array(texts[:1])
+    check_batch_size(size)
+    texts = listed(texts, "texts")
     for start in range(0, len(texts), size):
         yield texts[start : start + size]
 
@@ -134,6 +196,8 @@ def to_inputs(kind: type[Tensor], arrays: Arrays) -> list[Tensor]:
     Raises:
         BadInput: a value is not an array, or has a dtype Triton does not know.
     """
+    if not isinstance(arrays, Mapping):
+        raise BadInput(f"inputs is {type(arrays).__name__}, not arrays by their names")
     tensors = []
     for name, array in arrays.items():
         dtype = np_to_triton_dtype(array.dtype) if isinstance(array, np.ndarray) else None
@@ -142,7 +206,10 @@ def to_inputs(kind: type[Tensor], arrays: Arrays) -> list[Tensor]:
                 f"input {name} is {getattr(array, 'dtype', type(array).__name__)}, which has no tensor type"
             )
         tensor: Any = kind(name, list(array.shape), dtype)  # type: ignore[call-arg]
-        tensor.set_data_from_numpy(array)
+        try:
+            tensor.set_data_from_numpy(array)
+        except UnicodeEncodeError as error:
+            raise BadInput(f"input {name} cannot be encoded as UTF-8: {error.reason}") from error
         tensors.append(tensor)
     return tensors
 

@@ -287,6 +287,8 @@ def _wait_until_served(process: subprocess.Popen[bytes], folder: Path, timeout: 
 def _error(record: Record | None, folder: Path) -> ServerError:
     if record is not None and record.error:
         return ServerError(record.error, hint=record.hint)
+    if record is not None and record.phase == "serving":  # its log is full of what is long over
+        return ServerError("the supervisor was killed, or ended without a word", hint="shoal logs")
     return ServerError(f"the supervisor ended by itself:\n{important_lines(lines_of(_log(folder)))}")
 
 

@@ -25,6 +25,12 @@ def install_hint(extra: str) -> str:
     return f"in Shoal's folder: pip install -e '{target}'"
 
 
+def in_one_line(text: str, most: int = 500) -> str:
+    """A message without ends of lines, cut where it is longer than so many characters."""
+    joined = " ".join(text.split())
+    return joined if len(joined) <= most else f"{joined[: most - 3]}..."
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says; of one that says nothing, the name of its class."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from shoal.change import JOURNAL, finish_change, write_together
 from shoal.errors import RepositoryError
-from shoal.layout import read_regular
+from shoal.layout import config_of, read_regular
 from shoal.locks import Busy, lock
 from shoal.manifest import Damaged, Manifest, history, selected_versions, served_versions
 from shoal.paths import sync_folder, to_json
@@ -152,7 +152,7 @@ def network_of(repository: Path, name: str, found: Collection[tuple[str, int]]) 
     """
     networks = sorted({network for network, _ in found})
     with suppress(OSError):
-        config = read_regular(repository / name / "config.pbtxt").decode()
+        config = config_of(repository / name)
         called = [network for network in networks if f'model_name: "{network}"' in config]
         return [*called, *(network for network in networks if network == name), *networks][0]
     return networks[0]

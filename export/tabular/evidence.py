@@ -107,7 +107,7 @@ class TabularEvidence(Measured):
         """Size, largest difference of a score, agreement of labels, speed of one row and of 256."""
         return [
             figure("#kB", "size_bytes", ".0f", 1e3),
-            figure("#max |Δ|", "max_abs_diff", ".0e"),
+            *([] if entries[0].value is not None else [figure("#max |Δ|", "max_abs_diff", ".0e")]),
             figure("#agree", "agreement", ".1%"),
             figure("#ms ×1", "latency_ms", ".2f"),
             figure("#×256/s", "throughput", ",.0f"),

@@ -219,6 +219,8 @@ def _texts(most: int) -> Any:
             raise BadRequest(f"{name} must be a string or a list of strings, none of them empty")
         if len(values) > most or any(len(item) > MAX_STOP_LENGTH for item in values):
             raise BadRequest(f"{name} may hold {most} strings of {MAX_STOP_LENGTH} characters")
+        if any(0xD800 <= ord(letter) < 0xE000 for item in values for letter in item):
+            raise BadRequest(f"{name} holds half of a surrogate pair")
         return tuple(values)
 
     return read

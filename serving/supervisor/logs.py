@@ -20,6 +20,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 
+from shoal.errors import in_one_line
+
 _LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ) ([IWEV]) (\d+) (\S+?)\] (.*)", re.DOTALL)
 _REQUEST = re.compile(r"\[request id: ([^\]]*)\] ?")
 _LEVELS = {"I": "info", "W": "warning", "E": "error", "V": "verbose"}
@@ -60,7 +62,7 @@ def say(message: str, *, level: str = "info", **more: object) -> None:
     """A line of the supervisor's own."""
     if _form.plain:
         about = "".join(f" {name}={value}" for name, value in more.items() if value != "")
-        _print(f"{now()} supervisor {level}: {message}{about}")
+        _print(f"{now()} supervisor {level}: {in_one_line(message, 2000)}{about}")
     else:
         _print_json({"time": now(), "level": level, "where": "supervisor", "message": message, **more})
 
@@ -96,6 +98,10 @@ class Pipe:
         source, self.descriptor = os.pipe()
         self._lines: deque[str] = deque(maxlen=_REMEMBERED)
         threading.Thread(target=self._read, args=[source], daemon=True).start()
+
+    def forget(self) -> None:
+        """Another server begins to write; see `serving.server_log.Output`."""
+        self._lines.clear()
 
     def lines(self) -> list[str]:
         """The last that were written, once what is on its way has arrived."""

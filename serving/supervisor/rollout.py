@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.supervisor.snapshot import ModelSpec
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, in_one_line
 from shoal.paths import write_json
 
 SCHEMA = 1
@@ -237,7 +237,7 @@ class Rollout:
         Returns:
             Whether that is news.
         """
-        group = frozenset(names)
+        group, reason = frozenset(names), in_one_line(reason)
         known = [refusal for refusal in self.refused if refusal.names & group]
         self.refused = [refusal for refusal in self.refused if refusal not in known]
         self.refused.append(Refusal(group, dict(target), reason, self.clock() + RETRY_SECONDS))

@@ -57,6 +57,7 @@ from shoal.cli.steps import (
 )
 from shoal.errors import ServerError, UsageError
 from shoal.progress import Bars
+from shoal.repository import versions_of
 
 
 def export(
@@ -145,6 +146,7 @@ def verify(
 
     Example: shoal verify minilm --wire
     """
+    versions_of(repository, name)  # before PyTorch is loaded
     if wire:
         if eval_data:
             raise UsageError("--eval-data does not go with --wire", hint="leave one of them out")

@@ -44,6 +44,10 @@ def versions(
     damaged = [entry for entry in found if isinstance(entry, Damaged)]
     for version in damaged:
         err.print(f"warning: {version.error}", highlight=False, markup=False)
+    for network in sorted({entry.network for entry in found}):
+        if store.served_version(repository, network) is None:
+            said = f"warning: {repository / network / 'config.pbtxt'} selects no version, or cannot be read"
+            err.print(said, highlight=False, markup=False)
     if as_json:
         print_json({"versions": rows})
         return

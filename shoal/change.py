@@ -29,7 +29,7 @@ def write_together(repository: Path, texts: Mapping[Path, str]) -> None:
         OSError: the disk is full, or a file cannot be written; then nothing was changed.
     """
     before = {name: _read(repository / name) for name in texts}
-    texts = {name: text for name, text in texts.items() if before[name] != text}
+    texts = {name: text for name, text in texts.items() if before[name] != text.encode()}
     journal = repository / JOURNAL
     prepared: dict[Path, Path] = {}
     kept: dict[Path, Path] = {}
@@ -76,19 +76,20 @@ def finish_change(repository: Path) -> None:
         return
     try:
         texts = {Path(name): str(value) for name, value in json.loads(text).items()}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         hint = "remove it, then promote the version that is to be served"
         raise RepositoryError(f"{journal} cannot be read: {error}", hint=hint) from error
     for name, value in texts.items():
         path = repository / name
-        if path.parent.is_dir() and _read(path) != value:
+        if path.parent.is_dir() and _read(path) != value.encode():
             write_atomic(path, value)
     journal.unlink()
 
 
-def _read(path: Path) -> str | None:
+def _read(path: Path) -> bytes | None:
+    """Content of a file, which may be no text: what is damaged is replaced, too."""
     try:
-        return read_regular(path).decode()
+        return read_regular(path)
     except FileNotFoundError:
         return None
 

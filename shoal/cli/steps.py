@@ -32,15 +32,10 @@ def recipe_from(file: Path | None, **flags: Any) -> Any:
     Raises:
         UsageError: either is wrong.
     """
-    source = flags.get("source")
-    if (
-        isinstance(source, str)
-        and source.startswith((".", "/", "~"))
-        and not Path(source).expanduser().exists()
-    ):
-        raise UsageError(
-            f"there is no {source}", hint="give a folder, a file, an installed package or a hub id"
-        )
+    source = str(flags.get("source") or "")
+    if source.startswith((".", "/", "~")) and not Path(source).expanduser().exists():
+        hint = "give a folder, an installed package or a hub id"
+        raise UsageError(f"no checkpoint at {source}", hint=hint)  # before PyTorch is loaded
     run = exporting()  # says what to install, where something is missing
     from export.recipe import read_toml
 

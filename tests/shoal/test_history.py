@@ -221,3 +221,15 @@ def test_files_that_a_manifest_names_are_checked_by_themselves(repository: Path)
     path.symlink_to(repository / NETWORK / "2" / "model.onnx")
     with pytest.raises(RepositoryError, match="is not the file that was measured"):
         manifest.check_files(repository)
+
+
+def test_a_config_that_is_not_utf_8_blocks_no_promotion(repository: Path) -> None:
+    config = repository / NETWORK / "config.pbtxt"
+    model = next(manifests(repository)).model
+    called = repository / model / "config.pbtxt"
+    for path in {config, called}:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"\xa2\xff" * 100)
+    assert store.served_version(repository, NETWORK) is None
+    assert store.promote(repository, model, 1).version == 1
+    assert store.served_version(repository, NETWORK) == 1

@@ -479,3 +479,9 @@ def test_penalties_are_noticed() -> None:
     assert not _read(repetition_penalty=1, presence_penalty=0, frequency_penalty=0).penalizes
     for name, value in [("repetition_penalty", 1.1), ("presence_penalty", -1), ("frequency_penalty", 0.1)]:
         assert _read(**{name: value}).penalizes
+
+
+@pytest.mark.parametrize("name", ["stop", "bad_words"])
+def test_half_of_a_surrogate_pair_is_refused_by_name(name: str) -> None:
+    with pytest.raises(BadRequest, match=f"^{name} holds half of a surrogate pair$"):
+        _read(**{name: ["fish \ud800"]})

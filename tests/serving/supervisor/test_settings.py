@@ -16,9 +16,10 @@ import pytest
 
 from serving import probe
 from serving.supervisor import metrics
-from serving.supervisor.logs import entry
+from serving.supervisor.logs import Pipe, entry
 from serving.supervisor.metrics import Metrics
 from serving.supervisor.readiness import Readiness
+from serving.supervisor.rollout import Rollout
 from serving.supervisor.settings import CLOSED, CONTROL_HEADER, SupervisorSettings, read_key
 from shoal.errors import UsageError
 
@@ -154,3 +155,21 @@ def test_what_triton_says_is_dead_is_dead(
     made = Readiness({"a": probe.Question("a", "here/v2/models/a/infer", {}, {}, False)}, lambda *_: None)
     assert asked.wait(10)
     assert (made.dead is not None) is dead
+
+
+def test_why_a_server_failed_is_of_that_server_alone() -> None:
+    """Not of one before it, whose lines are still remembered."""
+    pipe = Pipe()
+    os.write(pipe.descriptor, b"error: an old fault of another model\n")
+    assert pipe.lines() == ["error: an old fault of another model"]
+    pipe.forget()
+    os.write(pipe.descriptor, b"error: a new fault\n")
+    assert pipe.lines() == ["error: a new fault"]
+
+
+def test_a_reason_is_one_line() -> None:
+    rollout = Rollout(Path("nowhere"), time.monotonic)
+    rollout.refuse(["m"], {}, "Triton stopped while starting:\n  one\n  " + "two " * 500)
+    reason = rollout.reason("m")
+    assert reason.startswith("Triton stopped while starting: one two") and "\n" not in reason
+    assert len(reason) == 500 and reason.endswith("...")

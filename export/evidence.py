@@ -6,7 +6,7 @@ model without evidence, or with evidence that misses a limit, cannot be publishe
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
@@ -62,7 +62,7 @@ def figure(heading: str, key: str, form: str, unit: float = 1.0) -> Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measured(ABC):
     """The measured figures of one version; each family has its own.
 
     Attributes:

@@ -143,4 +143,4 @@ $(SUITE): | $(READY)
 	tar -xzf $@.tar.gz -C $(@D)
 
 clean:
-	rm -rf .venv .venv-transformers5 build reports .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-* .uv build reports .mypy_cache .pytest_cache .ruff_cache *.egg-info

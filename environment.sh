@@ -28,7 +28,7 @@ else
     echo "there is no Python 3.10 to 3.12 here, which Triton needs: uv fetches 3.12 into .uv/"
     "$first" -m venv .uv
     .uv/bin/python -m pip install --quiet --disable-pip-version-check 'uv~=0.9'
-    UV_PYTHON_INSTALL_DIR=$PWD/.uv/python .uv/bin/uv venv --quiet --clear --python 3.12 "$folder"
+    UV_PYTHON_INSTALL_DIR=$PWD/.uv/python .uv/bin/uv venv --quiet --clear --seed --python 3.12 "$folder"
     # Without a GPU this spares several GB of CUDA.
     install() { .uv/bin/uv pip install --quiet --python "$folder/bin/python" --torch-backend auto "$@"; }
 fi

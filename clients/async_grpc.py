@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import Any, TypeVar
 
 import tritonclient.grpc as triton
@@ -99,7 +99,7 @@ class AsyncGrpcClient(AsyncClient):
                 else:
                     responses.cancel()
 
-    async def _ask(self, model: str, calls: Sequence[Call[T]], timeout: float | None) -> list[T]:
+    async def _ask(self, model: str, calls: Iterable[Call[T]], timeout: float | None) -> list[T]:
         """Send the requests, up to 8 at once, and join what they give, in order."""
         limit = asyncio.Semaphore(CONCURRENT_BATCHES)
 

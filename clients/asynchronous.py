@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
 from typing import Any, TypeVar
@@ -195,18 +195,36 @@ class AsyncClient(ABC):
         """The whole answer to a prompt; options are those of `generate`."""
         return joined([part async for part in self.generate(prompt, **options)])
 
-    async def chat(
-        self, messages: Sequence[Message], *, model: str = "smollm2", **options: Any
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        model: str = "smollm2",
+        timeout: float | None = None,
+        request_id: str = "",
+        **sampling: Any,
     ) -> AsyncGenerator[Part, None]:
-        """The assistant's next message, with the model's own chat template; options as in `generate`.
+        """The assistant's next message, with the model's own chat template; see `generate`.
 
         Args:
             messages: each with `role` (system, user or assistant) and `content`.
         """
+        self._check(model, request_id=request_id)
+        request_arrays("checked at once", sampling)
+        return self._chat(messages, model, self._deadline(timeout), request_id, sampling)
+
+    async def _chat(
+        self,
+        messages: Sequence[Message],
+        model: str,
+        timeout: float,
+        request_id: str,
+        sampling: Mapping[str, Any],
+    ) -> AsyncGenerator[Part, None]:
         if model not in self._templates:
             self._templates[model] = ChatTemplate.of(await self.config(model))
-        prompt = self._templates[model].render(messages)
-        async with aclosing(self.generate(prompt, model=model, **options)) as parts:
+        inputs = request_arrays(self._templates[model].render(messages), sampling)
+        async with aclosing(self._parts(model, inputs, timeout, request_id)) as parts:
             async for part in parts:
                 yield part
 
@@ -231,11 +249,11 @@ class AsyncClient(ABC):
         """
         if prompt is not None:
             check_prompts(await self.metadata(model), model)
-        calls = [
-            Call(prompted(batch, prompt), lambda arrays: list(embedding_of(arrays, model)))
+        calls = (
+            Call(prompted(batch, prompt), lambda arrays: [embedding_of(arrays, model)])
             for batch in batches(texts, batch_size)
-        ]
-        return np.stack(await self._ask(model, calls, timeout))
+        )
+        return np.concatenate(await self._ask(model, calls, timeout))
 
     async def classify(
         self,
@@ -367,6 +385,7 @@ class AsyncClient(ABC):
     async def _inputs_of(self, model: str) -> AsyncIterator[dict[str, str]]:
         """A model's inputs with their datatypes, asked once; and anew after it refused something, since
         another version of it may read others."""
+        self._check(model)
         if model not in self._kinds:
             self._kinds[model] = answers.kinds_of(await self.metadata(model))
         try:
@@ -375,7 +394,7 @@ class AsyncClient(ABC):
             self._kinds.pop(model, None)
             raise
 
-    async def _ask(self, model: str, calls: Sequence[Call[T]], timeout: float | None) -> list[T]:
+    async def _ask(self, model: str, calls: Iterable[Call[T]], timeout: float | None) -> list[T]:
         """Send the requests one after another, and join what they give, in order."""
         found: list[T] = []
         for call in calls:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
@@ -194,17 +194,35 @@ class BlockingClient(ABC):
         return joined([part for part in self.generate(prompt, **options)])
 
     def chat(
-        self, messages: Sequence[Message], *, model: str = "smollm2", **options: Any
+        self,
+        messages: Sequence[Message],
+        *,
+        model: str = "smollm2",
+        timeout: float | None = None,
+        request_id: str = "",
+        **sampling: Any,
     ) -> Generator[Part, None, None]:
-        """The assistant's next message, with the model's own chat template; options as in `generate`.
+        """The assistant's next message, with the model's own chat template; see `generate`.
 
         Args:
             messages: each with `role` (system, user or assistant) and `content`.
         """
+        self._check(model, request_id=request_id)
+        request_arrays("checked at once", sampling)
+        return self._chat(messages, model, self._deadline(timeout), request_id, sampling)
+
+    def _chat(
+        self,
+        messages: Sequence[Message],
+        model: str,
+        timeout: float,
+        request_id: str,
+        sampling: Mapping[str, Any],
+    ) -> Generator[Part, None, None]:
         if model not in self._templates:
             self._templates[model] = ChatTemplate.of(self.config(model))
-        prompt = self._templates[model].render(messages)
-        with closing(self.generate(prompt, model=model, **options)) as parts:
+        inputs = request_arrays(self._templates[model].render(messages), sampling)
+        with closing(self._parts(model, inputs, timeout, request_id)) as parts:
             for part in parts:
                 yield part
 
@@ -229,11 +247,11 @@ class BlockingClient(ABC):
         """
         if prompt is not None:
             check_prompts(self.metadata(model), model)
-        calls = [
-            Call(prompted(batch, prompt), lambda arrays: list(embedding_of(arrays, model)))
+        calls = (
+            Call(prompted(batch, prompt), lambda arrays: [embedding_of(arrays, model)])
             for batch in batches(texts, batch_size)
-        ]
-        return np.stack(self._ask(model, calls, timeout))
+        )
+        return np.concatenate(self._ask(model, calls, timeout))
 
     def classify(
         self,
@@ -365,6 +383,7 @@ class BlockingClient(ABC):
     def _inputs_of(self, model: str) -> Iterator[dict[str, str]]:
         """A model's inputs with their datatypes, asked once; and anew after it refused something, since
         another version of it may read others."""
+        self._check(model)
         if model not in self._kinds:
             self._kinds[model] = answers.kinds_of(self.metadata(model))
         try:
@@ -373,7 +392,7 @@ class BlockingClient(ABC):
             self._kinds.pop(model, None)
             raise
 
-    def _ask(self, model: str, calls: Sequence[Call[T]], timeout: float | None) -> list[T]:
+    def _ask(self, model: str, calls: Iterable[Call[T]], timeout: float | None) -> list[T]:
         """Send the requests one after another, and join what they give, in order."""
         found: list[T] = []
         for call in calls:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,7 +72,10 @@ def seconds(timeout: Any) -> float:
     """
     if isinstance(timeout, bool) or not isinstance(timeout, Real):
         raise BadInput(f"timeout is {type(timeout).__name__}, it must be a number of seconds above zero")
-    given = float(timeout)
+    try:
+        given = float(timeout)
+    except OverflowError:
+        given = math.inf
     if not 0 < given <= LONGEST_SECONDS:
         raise BadInput(f"timeout is {given:g}, it must be a number of seconds above zero, at most 1e8")
     return given
@@ -119,7 +123,7 @@ def check_batch_size(size: Any) -> None:
     Raises:
         BadInput: it is no whole number above zero.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+    if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
         raise BadInput(f"batch_size is {size!r}, it must be a whole number above zero")
 
 

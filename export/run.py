@@ -179,6 +179,8 @@ def _measured(
             }
             answers = subject.ask_original(None, progress)
             _compare_answers(evidence, versions[-1].model, answers, answering, progress)
+    if missing := [precision for precision, entry in evidence.items() if entry.raw is None]:
+        raise NotProven(f"{', '.join(missing)}: no answer to a raw input was compared")
     return subject.task, list(evidence.values())
 
 

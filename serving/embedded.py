@@ -335,8 +335,6 @@ def _spawn(
         *arguments,
     ]
     (folder / "heartbeats").mkdir()
-    if output is not None:
-        output.forget()
     with (folder / "server.log").open("wb") as log:
         return subprocess.Popen(
             command,

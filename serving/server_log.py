@@ -26,12 +26,8 @@ class Output(Protocol):
         """The descriptor that a server writes to."""
         ...
 
-    def forget(self) -> None:
-        """Another server begins to write: what earlier ones wrote says nothing of it."""
-        ...
-
     def lines(self) -> Sequence[str]:
-        """The last that were written since then."""
+        """The last that were written."""
         ...
 
 

@@ -44,7 +44,7 @@ class Manifest:
         onnx: opset, IR version, inputs and outputs, as read from the graph.
         tools: versions of the packages that made and measured it.
         machine: where it was measured.
-        evidence: the figures; see `export.evidence.Evidence`.
+        evidence: the figures; see `export.evidence.Measured`.
         created: ISO 8601, UTC.
         engine: fingerprint of a TensorRT engine, see `export.tensorrt.fingerprint`; None: no engine.
         reference: statistics of sample input and output, see `serving.drift`; None: there are none.

@@ -18,7 +18,10 @@ def cache_dir() -> Path:
     """`$SHOAL_CACHE`, else where the platform keeps such things: on Linux `$XDG_CACHE_HOME` or `~/.cache`."""
     if explicit := os.environ.get("SHOAL_CACHE"):
         return Path(explicit).absolute()
-    return user_cache_path("shoal").absolute()
+    path = user_cache_path("shoal")
+    if path.parts[0] == "~":
+        raise UsageError("this user has no home folder", hint="set SHOAL_CACHE")
+    return path.absolute()
 
 
 def named(path: Path) -> str:

@@ -47,14 +47,11 @@ class State:
         place = folder_of(folder)
         try:
             place.mkdir(parents=True, exist_ok=True)
-            _clear(place)
             for number in range(_MOST):
                 self.path = place / _name(repository, number)
                 self._lock = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
                 try:
                     fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.ftruncate(self._lock, 0)
-                    os.pwrite(self._lock, bytes(repository.resolve()), 0)
                     return
                 except BlockingIOError:
                     os.close(self._lock)
@@ -67,15 +64,6 @@ class State:
     def close(self) -> None:
         """Let the next supervisor have it."""
         os.close(self._lock)
-
-
-def _clear(place: Path) -> None:
-    """Remove the states of repositories that are no longer there; their locks name them."""
-    for lock in place.glob("*.lock"):
-        repository = lock.read_bytes()
-        if repository and not Path(os.fsdecode(repository)).exists() and not _lives(lock):
-            lock.with_suffix(".json").unlink(missing_ok=True)
-            lock.unlink(missing_ok=True)
 
 
 def states(repository: Path, folder: Path | None = None) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ class OriginalAnswers:
 
 @dataclass(frozen=True)
 class RawAnswers:
-    """What the original answers, with what a version must reach; see `export.families.Answers`.
+    """What the original answers, with what a version must reach; see `export.family.Answers`.
 
     Attributes:
         tolerance: by the precision of a version.

@@ -92,16 +92,19 @@ def _begin_anew() -> None:
 
 
 class Pipe:
-    """A file descriptor to write to; what arrives is printed line by line, by a thread of its own."""
+    """A file descriptor for one server; what it writes is printed line by line, by a thread of its own.
+
+    Each server has another, so that what one wrote is never taken for the reason of the next.
+    """
 
     def __init__(self) -> None:
         source, self.descriptor = os.pipe()
         self._lines: deque[str] = deque(maxlen=_REMEMBERED)
         threading.Thread(target=self._read, args=[source], daemon=True).start()
 
-    def forget(self) -> None:
-        """Another server begins to write; see `serving.server_log.Output`."""
-        self._lines.clear()
+    def started(self) -> None:
+        """The server has its end now: once it closes that, reading ends."""
+        os.close(self.descriptor)
 
     def lines(self) -> list[str]:
         """The last that were written, once what is on its way has arrived."""

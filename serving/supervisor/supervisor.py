@@ -66,7 +66,6 @@ class Supervisor:
         os.environ[probe.PROBE_KEY] = secrets.token_hex(16)  # of its servers, and of its questions
         if settings.folder is not None:
             for_people()
-        self._pipe = Pipe()
         self._started_before, self._early = False, 0
         self.metrics = Metrics(settings.address, settings.health_port)
         self._state = State(settings.state, self._repository)
@@ -228,19 +227,23 @@ class Supervisor:
         problem: embedded.Problem,
         *arguments: str,
     ) -> embedded.Server:
-        return embedded.launch(
-            self._distribution,
-            self._repository,
-            ports,
-            address=address,
-            timeout=self._settings.timeout,
-            arguments=[*self._settings.arguments(self._key, self._control), *arguments],
-            headers=self._headers,
-            output=self._pipe,
-            open_snapshot=open_snapshot,
-            grace=self._settings.grace,
-            problem=problem,
-        )
+        pipe = Pipe()
+        try:
+            return embedded.launch(
+                self._distribution,
+                self._repository,
+                ports,
+                address=address,
+                timeout=self._settings.timeout,
+                arguments=[*self._settings.arguments(self._key, self._control), *arguments],
+                headers=self._headers,
+                output=pipe,
+                open_snapshot=open_snapshot,
+                grace=self._settings.grace,
+                problem=problem,
+            )
+        finally:
+            pipe.started()
 
     def _look_after(self, served: Served) -> tuple[str, str]:
         follower = Follower(self._rollout, self._repository, self._trial, served, self._upgraded)

@@ -17,7 +17,6 @@ from serving.supervisor.follow import Follower, Job
 from serving.supervisor.rollout import RETRY_SECONDS, Attempt, Rollout, groups
 from serving.supervisor.snapshot import ModelSpec
 from shoal.errors import RepositoryError, ServerError, ShoalError
-from shoal.rollouts import State
 
 VERSIONS = st.integers(1, 4)
 SERVICES = st.sampled_from(["text", "table"])
@@ -428,20 +427,3 @@ def test_a_drain_takes_as_long_as_it_takes_and_others_go_on(following: Following
     following.look(10_000)
     assert following.rollout.draining == {}
     assert following.rollout.held == {("text_network", 4)}
-
-
-def test_the_state_of_a_repository_that_is_gone_is_removed(tmp_path: Path) -> None:
-    kept, gone, served = (tmp_path / name for name in ("kept", "gone", "served"))
-    states = {}
-    for repository in (kept, gone, served):
-        repository.mkdir()
-        states[repository] = State(tmp_path / "states", repository)
-        states[repository].path.write_text("{}")
-    for repository in (kept, gone):
-        states[repository].close()
-    gone.rmdir()
-    served.rmdir()
-    State(tmp_path / "states", tmp_path).close()
-    found = {path for path in (tmp_path / "states").glob("*.json")}
-    assert found == {states[kept].path, states[served].path}  # somebody still holds the latter
-    assert not states[gone].path.with_suffix(".lock").exists()

@@ -16,7 +16,7 @@ import pytest
 
 from serving import probe
 from serving.supervisor import metrics
-from serving.supervisor.logs import Pipe, entry
+from serving.supervisor.logs import entry
 from serving.supervisor.metrics import Metrics
 from serving.supervisor.readiness import Readiness
 from serving.supervisor.rollout import Rollout
@@ -157,18 +157,8 @@ def test_what_triton_says_is_dead_is_dead(
     assert (made.dead is not None) is dead
 
 
-def test_why_a_server_failed_is_of_that_server_alone() -> None:
-    """Not of one before it, whose lines are still remembered."""
-    pipe = Pipe()
-    os.write(pipe.descriptor, b"error: an old fault of another model\n")
-    assert pipe.lines() == ["error: an old fault of another model"]
-    pipe.forget()
-    os.write(pipe.descriptor, b"error: a new fault\n")
-    assert pipe.lines() == ["error: a new fault"]
-
-
-def test_a_reason_is_one_line() -> None:
-    rollout = Rollout(Path("nowhere"), time.monotonic)
+def test_a_reason_is_one_line(tmp_path: Path) -> None:
+    rollout = Rollout(tmp_path / "state.json", time.monotonic)
     rollout.refuse(["m"], {}, "Triton stopped while starting:\n  one\n  " + "two " * 500)
     reason = rollout.reason("m")
     assert reason.startswith("Triton stopped while starting: one two") and "\n" not in reason

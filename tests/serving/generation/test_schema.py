@@ -10,33 +10,16 @@ import numpy as np
 import pytest
 
 from serving.generation.numbers import Written
-from serving.generation.params import BadRequest, SamplingParams
+from serving.generation.params import BadRequest
 from serving.generation.schema import prepared
-from serving.generation.structure import Compiler, Matcher, Structures, grammar_of
+from serving.generation.structure import Compiler, Structures, grammar_of
+from tests.serving.generation.schemas import matcher_of, structures_in, takes
 from tests.serving.generation.test_text import END, byte_level
 
 
 @pytest.fixture(scope="module")
 def structures(tmp_path_factory: pytest.TempPathFactory) -> Structures:
-    path = tmp_path_factory.mktemp("schema") / "tokenizer.json"
-    byte_level().save(str(path))
-    return Structures(Compiler(path, byte_level().get_vocab_size(), [END]))
-
-
-def _matcher(structures: Structures, schema: str) -> Matcher:
-    """Of a schema as it is written in a request."""
-    structure = SamplingParams.from_json(f'{{"structured_outputs": {{"json": {schema}}}}}').structured_outputs
-    assert structure is not None
-    return structures.matcher(*structure)
-
-
-def _fits(structures: Structures, schema: str, text: str) -> bool:
-    matcher = _matcher(structures, schema)
-    for token in byte_level().encode(text).ids:
-        if matcher.finished or not matcher.allowed()[token]:
-            return False
-        matcher.consume(token)
-    return matcher.finished or bool(matcher.allowed()[END])
+    return structures_in(tmp_path_factory.mktemp("schema"))
 
 
 # schema; texts that can come; texts that must not
@@ -123,8 +106,8 @@ KEPT: list[tuple[str, list[str], list[str]]] = [
 def test_a_schema_is_kept_to(
     structures: Structures, schema: str, can: list[str], must_not: list[str]
 ) -> None:
-    assert [text for text in can if not _fits(structures, schema, text)] == []
-    assert [text for text in must_not if _fits(structures, schema, text)] == []
+    assert [text for text in can if not takes(structures, schema, text)] == []
+    assert [text for text in must_not if takes(structures, schema, text)] == []
 
 
 @pytest.mark.parametrize(
@@ -136,9 +119,9 @@ def test_a_schema_is_kept_to(
     ],
 )
 def test_a_key_cannot_be_written_in_a_way_that_hides_it(structures: Structures, schema: str) -> None:
-    assert _fits(structures, schema, '{"a": 1}')
-    assert not _fits(structures, schema, '{"a": "x"}')
-    assert not _fits(structures, schema, r'{"\u0061": "x"}')
+    assert takes(structures, schema, '{"a": 1}')
+    assert not takes(structures, schema, '{"a": "x"}')
+    assert not takes(structures, schema, r'{"\u0061": "x"}')
 
 
 # schema; what the refusal says, with the place
@@ -243,7 +226,7 @@ def test_a_schema_that_cannot_be_kept_to_is_refused_with_the_reason(
     structures: Structures, schema: str, why: str
 ) -> None:
     with pytest.raises(BadRequest, match=f"^structured_outputs: json: .*{why}") as refused:
-        _matcher(structures, schema)
+        matcher_of(structures, schema)
     assert len(str(refused.value).splitlines()) == 1
 
 
@@ -251,10 +234,10 @@ def test_a_schema_that_cannot_be_kept_to_is_refused_with_the_reason(
 def test_schemas_that_lie_too_deep_in_each_other_are_refused(structures: Structures, depth: int) -> None:
     schema = '{"type": "array", "items": ' * depth + '{"type": "null"}' + "}" * depth
     if depth == 40:
-        assert _fits(structures, schema, "[[[]]]")
+        assert takes(structures, schema, "[[[]]]")
         return
     with pytest.raises(BadRequest, match="too complex|more than 100 deep|nested too deep"):
-        _matcher(structures, schema)
+        matcher_of(structures, schema)
 
 
 def test_a_schema_is_not_changed(structures: Structures) -> None:
@@ -293,7 +276,7 @@ def test_an_answer_that_has_come_to_a_dead_end_is_not_taken_for_complete(structu
         '{"type": "object", "required": ["a"], "properties": {"a": {"allOf": [{"type": "integer"}, '
         '{"multipleOf": 0.3, "minimum": 1, "maximum": 2.9}]}}}'
     )
-    matcher = _matcher(structures, schema)
+    matcher = matcher_of(structures, schema)
     with pytest.raises(
         ValueError, match="^structured_outputs: no text can match it, or none that begins like this"
     ):

@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from tests.processes import STUB, descendants
+
 DISK_MB, SHARED_MB = 96, 128
 _LINE = ["unshare", "--mount", "--propagation", "private"]
 
@@ -162,10 +164,8 @@ class World:
 
     def stubs(self) -> list[psutil.Process]:
         """Processes of its Python models."""
-        with suppress(psutil.Error):
-            if server := self.server():
-                return [p for p in server.children(recursive=True) if "stub" in p.name()]
-        return []
+        server = self.server()
+        return descendants(server.pid, STUB) if server else []
 
     def shared_memory(self) -> Path:
         """Where its `/dev/shm` is seen from outside."""

@@ -27,6 +27,7 @@ from shoal.errors import RepositoryError, ServerError, UsageError
 from shoal.paths import write_atomic
 from shoal.repository import promote, version_of
 from tests.conftest import ROOT
+from tests.processes import SERVER, descendants
 
 ANY = Ports(0, 0, 0)
 
@@ -40,8 +41,7 @@ def _until(condition: Callable[[], object], seconds: float = 60.0) -> None:
 
 def _server(of: Service) -> psutil.Process:
     """Its tritonserver."""
-    every = psutil.Process(of.pid).children(recursive=True)
-    return next(child for child in every if child.name() == "tritonserver")
+    return descendants(of.pid, SERVER)[0]
 
 
 def _left(process: psutil.Process, of: Service) -> list[object]:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.processes import STUB, descendants
+
 
 @dataclass
 class Supervised:
@@ -58,8 +60,7 @@ class Supervised:
 
     def stubs(self) -> list[psutil.Process]:
         """Processes of Python models."""
-        every = psutil.Process(self.process.pid).children(recursive=True)
-        return [p for p in every if "triton_python_backend_stub" in p.name()]
+        return descendants(self.process.pid, STUB)
 
 
 def free_port() -> int:

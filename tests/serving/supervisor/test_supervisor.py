@@ -35,6 +35,7 @@ from shoal.errors import RepositoryError, ServerError
 from shoal.paths import write_atomic
 from shoal.repository import served_version
 from shoal.rollouts import wait_until_served
+from tests.processes import SERVER, STUB, descendants
 from tests.serving.supervisor.supervised import Supervised, free_port, supervising
 
 
@@ -174,18 +175,17 @@ def test_a_dead_model_is_brought_back_and_no_request_is_lost(supervised: Supervi
 
 
 FAULTS = [
-    ("tritonserver", signal.SIGKILL, "server died"),
-    ("tritonserver", signal.SIGSTOP, "server hung"),
-    ("triton_python_backend_stub", signal.SIGKILL, "model process died"),
-    ("triton_python_backend_stub", signal.SIGSTOP, "model process hung"),
+    (SERVER, signal.SIGKILL, "server died"),
+    (SERVER, signal.SIGSTOP, "server hung"),
+    (STUB, signal.SIGKILL, "model process died"),
+    (STUB, signal.SIGSTOP, "model process hung"),
 ]
 
 
 def test_what_is_dead_or_hangs_is_brought_back(repository: Path, tmp_path: Path) -> None:
     with supervising(repository, tmp_path) as made:
         for count, (process, sent, reason) in enumerate(FAULTS, 1):
-            every = psutil.Process(made.process.pid).children(recursive=True)
-            next(p for p in every if p.name().startswith(process[:15])).send_signal(sent)
+            descendants(made.process.pid, process)[0].send_signal(sent)
             made.wait(503, 10)
             made.wait(200)
             with GrpcClient(made.grpc) as client:

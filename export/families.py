@@ -8,10 +8,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.family import Family
 from export.generation.checkpoint import generates
 from export.generation.recipe import GenerationRecipe
+from export.recipe import Recipe
 from export.tabular.recipe import TabularRecipe
 from export.tabular.source import is_estimator
 from export.text2text.checkpoint import rewrites
@@ -19,10 +20,9 @@ from export.text2text.recipe import Text2TextRecipe
 from shoal.errors import MissingDependency, UsageError
 from shoal.manifest import Manifest
 
-AnyRecipe = Recipe | GenerationRecipe | Text2TextRecipe | TabularRecipe
 # Recipe -> module of its family, imported when it is needed: none has to wait for the libraries of another.
 _FAMILIES: dict[type, str] = {
-    Recipe: "export.encoder.family",
+    EncoderRecipe: "export.encoder.family",
     GenerationRecipe: "export.generation.family",
     Text2TextRecipe: "export.text2text.family",
     TabularRecipe: "export.tabular.family",
@@ -37,7 +37,7 @@ _SPECIAL = {
 }
 
 
-def recipe_of(values: dict[str, Any]) -> AnyRecipe:
+def recipe_of(values: dict[str, Any]) -> Recipe:
     """Settings as the recipe that their source is made for.
 
     Raises:
@@ -51,24 +51,24 @@ def recipe_of(values: dict[str, Any]) -> AnyRecipe:
             f"{values['source']} is an estimator over tables, not for {task}", hint="leave --task out"
         )
     for key, message in _SPECIAL.items():
-        if key in values and key not in kind.__dataclass_fields__:
+        if key in values and key not in kind.__struct_fields__:
             raise UsageError(message)
-    made: AnyRecipe = kind.from_dict(values)
+    made: Recipe = kind.from_dict(values)
     return made
 
 
-def recipe_in(manifest: Manifest) -> AnyRecipe:
+def recipe_in(manifest: Manifest) -> Recipe:
     """The recipe that a version was made by.
 
     Raises:
         UsageError: this version of Shoal does not know one of its settings.
     """
-    kind: Any = _BY_TASK.get(str(manifest.recipe.get("task")), Recipe)
-    made: AnyRecipe = kind.from_dict(manifest.recipe)
+    kind: Any = _BY_TASK.get(str(manifest.recipe.get("task")), EncoderRecipe)
+    made: Recipe = kind.from_dict(manifest.recipe)
     return made
 
 
-def family_of(recipe: AnyRecipe) -> Family:
+def family_of(recipe: Recipe) -> Family:
     """The family that a recipe is for.
 
     Raises:
@@ -85,11 +85,11 @@ def family_of(recipe: AnyRecipe) -> Family:
 def _kind_of(values: dict[str, Any]) -> Any:
     source, task = values.get("source"), values.get("task")
     if source is None:
-        return Recipe
+        return EncoderRecipe
     if is_estimator(str(source)):
         return TabularRecipe
     if task == GenerationRecipe.TASK or (task is None and generates(str(source))):
         return GenerationRecipe
     if task == Text2TextRecipe.TASK or (task is None and rewrites(str(source))):
         return Text2TextRecipe
-    return Recipe
+    return EncoderRecipe

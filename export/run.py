@@ -18,12 +18,13 @@ import onnxruntime
 from export.checkpoint.loading import reason_of
 from export.device import require_gpu
 from export.evidence import Measured, verified
-from export.families import AnyRecipe, family_of, recipe_in
+from export.families import family_of, recipe_in
 from export.families import recipe_of as _recipe_of
 from export.family import Answers, Compared
 from export.outcome import Outcome, tools_of
 from export.raw.evidence import RawEvidence
 from export.raw.served import Caller, Wire
+from export.recipe import Recipe
 from export.repository import Provenance, Published, check_kind, staging, write
 from serving.onnxruntime.options import FATAL
 from shoal import traces
@@ -35,14 +36,14 @@ from shoal.repository import network_of, versions_of
 OnEvidence = Callable[[Sequence[Measured]], None]
 
 
-def recipe_of(values: dict[str, Any]) -> AnyRecipe:
+def recipe_of(values: dict[str, Any]) -> Recipe:
     """Settings as the recipe that their source is made for; see `export.families.recipe_of`."""
     with _of_libraries(f"{values.get('source')} cannot be read"):
         return _recipe_of(values)
 
 
 def export(
-    recipe: AnyRecipe,
+    recipe: Recipe,
     repository: Path,
     *,
     progress: Silent | None = None,
@@ -64,7 +65,7 @@ def export(
         return _export(recipe, repository, progress or Silent(), on_evidence)
 
 
-def _export(recipe: AnyRecipe, repository: Path, progress: Silent, on_evidence: OnEvidence) -> Outcome:
+def _export(recipe: Recipe, repository: Path, progress: Silent, on_evidence: OnEvidence) -> Outcome:
     family = family_of(recipe)
     require_gpu(family.on_gpu(recipe))
     open_source = family.find(recipe, progress, eval_data=recipe.eval_data)

@@ -27,7 +27,7 @@ from export.checkpoint.source import find_checkpoint
 from export.encoder import verify
 from export.encoder.build import build
 from export.encoder.prepare import Source, prepare
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.encoder.reference import ROWS, described, reference_rows, take_reference
 from export.encoder.rows import TextEncoder
 from export.encoder.tasks.task import Feed, Outputs, Row
@@ -223,7 +223,7 @@ def noise_of(rows: int) -> dict[str, Any]:
 def main() -> None:
     """Build the graph, describe the rows, print a table and JSON in the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--source", default=Recipe().source)
+    parser.add_argument("--source", default=EncoderRecipe().source)
     parser.add_argument("--eval-data", type=Path, help="of the source's task: what users send")
     try:
         _run(parser.parse_args())
@@ -233,7 +233,7 @@ def main() -> None:
 
 def _run(options: argparse.Namespace) -> None:
     progress = Bars(Console(stderr=True))
-    recipe = Recipe(source=options.source, precisions=("int8",))
+    recipe = EncoderRecipe(source=options.source, precisions=("int8",))
     with tempfile.TemporaryDirectory() as folder:
         source = prepare(recipe, find_checkpoint(recipe.source), Path(folder))
         if source.task.layout != "text":

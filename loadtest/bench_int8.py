@@ -12,6 +12,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from rich.console import Console
 
@@ -19,7 +20,7 @@ from export.checkpoint.source import find_checkpoint
 from export.encoder import verify
 from export.encoder.build import build, compress
 from export.encoder.prepare import prepare
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.evidence import evidence_table
 from export.exported import Exported
 from shoal import machine
@@ -31,13 +32,15 @@ PRECISIONS = ("fp32", "int8", "int8-dynamic", "int8-static")
 def main() -> None:
     """Build the graphs, measure them in turn, print a table and JSON in the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--source", default=Recipe().source)
+    parser.add_argument("--source", default=EncoderRecipe().source)
     parser.add_argument("--eval-data", type=Path)
     parser.add_argument("--layers", type=int, default=3, help="of the student")
     parser.add_argument("--distill", type=int, default=300, help="steps in which it learns")
     options = parser.parse_args()
-    recipe = Recipe(source=options.source, precisions=PRECISIONS)
-    smaller = replace(recipe, precisions=("int8",), layers=options.layers, distill_steps=options.distill)
+    recipe = EncoderRecipe(source=options.source, precisions=PRECISIONS)
+    smaller = msgspec.structs.replace(
+        recipe, precisions=("int8",), layers=options.layers, distill_steps=options.distill
+    )
     progress, out = Bars(Console(stderr=True)), Console()
     checkpoint = find_checkpoint(recipe.source)
     with tempfile.TemporaryDirectory() as folder:

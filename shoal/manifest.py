@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from shoal import model_config
 from shoal.errors import RepositoryError
@@ -21,15 +23,9 @@ from shoal.names import PARTS, part_name
 
 FILENAME = "manifest.json"
 SCHEMA = 2
-# What is read of every version; the rest is only read of one that is looked at.
-_KINDS = {
-    **dict.fromkeys(("model", "network", "precision", "created"), str),
-    **dict.fromkeys(("source", "recipe", "files", "configs", "onnx", "evidence"), dict),
-}
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is known of one published version.
 
     Attributes:
@@ -65,11 +61,11 @@ class Manifest:
     created: str
     engine: dict[str, Any] | None = None
     reference: dict[str, Any] | None = None
-    schema: int = field(default=SCHEMA)
+    schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
         """Give the value as plain JSON types."""
-        return asdict(self)
+        return msgspec.structs.asdict(self)
 
     @property
     def rebuild(self) -> str:
@@ -87,7 +83,7 @@ class Manifest:
         try:
             raw = json.loads(read_regular(path).decode())
             schema = raw["schema"]
-            manifest = cls(**raw) if schema == SCHEMA else None
+            manifest = msgspec.convert(raw, cls) if schema == SCHEMA else None
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise RepositoryError(f"{path} is not a readable manifest: {error}", hint=hint) from error
         if manifest is None:
@@ -97,8 +93,6 @@ class Manifest:
             raise RepositoryError(
                 f"{path} is the manifest of {manifest.network}/{manifest.version}", hint=hint
             )
-        if wrong := [name for name, kind in _KINDS.items() if not isinstance(getattr(manifest, name), kind)]:
-            raise RepositoryError(f"{path} is damaged: {', '.join(wrong)} cannot be read", hint=hint)
         files = [Path(name) for name in manifest.files]
         inside = all(
             not name.is_absolute()

@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from clients import GrpcClient, HttpClient
 from export.encoder import raw as encoder
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.outcome import Outcome
 from export.raw import cases
 from export.run import export
@@ -77,7 +77,7 @@ def every_raw_input(_few_raw_inputs: None) -> Iterator[None]:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """The default recipe, exported into an empty repository."""
     repository = tmp_path_factory.mktemp("exported") / "model_repository"
-    return repository, export(Recipe(), repository)
+    return repository, export(EncoderRecipe(), repository)
 
 
 @pytest.fixture(scope="session")

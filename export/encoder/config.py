@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from tritonclient.grpc import model_config_pb2 as triton
 
 from export.checkpoint.opened import Opened
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.encoder.rows import RowEncoder, TextEncoder
 from export.encoder.tasks.images import ImageClassification, smallest_image
 from export.encoder.tasks.task import Task
@@ -35,7 +35,9 @@ MAX_IMAGE_BYTES = 16 << 20
 MAX_IMAGE_PIXELS = 50_000_000
 
 
-def tokenizer_config(recipe: Recipe, task: Task, encode: TextEncoder, version: int) -> triton.ModelConfig:
+def tokenizer_config(
+    recipe: EncoderRecipe, task: Task, encode: TextEncoder, version: int
+) -> triton.ModelConfig:
     """Texts to the features that the network, and the model behind it, read."""
     config = python_config(part_name(recipe.name, TOKENIZER), batch_size_of(recipe, task), version)
     config.input.extend(_wire_inputs(task, encode))
@@ -58,7 +60,7 @@ def tokenizer_config(recipe: Recipe, task: Task, encode: TextEncoder, version: i
     return config
 
 
-def image_config(recipe: Recipe, task: Task, processor: Processor, version: int) -> triton.ModelConfig:
+def image_config(recipe: EncoderRecipe, task: Task, processor: Processor, version: int) -> triton.ModelConfig:
     """Files of pictures to pixels."""
     config = python_config(part_name(recipe.name, PREPROCESSOR), batch_size_of(recipe, task), version)
     config.input.extend(_wire_inputs(task))
@@ -74,13 +76,13 @@ def image_config(recipe: Recipe, task: Task, processor: Processor, version: int)
     return config
 
 
-def encoder_config(recipe: Recipe, task: Task, exported: Exported, version: int) -> triton.ModelConfig:
+def encoder_config(recipe: EncoderRecipe, task: Task, exported: Exported, version: int) -> triton.ModelConfig:
     """Features [n, ...] to what the head makes of them."""
     return network_config(part_name(recipe.name, ENCODER), exported, batch_size_of(recipe, task), version)
 
 
 def output_config(
-    recipe: Recipe, task: Task, exported: Exported, parameters: Mapping[str, str], version: int
+    recipe: EncoderRecipe, task: Task, exported: Exported, parameters: Mapping[str, str], version: int
 ) -> triton.ModelConfig:
     """The network's outputs and the tokenizer's features to answers."""
     config = python_config(part_name(recipe.name, OUTPUT), batch_size_of(recipe, task), version)
@@ -99,7 +101,7 @@ def output_config(
 
 
 def ensemble_config(
-    recipe: Recipe,
+    recipe: EncoderRecipe,
     task: Task,
     encode: RowEncoder,
     steps: Sequence[triton.ModelConfig],
@@ -155,19 +157,19 @@ def facts_of(opened: Opened, task: Task) -> dict[str, str]:
     return facts
 
 
-def batch_size_of(recipe: Recipe, task: Task) -> int:
+def batch_size_of(recipe: EncoderRecipe, task: Task) -> int:
     """Most rows in one request."""
     return recipe.max_batch_size or task.max_batch_size
 
 
-def buckets_of(recipe: Recipe, max_length: int | None) -> list[int]:
+def buckets_of(recipe: EncoderRecipe, max_length: int | None) -> list[int]:
     """Lengths in tokens to which the tokenizer pads; none of what has no tokens."""
     if not max_length:
         return []
     return [*(bucket for bucket in recipe.length_buckets if bucket < max_length), max_length]
 
 
-def _request_tokens(recipe: Recipe, max_length: int) -> int:
+def _request_tokens(recipe: EncoderRecipe, max_length: int) -> int:
     if recipe.max_request_tokens is None:
         return most_request_tokens(recipe.max_sequences, max_length)
     return max(recipe.max_request_tokens, max_length)  # one sequence always fits

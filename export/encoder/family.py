@@ -13,7 +13,7 @@ from export.encoder.build import build, compress
 from export.encoder.evidence import EncoderEvidence
 from export.encoder.parts import parts_of, release
 from export.encoder.prepare import Source, prepare
-from export.encoder.recipe import ON_GPU, Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.encoder.reference import reference_rows, take_reference
 from export.encoder.tasks.task import Row
 from export.encoder.to_onnx import finish, to_onnx
@@ -165,7 +165,7 @@ class EncoderSubject:
 
 
 def find(
-    recipe: Recipe, progress: Silent, *, eval_data: Path | None, versions: Sequence[Manifest] = ()
+    recipe: EncoderRecipe, progress: Silent, *, eval_data: Path | None, versions: Sequence[Manifest] = ()
 ) -> Callable[[Path], EncoderSubject]:
     """See `export.family.Find`."""
     checkpoint = find_checkpoint(recipe.source)
@@ -179,9 +179,9 @@ def find(
     return load
 
 
-def on_gpu(recipe: Recipe) -> tuple[str, ...]:
+def on_gpu(recipe: EncoderRecipe) -> tuple[str, ...]:
     """Those precisions that are measured on a GPU."""
-    return tuple(precision for precision in recipe.precisions if precision in ON_GPU)
+    return tuple(precision for precision in recipe.precisions if precision in EncoderRecipe.ON_GPU)
 
 
 FAMILY = Family(TOOLS, on_gpu, find)

@@ -14,7 +14,7 @@ from export.checkpoint.source import Checkpoint
 from export.checkpoint.tokenizer import write_tokenizer
 from export.encoder import verify
 from export.encoder.backbone import LONGEST, load_head, network_inputs, positions_of
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.encoder.rows import ImageEncoder, TextEncoder, served_settings
 from export.encoder.tasks import task_of
 from export.encoder.tasks.heads import Head
@@ -36,7 +36,7 @@ class Source:
         inputs: which of the features the network reads.
     """
 
-    recipe: Recipe
+    recipe: EncoderRecipe
     opened: Opened
     task: Task
     head: Head
@@ -55,7 +55,7 @@ class Source:
         return {name: features[name] for name in self.inputs}
 
 
-def prepare(recipe: Recipe, checkpoint: Checkpoint, folder: Path) -> Source:
+def prepare(recipe: EncoderRecipe, checkpoint: Checkpoint, folder: Path) -> Source:
     """Load a checkpoint for its task.
 
     Args:

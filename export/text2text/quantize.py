@@ -8,9 +8,9 @@ Every scale of an activation is its row's own; behind a LayerNormalization chann
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 
@@ -54,7 +54,7 @@ def _written(
     runner: EncoderDecoderRunner, batches: Iterable[Sequence[Sequence[int]]], search: Search
 ) -> Iterator[Feed]:
     """What the decoder reads in each step of its greedy answers, none of which ends early."""
-    going = replace(search, min_new_tokens=ANSWER_TOKENS, forced_eos=-1)
+    going = msgspec.structs.replace(search, min_new_tokens=ANSWER_TOKENS, forced_eos=-1)
     for batch in batches:
         running = runner.start(batch, search.pad)
         answers = [[search.start] for _ in batch]

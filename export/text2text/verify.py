@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -125,7 +126,7 @@ def _measure_reference(
 
 
 def _short(search: Search) -> Search:
-    return replace(search, max_new_tokens=min(search.max_new_tokens, ANSWER_TOKENS))
+    return msgspec.structs.replace(search, max_new_tokens=min(search.max_new_tokens, ANSWER_TOKENS))
 
 
 def _generated(
@@ -176,7 +177,7 @@ def _scores(
     progress: Silent,
 ) -> dict[str, float]:
     """chrF of the greedy answers of the original and of each candidate."""
-    greedy = replace(search, num_beams=1)
+    greedy = msgspec.structs.replace(search, num_beams=1)
     tokenizer = next(iter(answerers.values()))  # they share it
     texts, targets = [tokenizer.tokens(text) for text, _ in labelled], [target for _, target in labelled]
     finders: dict[str, Callable[[Sequence[Sequence[int]]], Sequence[Sequence[int]]]] = {
@@ -248,7 +249,9 @@ def _speeds(
     runners: Mapping[str, EncoderDecoderRunner], search: Search, progress: Silent
 ) -> dict[str, tuple[float, float]]:
     """Milliseconds of one answer, and tokens per second of several; as served, but of one fixed length."""
-    fixed = replace(search, ends=(), forced_eos=-1, min_new_tokens=0, max_new_tokens=SPEED_TOKENS)
+    fixed = msgspec.structs.replace(
+        search, ends=(), forced_eos=-1, min_new_tokens=0, max_new_tokens=SPEED_TOKENS
+    )
     calls = {
         name: {n: (partial(_answers, runner, fixed, [[1] * SPEED_TOKENS] * n), 1) for n in (1, SPEED_BATCH)}
         for name, runner in runners.items()

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from serving import heartbeat
 from serving.models.responses import answers, inputs
+from serving.parameters import parameters_of
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 OUTSIDE = "O"
@@ -124,9 +125,9 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Read the parameters."""
         heartbeat.start()
-        parameters = json.loads(args["model_config"])["parameters"]
-        self._labels = json.loads(parameters["labels"]["string_value"])
-        self._strategy = parameters["aggregation_strategy"]["string_value"]
+        parameters = parameters_of(json.loads(args["model_config"]))
+        self._labels = json.loads(parameters["labels"])
+        self._strategy = parameters["aggregation_strategy"]
         if self._strategy not in STRATEGIES:
             raise ValueError(
                 f"aggregation_strategy is {self._strategy!r}, it must be one of {', '.join(STRATEGIES)}"

@@ -20,12 +20,12 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
@@ -46,6 +46,7 @@ from serving.models.backend_utils import pb_utils, version_folder
 from serving.models.metrics import Metrics
 from serving.models.responses import in_short
 from serving.onnxruntime.sessions import check_runtime
+from serving.parameters import parameters_of, read
 from serving.probe import is_probe
 from shoal.dialect import (
     CACHED_TOKENS,
@@ -72,17 +73,31 @@ STOP_SECONDS = 10.0
 STOPPING = "the server is stopping"
 
 
-@dataclass(frozen=True)
-class GenerationSettings:
-    """The model's parameters."""
+class GenerationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The model's parameters, by their names in `config.pbtxt`; docs/generation.md explains them.
 
-    limits: Limits
-    prefix_cache_tokens: int
-    ends: tuple[int, ...]
-    begin: str
-    speculate: bool | None
-    threads: int | None
-    sampling: Mapping[str, Any]
+    Attributes:
+        chat_template, special_tokens: for clients.
+        speculate: whether tokens are guessed ahead; None: where the graph is fp32.
+    """
+
+    max_num_seqs: int
+    max_model_len: int
+    max_queue_size: int
+    max_num_batched_tokens: int = Limits.max_num_batched_tokens
+    prefix_cache_tokens: int = 0
+    end_token_ids: tuple[int, ...] = ()
+    begin_token: str = ""
+    speculate: bool | None = None
+    intra_op_thread_count: int | None = None
+    default_sampling: dict[str, Any] = msgspec.field(default_factory=dict)
+    chat_template: str = ""
+    special_tokens: str = ""
+
+    @property
+    def limits(self) -> Limits:
+        """How much of everything."""
+        return Limits(self.max_num_seqs, self.max_model_len, self.max_queue_size, self.max_num_batched_tokens)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> GenerationSettings:
@@ -91,28 +106,10 @@ class GenerationSettings:
         Raises:
             ValueError: a parameter is missing, unknown or not a number.
         """
-        given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-        for name in ("chat_template", "special_tokens"):  # for clients
-            given.pop(name, None)
-        sampling = json.loads(given.pop("default_sampling", "{}"))
-        begin = given.pop("begin_token", "")
-        ends = tuple(int(token) for token in given.pop("end_token_ids", "").split(",") if token)
-        needed = ("max_num_seqs", "max_model_len", "max_queue_size")
-        optional = ("prefix_cache_tokens", "max_num_batched_tokens", "speculate", "intra_op_thread_count")
-        wrong = sorted((set(given) - {*needed, *optional}) | (set(needed) - set(given)))
-        if wrong:
-            raise ValueError(f"parameters missing or unknown: {', '.join(wrong)}")
-        numbers = {key: int(value) for key, value in given.items()}
-        limits = {key: numbers[key] for key in (*needed, "max_num_batched_tokens") if key in numbers}
-        return cls(
-            Limits(**limits),
-            numbers.get("prefix_cache_tokens", 0),
-            ends,
-            begin,
-            bool(numbers["speculate"]) if "speculate" in numbers else None,
-            numbers.get("intra_op_thread_count"),
-            sampling,
-        )
+        given: dict[str, Any] = dict(parameters_of(config))
+        given["end_token_ids"] = [token for token in given.get("end_token_ids", "").split(",") if token]
+        given["default_sampling"] = json.loads(given.get("default_sampling", "{}"))
+        return read(cls, given)
 
 
 def is_exact(version: Path) -> bool:
@@ -135,20 +132,20 @@ class TritonPythonModel:
             folder / "model.onnx",
             rows=limits.rows,
             max_length=limits.max_model_len,
-            threads=settings.threads,
+            threads=settings.intra_op_thread_count,
             gpu=int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None,
         )
         self._tokenizer = Tokenizer.from_file(named(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._vocabulary = runner.vocabulary
-        tokenizer = (folder / "tokenizer.json", runner.vocabulary, settings.ends)
+        tokenizer = (folder / "tokenizer.json", runner.vocabulary, settings.end_token_ids)
         structures = Structures(Compiler(*tokenizer), Trial(*tokenizer))
         self._settings = settings
         self._engine = Engine(
             runner,
             limits,
-            ends=settings.ends,
+            ends=settings.end_token_ids,
             decode=self._tokenizer.decode,
             prefix_cache_tokens=settings.prefix_cache_tokens,
             speculate=is_exact(folder) if settings.speculate is None else settings.speculate,
@@ -220,9 +217,9 @@ class TritonPythonModel:
         if not text:
             raise BadRequest(f"{TEXT_INPUT} is empty")
         given = _text(request, SAMPLING, MAX_BYTES)
-        params = SamplingParams.from_json(given, self._settings.sampling)
+        params = SamplingParams.from_json(given, self._settings.default_sampling)
         params.check_tokens(self._vocabulary)
-        prompt = encode_prompt(self._tokenizer, text, self._settings.begin)
+        prompt = encode_prompt(self._tokenizer, text, self._settings.begin_token)
         answer.prepare(text, prompt, params, self._tokenizer)
         parameters = json.loads(request.parameters())
         probe = is_probe(parameters)

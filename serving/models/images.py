@@ -16,9 +16,9 @@ import io
 import json
 import struct
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -27,6 +27,7 @@ from PIL.JpegImagePlugin import MARKER
 from serving import heartbeat
 from serving.models.admission import Admission
 from serving.models.responses import answers, inputs
+from serving.parameters import parameters_of
 
 FORMATS = ("PNG", "JPEG")
 # Of one picture while it is resized: 64 MiB in Pillow. The ratio of its sides may be 1 to 330 where its
@@ -46,8 +47,7 @@ class BadImage(ValueError):
     """An image that cannot be read; the message says why."""
 
 
-@dataclass(frozen=True)
-class Processor:
+class Processor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From any picture to one of fixed size.
 
     Attributes:
@@ -67,14 +67,16 @@ class Processor:
 
     def to_json(self) -> str:
         """Write the settings as the parameter `processor`."""
-        return json.dumps(asdict(self))
+        return json.dumps(msgspec.structs.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Processor:
-        """Read the settings from the parameter `processor`."""
-        values: dict[str, Any] = json.loads(text)
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        return cls(**values)
+        """Read the settings from the parameter `processor`.
+
+        Raises:
+            ValueError: it is not JSON, or a setting is missing, unknown or has the wrong type.
+        """
+        return msgspec.json.decode(text, type=cls)
 
     def pixels(self, image: Image.Image) -> NDArray[np.float32]:
         """float32 [3, height, width] of a picture in RGB."""
@@ -203,7 +205,7 @@ class TritonPythonModel:
         """Read the parameters."""
         heartbeat.start()
         config = json.loads(args["model_config"])
-        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        parameters = parameters_of(config)
         self._processor = Processor.from_json(parameters["processor"])
         self._max_bytes = int(parameters["max_image_bytes"])
         self._max_pixels = int(parameters["max_image_pixels"])

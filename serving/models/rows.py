@@ -28,6 +28,7 @@ from serving.models.admission import Admission
 from serving.models.backend_utils import version_folder
 from serving.models.responses import answers, inputs
 from serving.models.terms import Terms, inputs_of
+from serving.parameters import parameters_of
 
 FILENAME = "rows.json"
 MAX_TEXT_BYTES = 1 << 18
@@ -258,9 +259,8 @@ class TritonPythonModel:
         path = version_folder(args) / FILENAME
         self._reader = Reader.from_json(path.read_text(encoding="utf-8"))
         self._inputs: Sequence[str] = [entry["name"] for entry in config["input"]]
-        parameters = config.get("parameters", {})
         self._admission = Admission.of(args["model_name"], config)
-        self._limits = {name: int(parameters[name]["string_value"]) for name in LIMITS if name in parameters}
+        self._limits = {name: int(text) for name, text in parameters_of(config).items() if name in LIMITS}
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order; a bad row fails its own request only."""

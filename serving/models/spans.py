@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from serving import heartbeat
 from serving.models.responses import answers, inputs
+from serving.parameters import parameters_of
 
 CANDIDATES = 12  # spans of a window that are looked at, as in transformers for one answer
 
@@ -100,9 +101,9 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Read the parameters."""
         heartbeat.start()
-        parameters = json.loads(args["model_config"])["parameters"]
-        self._max_answer_length = int(parameters["max_answer_length"]["string_value"])
-        self._null_token = parameters["null_token"]["string_value"] == "true"
+        parameters = parameters_of(json.loads(args["model_config"]))
+        self._max_answer_length = int(parameters["max_answer_length"])
+        self._null_token = parameters["null_token"] == "true"  # noqa: S105 - no secret
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order."""

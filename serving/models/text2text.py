@@ -21,36 +21,37 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.models.admission import MAX_QUEUE_SIZE, PARAMETER
+from serving.models.admission import MAX_QUEUE_SIZE
 from serving.models.backend_utils import pb_utils, version_folder
 from serving.models.layouts import BadText, check_growth, load_tokenizer
 from serving.models.queue import Queue
 from serving.models.responses import answers
 from serving.models.tokenizer import decode
 from serving.onnxruntime.sessions import check_runtime
+from serving.parameters import parameters_of, read
 from serving.text2text import search
 from serving.text2text.runner import EncoderDecoderRunner
 from serving.text2text.settings import Search
 from shoal.dialect import GENERATED_TEXT, MAX_NEW_TOKENS, OUTPUT_TOKENS, TEXT
 
 TOKENIZER = "tokenizer.json"
-PARAMETERS = ("task", "search", "max_length", "max_text_bytes")
 MAX_BATCHED_TOKENS = 16_384
 
 
-@dataclass(frozen=True)
-class Text2TextSettings:
+class Text2TextSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The model's parameters; lengths in tokens but `max_text_bytes`.
 
     Attributes:
         max_num_batched_tokens: most tokens that are in memory at once: rows times beams times the longest
             text with its answer. A text that has more by itself is answered by itself.
         max_queue_size: requests that may wait.
+        task: for clients.
     """
 
     search: Search
@@ -58,7 +59,8 @@ class Text2TextSettings:
     max_text_bytes: int
     truncation_side: str = "right"
     max_num_batched_tokens: int = MAX_BATCHED_TOKENS
-    max_queue_size: int = MAX_QUEUE_SIZE
+    max_queue_size: Annotated[int, msgspec.Meta(ge=1)] = MAX_QUEUE_SIZE
+    task: str = ""
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Text2TextSettings:
@@ -67,19 +69,8 @@ class Text2TextSettings:
         Raises:
             ValueError: a parameter is missing, unknown or not a number, or nothing may wait.
         """
-        given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-        waiting = int(given.pop(PARAMETER, MAX_QUEUE_SIZE))
-        if waiting < 1:
-            raise ValueError(f"{PARAMETER} is {waiting}, it must be at least 1")
-        side = given.pop("truncation_side", "right")
-        batched = int(given.pop("max_num_batched_tokens", MAX_BATCHED_TOKENS))
-        wrong = sorted(set(given) ^ set(PARAMETERS))
-        if wrong:
-            raise ValueError(
-                f"parameters must be {', '.join(PARAMETERS)}; missing or unknown: {', '.join(wrong)}"
-            )
-        length, size = (int(given[key]) for key in ("max_length", "max_text_bytes"))
-        return cls(Search.from_json(given["search"]), length, size, side, batched, waiting)
+        given: dict[str, Any] = dict(parameters_of(config))
+        return read(cls, given | {"search": json.loads(given["search"])} if "search" in given else given)
 
 
 @dataclass(frozen=True)

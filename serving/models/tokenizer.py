@@ -23,8 +23,9 @@ import os
 import random
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from serving import heartbeat
 from serving.drift.sampler import TrafficSampler
@@ -32,10 +33,9 @@ from serving.models.admission import PARAMETER, Admission
 from serving.models.backend_utils import version_folder
 from serving.models.layouts import LAYOUTS, BadText, Batch, check_growth
 from serving.models.responses import answers, inputs, optional
+from serving.parameters import parameters_of, read
 from shoal.machine import available_cpus
 
-_PARAMETERS = ("layout", "max_length", "length_buckets", "max_text_bytes", "max_sequences", "pad_id")
-_REQUEST_TOKENS = "max_request_tokens"
 # Of a request with as many sequences as it may have; of longer ones it may have fewer.
 TOKENS_PER_SEQUENCE = 512
 
@@ -45,18 +45,22 @@ def most_request_tokens(max_sequences: int, max_length: int) -> int:
     return max(max_sequences * TOKENS_PER_SEQUENCE, max_length)
 
 
-@dataclass(frozen=True)
-class TokenizerSettings:
-    """The tokenizer's parameters, all lengths in tokens but `max_text_bytes`."""
+class TokenizerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The tokenizer's parameters, all lengths in tokens but `max_text_bytes`.
+
+    Attributes:
+        max_request_tokens: most tokens of one request; 0: see `most_request_tokens`.
+        options: those of the layout.
+    """
 
     layout: str
     max_length: int
     length_buckets: tuple[int, ...]
     max_text_bytes: int
     max_sequences: int
-    max_request_tokens: int
     pad_id: int
-    options: dict[str, str]
+    max_request_tokens: int = 0
+    options: dict[str, str] = msgspec.field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> TokenizerSettings:
@@ -65,33 +69,22 @@ class TokenizerSettings:
         Raises:
             ValueError: a parameter is missing, unknown or not a number.
         """
-        given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-        most_tokens = given.pop(_REQUEST_TOKENS, None)
+        given: dict[str, Any] = dict(parameters_of(config))
         given.pop(PARAMETER, None)
         layout = LAYOUTS.get(given.get("layout", ""))
         if layout is None:
             raise ValueError(f"unknown layout {given.get('layout')}; known: {', '.join(LAYOUTS)}")
-        expected = (*_PARAMETERS, *layout.OPTIONS)
-        wrong = sorted((set(given) - set(layout.OPTIONAL)) ^ set(expected))
-        if wrong:
-            raise ValueError(
-                f"parameters must be {', '.join(expected)}; missing or unknown: {', '.join(wrong)}"
-            )
-        max_length = int(given["max_length"])
-        buckets = tuple(int(bucket) for bucket in given["length_buckets"].split(","))
-        if list(buckets) != sorted(set(buckets)) or buckets[-1] != max_length:
-            raise ValueError(f"length_buckets must rise and end at max_length {max_length}, not {buckets}")
-        most = int(given["max_sequences"])
-        return cls(
-            given["layout"],
-            max_length,
-            buckets,
-            int(given["max_text_bytes"]),
-            most,
-            int(most_tokens or most_request_tokens(most, max_length)),
-            int(given["pad_id"]),
-            {name: given[name] for name in (*layout.OPTIONS, *layout.OPTIONAL) if name in given},
-        )
+        if missing := [name for name in layout.OPTIONS if name not in given]:
+            raise ValueError(f"parameters of layout {given['layout']} are missing: {', '.join(missing)}")
+        own = {*layout.OPTIONS, *layout.OPTIONAL}
+        given["options"] = {name: given.pop(name) for name in sorted(own & set(given))}
+        given["length_buckets"] = given.get("length_buckets", "").split(",")
+        made = read(cls, given)
+        buckets, length = made.length_buckets, made.max_length
+        if list(buckets) != sorted(set(buckets)) or buckets[-1] != length:
+            raise ValueError(f"length_buckets must rise and end at max_length {length}, not {buckets}")
+        most = made.max_request_tokens or most_request_tokens(made.max_sequences, length)
+        return msgspec.structs.replace(made, max_request_tokens=most)
 
     def bucket(self, tokens: int) -> int:
         """The smallest bucket that holds `tokens`."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnxruntime
 
+from serving.parameters import parameters_of
 from shoal.machine import available_cpus
 
 # ONNX Runtime's log levels; it prints errors in colours, and raises them besides.
@@ -69,7 +70,7 @@ class Options:
         Raises:
             BadConfig: a parameter, a value or an accelerator is unknown.
         """
-        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        parameters = parameters_of(config)
         unknown = sorted(set(parameters) - {*PARAMETERS, *FACTS})
         if unknown:
             raise BadConfig(f"unknown parameter {', '.join(unknown)}; known: {', '.join(PARAMETERS)}")

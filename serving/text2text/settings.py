@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Any
+
+import msgspec
 
 
-@dataclass(frozen=True)
-class Search:
+class Search(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Settings of a search; all lengths in tokens, ids are of the vocabulary.
 
     Attributes:
@@ -45,19 +44,13 @@ class Search:
 
     def to_json(self) -> str:
         """Write the settings as a parameter of config.pbtxt."""
-        return json.dumps(asdict(self))
+        return json.dumps(msgspec.structs.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Search:
         """See `to_json`.
 
         Raises:
-            ValueError: it is not JSON, or a setting is missing or unknown.
+            ValueError: it is not JSON, or a setting is missing, unknown or has the wrong type.
         """
-        values: dict[str, Any] = json.loads(text)
-        for key in ("ends", "suppressed"):
-            values[key] = tuple(values.get(key, ()))
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"settings of the search: {error}") from error
+        return msgspec.json.decode(text, type=cls)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from export import run
 from export.encoder import verify
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.encoder.tasks import TASKS
 from export.generation import build as generation
 from export.generation import verify as generation_verify
@@ -327,7 +327,7 @@ def try_case(case: Case, folder: Path, repository: Path, precisions: Sequence[st
         repository: what is proven goes there; the last precision that is will be served.
     """
     source = make(case, folder / "checkpoint")
-    kind = {GENERATION: GenerationRecipe, REWRITING: Text2TextRecipe}.get(case.task, Recipe)
+    kind = {GENERATION: GenerationRecipe, REWRITING: Text2TextRecipe}.get(case.task, EncoderRecipe)
     evidence: dict[str, Any] = {}
     errors: dict[str, str] = {}
     pending = [tuple(precisions)]

@@ -20,7 +20,7 @@ from export.checkpoint.source import find_checkpoint
 from export.encoder import build, evidence, verify
 from export.encoder.parts import release
 from export.encoder.prepare import Source, prepare
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.encoder.tasks.text import SentenceSimilarity
 from export.evidence import Verified
 from export.exported import Exported
@@ -87,7 +87,7 @@ def test_manifest_tells_the_whole_story(exported: tuple[Path, Outcome]) -> None:
         assert manifest.onnx["opset"] <= 22 and manifest.onnx["ir_version"] <= 10
         assert manifest.onnx["outputs"] == [{"name": "embedding", "dtype": "FLOAT", "dims": [-1, 384]}]
         assert {"torch", "transformers", "onnxruntime", "python"} <= set(manifest.tools)
-        assert Recipe.from_dict(manifest.recipe) == Recipe()
+        assert EncoderRecipe.from_dict(manifest.recipe) == EncoderRecipe()
         assert set(manifest.configs) == {"minilm", "minilm_encoder", "minilm_tokenizer"}
     assert not _leftovers(repository)
 
@@ -96,13 +96,13 @@ def test_manifest_tells_the_whole_story(exported: tuple[Path, Outcome]) -> None:
 @pytest.mark.usefixtures("brief")
 def test_same_bytes_keep_their_version_and_others_get_the_next(own_repository: Path) -> None:
     before = _files(own_repository)
-    again = export(Recipe(precisions=("fp32",)), own_repository)
+    again = export(EncoderRecipe(precisions=("fp32",)), own_repository)
     assert [(p.version, p.new) for p in again.published] == [(1, False)]
     assert "versions: 1\n" in (own_repository / "minilm_encoder" / "config.pbtxt").read_text()
     shutil.rmtree(own_repository / "minilm_encoder" / "2")
     (own_repository / "minilm_encoder" / "7").mkdir()
     (own_repository / "minilm_encoder" / "7" / "model.onnx").write_bytes(b"somebody's own")
-    other = export(Recipe(precisions=("int8",)), own_repository)
+    other = export(EncoderRecipe(precisions=("int8",)), own_repository)
     assert [(p.version, p.new) for p in other.published] == [(8, True)]
     assert _files(own_repository)["minilm_encoder/8/model.onnx"] == before["minilm_encoder/2/model.onnx"]
 
@@ -113,7 +113,7 @@ def test_a_version_that_is_not_proven_is_not_written(tmp_path: Path, monkeypatch
     shown: list[evidence.EncoderEvidence] = []
     repository = tmp_path / "repository"
     with pytest.raises(NotProven, match="nothing is published.*int8: cosine"):
-        export(Recipe(precisions=("int8",)), repository, on_evidence=shown.extend)
+        export(EncoderRecipe(precisions=("int8",)), repository, on_evidence=shown.extend)
     assert shown[0].failures
     assert list(_files(repository)) == [LOCK]
 
@@ -144,17 +144,19 @@ def test_a_manifest_of_another_schema_is_refused(own_repository: Path) -> None:
 @pytest.mark.parametrize("place", ["/proc/shoal", "/dev/null/shoal"])
 def test_a_repository_that_cannot_be_written_is_refused_at_once(place: str) -> None:
     with pytest.raises(RepositoryError, match="cannot be written"):
-        export(Recipe(), Path(place))
+        export(EncoderRecipe(), Path(place))
 
 
 def test_a_second_export_into_the_same_repository_is_refused(tmp_path: Path) -> None:
     with staging(tmp_path), pytest.raises(RepositoryError, match="another command is writing"):
-        export(Recipe(), tmp_path)
+        export(EncoderRecipe(), tmp_path)
 
 
 @pytest.fixture(scope="module")
 def source_of_minilm(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    return prepare(Recipe(), find_checkpoint(Recipe().source), tmp_path_factory.mktemp("minilm"))
+    return prepare(
+        EncoderRecipe(), find_checkpoint(EncoderRecipe().source), tmp_path_factory.mktemp("minilm")
+    )
 
 
 class Killed(BaseException):
@@ -177,7 +179,7 @@ def test_killed_while_publishing_never_serves_a_mixed_pair(
         with staging(repository) as work:
             graph = Path(shutil.copy(source / "minilm_encoder" / str(number) / "model.onnx", work))
             item = Verified(Exported.read(graph), outcome.evidence[number - 1])
-            provenance = Provenance("minilm", Recipe().to_dict(), {"id": "test"}, {})
+            provenance = Provenance("minilm", EncoderRecipe().to_dict(), {"id": "test"}, {})
             made = release(item, source_of_minilm)
             parts = [
                 dataclasses.replace(part, files={**part.files, "tokenizer.json": tokenizer})
@@ -247,7 +249,7 @@ def test_a_full_disk_changes_nothing(tmp_path: Path) -> None:
         pytest.skip("needs the right to mount a small tmpfs")
     try:
         with pytest.raises(RepositoryError, match=r"disk of .* is full .* nothing was changed"):
-            export(Recipe(), small / "model_repository")
+            export(EncoderRecipe(), small / "model_repository")
         assert list(_files(small / "model_repository")) == [LOCK]
         assert not _leftovers(small / "model_repository")
     finally:
@@ -260,7 +262,7 @@ def test_a_write_error_is_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(build, "to_onnx", broken)
     with pytest.raises(OSError, match="Input/output error"):
-        export(Recipe(), tmp_path / "repository")
+        export(EncoderRecipe(), tmp_path / "repository")
     assert not _leftovers(tmp_path / "repository")
 
 

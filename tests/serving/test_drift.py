@@ -26,7 +26,7 @@ from transformers import AutoTokenizer
 from clients import GrpcClient
 from export.checkpoint.source import find_checkpoint
 from export.encoder.prepare import prepare
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.encoder.reference import reference_rows, take_reference
 from export.run import export
 from loadtest import bench_drift
@@ -364,7 +364,7 @@ def test_a_classifier_keeps_its_class_balance_of_the_users_own_texts(tmp_path: P
     labelled = tmp_path / "eval.csv"
     lines = [f'"{text.replace(chr(34), "")}",good' for text in corpus.texts(40, seed=9)]
     labelled.write_text("\n".join(["text,label", *lines]))
-    recipe = Recipe(str(tmp_path / "mood"), precisions=("fp32",), eval_data=labelled)
+    recipe = EncoderRecipe(str(tmp_path / "mood"), precisions=("fp32",), eval_data=labelled)
     export(recipe, tmp_path / "repository")
     (manifest,) = manifests(tmp_path / "repository")
     assert manifest.reference is not None
@@ -379,7 +379,7 @@ def test_of_rows_that_make_several_sequences_the_first_is_taken(tmp_path: Path) 
     names = ["contradiction", "neutral", "entailment"]
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     tiny.make(tmp_path / "nli", "BertForSequenceClassification", num_labels=3, **labels)
-    recipe = Recipe(str(tmp_path / "nli"), task="zero-shot-classification")
+    recipe = EncoderRecipe(str(tmp_path / "nli"), task="zero-shot-classification")
     subject = prepare(recipe, find_checkpoint(recipe.source), tmp_path).subject
     rows = reference_rows(subject, [])[:20]
     kept = take_reference(subject, subject.reference, rows, labelled=False)

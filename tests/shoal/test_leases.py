@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.generation.recipe import GenerationRecipe
 from export.repository import check_kind
 from export.tabular.recipe import TabularRecipe
@@ -167,7 +167,7 @@ def test_versions_of_two_networks_of_one_name_are_told_apart(repository: Path) -
 
 @pytest.mark.parametrize("part", PARTS)
 def test_no_kind_of_model_has_the_name_of_a_part(part: str) -> None:
-    for kind in (Recipe, GenerationRecipe, Text2TextRecipe, TabularRecipe):
+    for kind in (EncoderRecipe, GenerationRecipe, Text2TextRecipe, TabularRecipe):
         with pytest.raises(UsageError, match=f"'m_{part}' cannot end in _{part}, .*choose another --name"):
             kind.from_dict({"source": "example:forest", "name": f"m_{part}"})
 
@@ -185,7 +185,7 @@ def test_parts_are_named_where_the_names_are_kept() -> None:
 def test_kinds_without_a_manifest(repository: Path) -> None:
     """A clone holds configs, but neither manifests nor weights."""
     shutil.copytree(ROOT / "model_repository" / "minilm", repository / "minilm")
-    check_kind(repository, "minilm", Recipe().to_dict())
+    check_kind(repository, "minilm", EncoderRecipe().to_dict())
     with pytest.raises(
         RepositoryError, match="minilm already, which is an encoder, and this is an estimator"
     ):
@@ -193,4 +193,4 @@ def test_kinds_without_a_manifest(repository: Path) -> None:
     (repository / "own").mkdir()
     (repository / "own" / "config.pbtxt").write_text('name: "own"\nbackend: "python"\n')
     with pytest.raises(RepositoryError, match="own already, which is not Shoal's"):
-        check_kind(repository, "own", Recipe().to_dict())
+        check_kind(repository, "own", EncoderRecipe().to_dict())

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from export.encoder.compress.distill import Distillation, distill
 from export.encoder.compress.prune import prune
 from export.encoder.compress.texts import read_texts
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.encoder.tasks.heads import Head
 from export.encoder.tasks.task import Row
 from serving.models.layouts import BadText
@@ -34,7 +34,7 @@ Encode = Callable[..., Mapping[str, NDArray]]
 
 def compressed(
     head: Head,
-    recipe: Recipe,
+    recipe: EncoderRecipe,
     row: Callable[[str], Row],
     encode: Encode,
     progress: Silent,
@@ -109,7 +109,7 @@ def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _state_folder(recipe: Recipe, settings: Distillation, weights: Mapping[str, str]) -> Path:
+def _state_folder(recipe: EncoderRecipe, settings: Distillation, weights: Mapping[str, str]) -> Path:
     keys = ("task", "max_length", "layers", "heads", "ffn", "distill_text")
     asked = {key: value for key, value in recipe.to_dict().items() if key in keys}
     name = json.dumps([asked, asdict(settings), dict(weights)], sort_keys=True)

@@ -26,7 +26,7 @@ from export.encoder.compress.distill import Distillation, distill
 from export.encoder.compress.losses import softmax_divergence, squared
 from export.encoder.compress.prune import prune
 from export.encoder.compress.texts import batch, read_texts, sentences, split
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.encoder.tasks.heads import Embedding
 from export.raw.evidence import RawTolerance
 from export.run import export
@@ -276,7 +276,7 @@ def test_sentences() -> None:
 def test_a_recipe_makes_a_smaller_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the recipe to the manifest; and as random models go, it is refused where nothing is forgiven."""
     source = tiny.make(tmp_path / "tiny", "BertForSequenceClassification", num_labels=3)
-    recipe = Recipe(
+    recipe = EncoderRecipe(
         source=str(source), name="small", precisions=("fp32",), layers=1, ffn=0.5, distill_steps=2
     )
     monkeypatch.setattr(verify, "SPEED_ROUNDS", 1)
@@ -293,18 +293,18 @@ def test_a_recipe_makes_a_smaller_version(tmp_path: Path, monkeypatch: pytest.Mo
     assert published.new
     assert notes["parameters"][1] < notes["parameters"][0]
     assert notes["distilled"]["steps"] == 2
-    assert Recipe.from_dict(manifest.recipe) == recipe
+    assert EncoderRecipe.from_dict(manifest.recipe) == recipe
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"layers": 0}, "layers is 0, it must be at least 1"),
-        ({"heads": 1.5}, "heads is 1.5, it must be a share"),
+        ({"layers": 0}, "layers is 0: expected `int` >= 1"),
+        ({"heads": 1.5}, "heads is 1.5: expected `float` <= 1.0"),
         ({"distill_steps": 5}, "nothing is to be smaller"),
         ({"layers": 1, "distill_text": "texts.txt"}, "distill_text is given and distill_steps is not"),
     ],
 )
 def test_a_recipe_that_cannot_work(values: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        Recipe.from_dict(values)
+        EncoderRecipe.from_dict(values)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -27,7 +28,7 @@ from export.encoder.compress.importance import measure_importance
 from export.encoder.compress.losses import Distance
 from export.encoder.compress.prune import prune
 from export.encoder.prepare import prepare
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.encoder.tasks.heads import Head
 from shoal import corpus
 from shoal.errors import ExportError, UsageError
@@ -51,7 +52,7 @@ class Pair:
     def __init__(self, name: str, folder: Path) -> None:
         architecture, config, task = CHECKPOINTS[name]
         path = tiny.make(folder / "teacher", architecture, **config)
-        recipe = Recipe(source=str(path), name="x", task=task)
+        recipe = EncoderRecipe(source=str(path), name="x", task=task)
         self.source = prepare(recipe, find_checkpoint(str(path)), folder)
         self.teacher: Head = self.source.head
         self.student, _ = prune(self.teacher, [self.feed(TEXTS)], layers=1)
@@ -278,7 +279,7 @@ def test_heads_of_rows_of_several_sequences_leave_by_how_much_the_output_moves(p
 
 def test_a_vision_transformer_is_refused_by_name(tmp_path: Path) -> None:
     path = tiny.make_vit(tmp_path / "vit", num_labels=3)
-    recipe = Recipe(source=str(path), name="x", layers=1, distill_steps=1)
+    recipe = EncoderRecipe(source=str(path), name="x", layers=1, distill_steps=1)
     source = prepare(recipe, find_checkpoint(str(path)), tmp_path)
     with pytest.raises(ExportError, match="the architecture vit cannot be made smaller"):
         compress(source, Silent())
@@ -288,12 +289,12 @@ def test_a_text_that_cannot_be_a_row_is_told(tmp_path: Path) -> None:
     path = tiny.make(tmp_path / "cloze", "BertForMaskedLM")
     texts = tmp_path / "texts.txt"
     texts.write_text("".join(f"The text {number} has a [MASK] of its own.\n" for number in range(30)))
-    recipe = Recipe(source=str(path), name="x", layers=1, distill_steps=1, distill_text=texts)
+    recipe = EncoderRecipe(source=str(path), name="x", layers=1, distill_steps=1, distill_text=texts)
     source = prepare(recipe, find_checkpoint(str(path)), tmp_path)
     with pytest.raises(UsageError, match="text to learn from cannot be: text 0 has 2 times"):
         compress(source, Silent())
     with pytest.raises(UsageError, match="none.txt cannot be read"):
-        missing = replace(recipe, distill_text=tmp_path / "none.txt")
+        missing = msgspec.structs.replace(recipe, distill_text=tmp_path / "none.txt")
         compress(replace(source, recipe=missing), Silent())
 
 
@@ -304,7 +305,7 @@ def _tensors(feed: Mapping[str, Any]) -> dict[str, Tensor]:
 def test_a_pruned_classifier_answers_like_its_teacher_again(tmp_path: Path) -> None:
     """The teacher has learned a rule of three classes; the student sees its probabilities and no label."""
     path = tiny.make(tmp_path / "rule", "BertForSequenceClassification", num_labels=3, num_hidden_layers=3)
-    source = prepare(Recipe(source=str(path), name="x"), find_checkpoint(str(path)), tmp_path)
+    source = prepare(EncoderRecipe(source=str(path), name="x"), find_checkpoint(str(path)), tmp_path)
     teacher = source.head
 
     def feed(texts: list[str], max_length: int = 48) -> dict[str, Any]:

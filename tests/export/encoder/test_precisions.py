@@ -11,7 +11,7 @@ import pytest
 
 from export.device import CUDA
 from export.encoder.precisions import MAKERS
-from export.encoder.recipe import ON_GPU, PRECISIONS, Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.encoder.verify import open_session
 from export.outcome import Outcome
 from export.run import export
@@ -20,19 +20,19 @@ from shoal.machine import gpus
 from shoal.manifest import manifests
 from tests.tiny import make
 
-ON_CPU = tuple(name for name in PRECISIONS if name not in ON_GPU)
+ON_CPU = tuple(name for name in EncoderRecipe.PRECISIONS if name not in EncoderRecipe.ON_GPU)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     folder = tmp_path_factory.mktemp("precisions")
     source = make(folder / "tiny", "BertForSequenceClassification", num_labels=3, num_hidden_layers=1)
-    recipe = Recipe(source=str(source), name="tiny", precisions=ON_CPU)
+    recipe = EncoderRecipe(source=str(source), name="tiny", precisions=ON_CPU)
     return folder / "repository", export(recipe, folder / "repository")
 
 
 def test_every_precision_has_a_maker() -> None:
-    assert tuple(MAKERS) == PRECISIONS
+    assert tuple(MAKERS) == EncoderRecipe.PRECISIONS
 
 
 def test_each_has_evidence_and_what_is_proven_is_published(made: tuple[Path, Outcome]) -> None:
@@ -77,5 +77,5 @@ def test_a_gpus_session_never_falls_back_to_the_cpu(made: tuple[Path, Outcome]) 
 @pytest.mark.skipif(bool(gpus()), reason="there is a GPU to measure on")
 def test_what_cannot_be_measured_here_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="^fp16 must be measured on an NVIDIA GPU; th"):
-        export(Recipe(precisions=("fp32", "fp16")), tmp_path / "r")
+        export(EncoderRecipe(precisions=("fp32", "fp16")), tmp_path / "r")
     assert not (tmp_path / "r").exists()

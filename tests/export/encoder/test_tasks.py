@@ -23,7 +23,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from clients import AsyncGrpcClient, BadInput, GrpcClient, HttpClient
 from export.checkpoint.source import find_checkpoint
 from export.encoder import verify
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.encoder.tasks import TASKS, task_of
 from export.encoder.tasks.images import sample_image
 from export.run import export, verify_wire
@@ -104,7 +104,7 @@ def served(checkpoints: dict[str, str], tmp_path_factory: pytest.TempPathFactory
         for name, source in checkpoints.items():
             task = CHECKPOINTS[name][2]
             asked = task if task == "zero-shot-classification" else None  # no config tells of this one
-            recipe = Recipe(source=source, name=name, task=asked, precisions=("fp32",))
+            recipe = EncoderRecipe(source=source, name=name, task=asked, precisions=("fp32",))
             assert export(recipe, repository).task == task
     with running(repository) as server:
         yield server
@@ -301,7 +301,10 @@ def test_raw_inputs_over_the_wire(served: Server, name: str) -> None:
 def test_another_model_behind_the_name_is_seen_over_the_wire(served: Server, tmp_path: Path) -> None:
     architecture, config, _ = CHECKPOINTS["mood"]
     tiny.make(tmp_path / "other", architecture, seed=1, **config)
-    export(Recipe(source=str(tmp_path / "other"), name="mood", precisions=("fp32",)), tmp_path / "repository")
+    export(
+        EncoderRecipe(source=str(tmp_path / "other"), name="mood", precisions=("fp32",)),
+        tmp_path / "repository",
+    )
     _, answers = verify_wire("mood", tmp_path / "repository", served.grpc)
     assert answers.agreement < 0.9
     assert "the original gives" in answers.failures[0] and "this version" in answers.failures[0]
@@ -317,8 +320,8 @@ def test_tasks_that_cannot_be(checkpoints: dict[str, str], tmp_path: Path) -> No
         ("text-ranking", "has 3 classes, a reranker has one"),
     ]:
         with pytest.raises(ExportError, match=said):
-            export(Recipe(source=checkpoints["mood"], name="x", task=task), tmp_path / "repository")
+            export(EncoderRecipe(source=checkpoints["mood"], name="x", task=task), tmp_path / "repository")
     bare = tiny.make(tmp_path / "bare", "BertModel")
     with pytest.raises(ExportError, match="bare has no weights for fill-mask: cls"):
-        export(Recipe(source=str(bare), name="x", task="fill-mask"), tmp_path / "repository")
+        export(EncoderRecipe(source=str(bare), name="x", task="fill-mask"), tmp_path / "repository")
     assert task_of(mood, "feature-extraction") is TASKS["sentence-similarity"]

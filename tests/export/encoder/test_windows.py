@@ -20,7 +20,7 @@ from clients import GrpcClient
 from export.checkpoint.source import find_checkpoint
 from export.encoder import verify
 from export.encoder.prepare import Source, prepare
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.encoder.tasks.task import Feed, Outputs
 from export.run import export
 from serving.embedded import Server, running
@@ -59,7 +59,7 @@ def served(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify, "SPEED_ROUNDS", 1)
         for name, source in checkpoints.items():
-            export(Recipe(source=str(source), name=name, precisions=("fp32",)), repository)
+            export(EncoderRecipe(source=str(source), name=name, precisions=("fp32",)), repository)
     with running(repository) as server:
         yield server
 
@@ -67,7 +67,7 @@ def served(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def source(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Source:
     path = str(checkpoints["bytes"])
-    recipe = Recipe(source=path, name="bytes")
+    recipe = EncoderRecipe(source=path, name="bytes")
     return prepare(recipe, find_checkpoint(path), tmp_path_factory.mktemp("prepared"))
 
 
@@ -132,7 +132,7 @@ def test_a_network_that_mixes_the_windows_of_rows_is_refused(
 
     monkeypatch.setattr(verify, "SPEED_ROUNDS", 1)
     monkeypatch.setattr(verify, "open_network", leaking)
-    recipe = Recipe(source=str(checkpoints["bytes"]), name="leaks", precisions=("fp32",))
+    recipe = EncoderRecipe(source=str(checkpoints["bytes"]), name="leaks", precisions=("fp32",))
     with pytest.raises(NotProven, match=r"batch invariance 0\.\d+ < 0.9999"):
         export(recipe, tmp_path / "repository")
 

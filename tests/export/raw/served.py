@@ -14,7 +14,7 @@ from export.checkpoint.source import find_checkpoint
 from export.encoder import raw as encoder
 from export.encoder.parts import parts_of
 from export.encoder.prepare import Source, prepare
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.encoder.to_onnx import finish, to_onnx
 from export.originals.original import Row
 from export.raw.evidence import RawEvidence, RawTolerance
@@ -29,7 +29,7 @@ AGREED = RawEvidence("transformers: pipeline", 10, 1.0, 0.0, 1.0, 0, 0, None, Ra
 @contextmanager
 def served(folder: Path, work: Path, **recipe: Any) -> Iterator[tuple[Source, Caller]]:
     """The ensemble of a checkpoint over its plain graph, and what it was made from."""
-    settings = Recipe.from_dict({"source": str(folder), "name": "m", "precisions": ["fp32"], **recipe})
+    settings = EncoderRecipe.from_dict({"source": str(folder), "name": "m", "precisions": ["fp32"], **recipe})
     work.mkdir(parents=True, exist_ok=True)
     source = prepare(settings, find_checkpoint(str(folder)), work)
     bare = to_onnx(source.head, work / "bare.onnx", source.feed(corpus.passages()[:2]))

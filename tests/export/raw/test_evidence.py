@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from export import run
 from export.checkpoint import tokenizer
 from export.encoder import prepare
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.encoder.tasks import heads
 from export.originals.original import Failed
 from export.raw import agreement, cases
@@ -131,7 +131,7 @@ def test_what_a_coarse_or_smaller_version_may_lose_hides_no_fault(
     """The first label stays the same under another activation: the whole model's exact graph shows it."""
     folder = classifier(tmp_path / "checkpoint", problem_type="multi_label_classification")
     monkeypatch.setattr(heads, "_activated", lambda logits, activation: torch.softmax(logits, -1))
-    settings = Recipe.from_dict({"source": str(folder), "name": "m", **recipe})
+    settings = EncoderRecipe.from_dict({"source": str(folder), "name": "m", **recipe})
     with pytest.raises(NotProven, match=r"the model is read wrongly \(raw inputs agree 0.0% < 100%"):
         run.export(settings, tmp_path / "repository")
     assert not list((tmp_path / "repository").glob("[!.]*"))

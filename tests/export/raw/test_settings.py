@@ -402,11 +402,11 @@ def test_a_shorter_length_by_the_recipe(tmp_path: Path, architecture: str, task:
 def test_a_module_that_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:
     from export.checkpoint.source import find_checkpoint
     from export.encoder.prepare import prepare
-    from export.encoder.recipe import Recipe
+    from export.encoder.recipe import EncoderRecipe
     from shoal.errors import ExportError
 
     folder = embedder(tmp_path / "checkpoint")
     module(folder, MEAN, ("LSTM", {"word_embedding_dimension": WIDTH, "hidden_dim": 8, "num_layers": 1}))
     shutil.copy(folder / "model.safetensors", folder / "2_LSTM")
     with pytest.raises(ExportError):
-        prepare(Recipe(str(folder)), find_checkpoint(str(folder)), tmp_path)
+        prepare(EncoderRecipe(str(folder)), find_checkpoint(str(folder)), tmp_path)

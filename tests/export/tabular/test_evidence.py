@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightgbm
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -312,7 +313,7 @@ def test_rows_of_the_user_help_where_no_row_can_be_made_up(tmp_path: Path) -> No
     data = load_breast_cancer().data[:20]
     lines = "\n".join(f"{a},{a},{b},{int(a > 14)}" for a, b in data[:, :2])
     (tmp_path / "rows.csv").write_text(f"a,b,c,label\n{lines}\n")
-    recipe = dataclasses.replace(recipe, eval_data=tmp_path / "rows.csv")
+    recipe = msgspec.structs.replace(recipe, eval_data=tmp_path / "rows.csv")
     with pytest.raises(Exception, match="Stubborn has no conversion to ONNX"):  # so the rows were taken
         run.export(recipe, tmp_path / "repository")
 

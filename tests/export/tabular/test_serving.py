@@ -30,7 +30,7 @@ from tritonclient.utils import InferenceServerException
 
 from clients import AsyncGrpcClient, BadInput, GrpcClient, HttpClient
 from export import run
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.repository import check_kind
 from serving.embedded import Server, running
 from shoal.cli import app as cli
@@ -267,6 +267,6 @@ def test_versions_compare_and_verify_again(repository: Path) -> None:
 def test_a_name_is_not_for_another_kind_of_model(repository: Path) -> None:
     taken = "holds price already, which is an estimator, and this is an encoder .choose another --name, or"
     with pytest.raises(RepositoryError, match=taken):
-        check_kind(repository, "price", Recipe().to_dict())
+        check_kind(repository, "price", EncoderRecipe().to_dict())
     check_kind(repository, "price", {"task": "tabular"})
-    check_kind(repository, "unheard_of", Recipe().to_dict())
+    check_kind(repository, "unheard_of", EncoderRecipe().to_dict())

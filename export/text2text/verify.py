@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -113,7 +113,7 @@ def _measure_reference(
     short = _short(search)
     ids, mask = (torch.from_numpy(array) for array in padded(texts, search.pad))
     with progress.step("Measure the original"), torch.inference_mode():
-        greedy = _generated(model, replace(short, num_beams=1), texts)
+        greedy = _generated(model, msgspec.structs.replace(short, num_beams=1), texts)
         fed, _ = padded([[search.start, *tokens[:-1]] for tokens in greedy], search.pad)
         output = model(
             input_ids=ids, attention_mask=mask, decoder_input_ids=torch.from_numpy(fed), use_cache=True
@@ -155,7 +155,7 @@ def _compare(runner: EncoderDecoderRunner, reference: ExpectedAnswers, search: S
     short, texts = _short(search), reference.texts
     read, expected_read = _vectors_of_texts(runner, reference, search.pad)
     found, expected = _next_tokens(runner, reference, search)
-    greedy = [_answers(runner, replace(short, num_beams=1), [text])[0] for text in texts]
+    greedy = [_answers(runner, msgspec.structs.replace(short, num_beams=1), [text])[0] for text in texts]
     alone = [_answers(runner, short, [text])[0] for text in texts]
     return {
         "encoder_max_abs_diff": difference(read, expected_read),

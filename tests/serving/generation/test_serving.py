@@ -32,6 +32,20 @@ from tests.conftest import ROOT
 
 Client = GrpcClient | HttpClient
 PROMPT = "Fish swim in shoals because"
+CAPITAL = "What is the capital of France?"
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+
+def _templated(*turns: str) -> str:
+    """Turns of a user and the model as the checkpoint's chat template writes them, written by hand.
+
+    What a quantized model answers depends on the processor, so answers are compared with those to this text.
+    """
+    roles = ["system", *("user", "assistant") * len(turns)]
+    said = [
+        f"<|im_start|>{role}\n{turn}<|im_end|>\n" for role, turn in zip(roles, (SYSTEM, *turns), strict=False)
+    ]
+    return "".join(said) + "<|im_start|>assistant\n"
 
 
 def test_a_stream_is_the_whole_answer_in_parts(decoder_client: Client) -> None:
@@ -45,18 +59,23 @@ def test_a_stream_is_the_whole_answer_in_parts(decoder_client: Client) -> None:
 
 
 def test_a_chat_uses_the_models_own_template_and_pays_for_new_tokens_only(decoder_client: Client) -> None:
-    messages = [{"role": "user", "content": f"What is the capital of France? {type(decoder_client)}"}]
+    question = f"{CAPITAL} {type(decoder_client)}"
+    messages = [{"role": "user", "content": question}]
     first = list(decoder_client.chat(messages, max_tokens=40, temperature=0))
     text = "".join(part.text for part in first)
-    assert "Paris" in text and first[-1].finish_reason == "stop"
+    expected = decoder_client.complete(_templated(question), max_tokens=40, temperature=0)
+    assert text == expected.text and first[-1].finish_reason == expected.finish_reason
     messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "And of Italy?"}]
     second = list(decoder_client.chat(messages, max_tokens=40, temperature=0))
-    assert "Rome" in "".join(part.text for part in second)
+    expected = decoder_client.complete(
+        _templated(question, text, "And of Italy?"), max_tokens=40, temperature=0
+    )
+    assert "".join(part.text for part in second) == expected.text
     assert second[-1].cached_tokens >= first[-1].input_tokens // 16 * 16 > 0
 
 
 def test_the_asyncio_client_chats_as_the_blocking_one(decoder_server: Server) -> None:
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    messages = [{"role": "user", "content": CAPITAL}]
     options: dict[str, Any] = {"max_tokens": 40, "temperature": 0}
 
     async def chat() -> list[str]:
@@ -66,7 +85,7 @@ def test_the_asyncio_client_chats_as_the_blocking_one(decoder_server: Server) ->
     with GrpcClient(decoder_server.grpc, timeout=60.0) as client:
         expected = "".join(part.text for part in client.chat(messages, **options))
     parts = asyncio.run(chat())
-    assert len(parts) > 1 and "".join(parts) == expected and "Paris" in expected
+    assert len(parts) > 1 and "".join(parts) == expected != ""
 
 
 def test_a_closed_iterator_ends_its_stream_and_the_next_is_answered(decoder_server: Server) -> None:
@@ -324,27 +343,33 @@ def test_the_readmes_python_runs(decoder_server: Server, capsys: pytest.CaptureF
     )[0]
     exec(compile(code.replace("127.0.0.1:8001", decoder_server.grpc), "usage.md", "exec"), {})  # noqa: S102
     said = capsys.readouterr().out
-    assert "Paris" in said and "length 12" in said
+    with GrpcClient(decoder_server.grpc, timeout=60.0) as client:
+        answer = client.complete(_templated(CAPITAL), max_tokens=40, temperature=0)
+    assert said.startswith(answer.text) and said.endswith(" length 12\n")
 
 
 def test_the_commands_stream_and_chat(decoder_server: Server) -> None:
     shoal = [sys.executable, "-m", "shoal"]
     common = ["--url", decoder_server.grpc, "--set", "max_tokens=30"]
     said = subprocess.run(
-        [*shoal, "infer", "smollm2", "What is the capital of France?", *common],
+        [*shoal, "infer", "smollm2", CAPITAL, *common],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "Paris" in said.stdout and "tokens" in said.stderr
+    with GrpcClient(decoder_server.grpc, timeout=60.0) as client:
+        first = client.complete(_templated(CAPITAL), max_tokens=30, temperature=0).text
+        asked = _templated(CAPITAL, first, "And of Italy?")
+        second = client.complete(asked, max_tokens=30, temperature=0).text
+    assert said.stdout.strip() == first.strip() != "" and "tokens" in said.stderr
     said = subprocess.run(
         [*shoal, "chat", "smollm2", *common],
-        input="What is the capital of France?\nAnd of Italy?\n",
+        input=f"{CAPITAL}\nAnd of Italy?\n",
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "Paris" in said.stdout and "Rome" in said.stdout
+    assert first.strip() in said.stdout and second.strip() in said.stdout
 
 
 def test_people_who_chat_are_a_load_test(decoder_server: Server, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import weakref
 import zlib
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -118,7 +119,7 @@ def test_the_pictures_of_a_request_are_not_in_memory_at_once() -> None:
         kept.append(weakref.ref(made))
         return made
 
-    model._processor = Counted(**vars(FIXED))
+    model._processor = Counted(**msgspec.structs.asdict(FIXED))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(images, "decode", noting)
         assert model._pixels([content] * 4, 4).shape == (4, 3, 224, 224)

@@ -33,8 +33,8 @@ settings.register_profile("same", settings.get_profile("default"), derandomize=T
 settings.load_profile("same" if "SHOAL_FUZZ_EXAMPLES" not in os.environ else "default")
 
 
-EXPENSIVE = {"decoder_repository": "decoder", "exported": "encoder"}
-"""Fixtures of a session that take minutes, each with the group of tests that shares it."""
+EXPENSIVE = {"decoder_repository": "decoder", "exported": "encoder", "writers": "text2text"}
+"""Fixtures that take minutes and are made once, each with the group of tests that shares it."""
 
 
 @pytest.hookimpl(tryfirst=True)

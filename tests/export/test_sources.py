@@ -14,7 +14,8 @@ import pytest
 from export.encoder import config, prepare
 from shoal.cli import app as cli
 from tests import tiny
-from tests.broken import CASES, CONFIG, WEIGHTS, cut, write
+from tests.broken import CASES
+from tests.broken.damage import CONFIG, WEIGHTS, cut, write
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from tests import tiny
 
 VERSIONS = (1, 2)
 WORDS, ROWS, TALES = "words", "rows", "tales"
+MODELS = (WORDS, ROWS, TALES)
 TOKENS = 40  # of a stream
 TEXTS = ["Fish swim in shoals.", "a", "Whales are not fish, but mammals of the sea. " * 4]
 TABLE = np.random.default_rng(7).normal(size=(4, 6)).astype(np.float32)

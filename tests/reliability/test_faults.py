@@ -20,8 +20,9 @@ from tritonclient.utils import InferenceServerException
 from clients import ClientError
 from shoal.errors import ShoalError
 from tests.reliability import callers, models, report
-from tests.reliability.kinds import KINDS, MODELS, Scene
-from tests.reliability.scene import scene_of, wait_until_served
+from tests.reliability.kinds import KINDS
+from tests.reliability.models import MODELS
+from tests.reliability.scene import Scene, scene_of, wait_until_served
 
 FAULTS = int(os.environ.get("SHOAL_FAULTS", "1000"))
 SEED = int(os.environ.get("SHOAL_SEED") or time.time_ns() % 1_000_000)

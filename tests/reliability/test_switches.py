@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.reliability import callers, report
-from tests.reliability.kinds import MODELS
+from tests.reliability.models import MODELS
 from tests.reliability.scene import scene_of, wait_until_served
 
 REQUESTS = int(os.environ.get("SHOAL_REQUESTS", "50000"))

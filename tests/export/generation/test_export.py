@@ -16,7 +16,7 @@ from export.evidence import Verified
 from export.exported import Exported
 from export.generation.checkpoint import DecoderSettings, find_decoder, generates
 from export.generation.config import generation_config
-from export.generation.recipe import GenerationRecipe, name_of
+from export.generation.recipe import GenerationRecipe
 from export.generation.to_onnx import to_onnx
 from export.generation.verify import GenerationEvidence
 from export.outcome import Outcome

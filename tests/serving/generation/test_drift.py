@@ -15,7 +15,7 @@ from serving.drift.statistics import ReferenceStatistics
 from serving.generation.runner import DecoderRunner
 from shoal import corpus
 from shoal.manifest import manifests
-from tests.serving.test_drift import ALERT, GERMAN, listening, wait, watched
+from tests.serving.drift.watching import ALERT, GERMAN, listening, wait, watched
 
 ENGLISH = corpus.texts(60, seed=77)
 

@@ -1,4 +1,4 @@
-"""What may be asked of the generation: every name, range and type, and how a wrong one is refused."""
+"""What may be asked of the generation: names, numbers and switches, and how a wrong one is refused."""
 
 from __future__ import annotations
 
@@ -11,14 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.generation.params import (
-    MAX_BAD_WORDS,
-    MAX_STOP_LENGTH,
-    MAX_STOPS,
-    STRUCTURES,
-    BadRequest,
-    SamplingParams,
-)
+from serving.generation.params import STRUCTURES, BadRequest, SamplingParams
+from tests.serving.generation.parameters import params_of
 
 # name: least, most, whole; top_p, which takes no 0, has a test of its own
 NUMBERS: dict[str, tuple[float, float, bool]] = {
@@ -58,17 +52,13 @@ VLLM_DEFAULTS = {
 }
 
 
-def _read(**given: Any) -> SamplingParams:
-    return SamplingParams.from_json(json.dumps(given))
-
-
 @pytest.mark.parametrize("text", ["", " \n", "{}"])
 def test_what_is_not_given_is_vllms_default(text: str) -> None:
     assert asdict(SamplingParams.from_json(text)) == VLLM_DEFAULTS
 
 
 def test_null_is_the_default_but_for_max_tokens_which_then_has_no_limit() -> None:
-    assert asdict(_read(**dict.fromkeys(VLLM_DEFAULTS))) == VLLM_DEFAULTS | {"max_tokens": None}
+    assert asdict(params_of(**dict.fromkeys(VLLM_DEFAULTS))) == VLLM_DEFAULTS | {"max_tokens": None}
 
 
 def _beside(name: str, value: Any) -> dict[str, Any]:
@@ -81,18 +71,18 @@ def test_both_ends_of_a_range_are_taken_and_what_is_beyond_is_refused_by_name(na
     low, high, whole = NUMBERS[name]
     step = 1 if whole else 1e-7
     for value in (low, high):
-        read = getattr(_read(**_beside(name, value)), name)
+        read = getattr(params_of(**_beside(name, value)), name)
         assert read == value and type(read) is (int if whole else float)
     for value in (low - step, high + step, -(10**30), 10**30):
         with pytest.raises(BadRequest, match=rf"^{name} is .*, it must be from "):
-            _read(**{name: value})
+            params_of(**{name: value})
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", [True, [], {}, [1], {"a": 1}, "", "many", "0x10", "1,5"])
 def test_what_is_no_number_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(BadRequest, match=rf"^{name} is .*, not a number$"):
-        _read(**{name: value})
+        params_of(**{name: value})
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -106,44 +96,44 @@ def test_what_is_not_finite_is_refused_by_name(name: str, literal: str) -> None:
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_part_of_a_whole_is_refused_by_name(name: str) -> None:
-    assert getattr(_read(**{name: 3.0}), name) == 3
+    assert getattr(params_of(**{name: 3.0}), name) == 3
     for value in (3.5, "3.5"):
         with pytest.raises(BadRequest, match=rf"^{name} is "):
-            _read(**{name: value})
+            params_of(**{name: value})
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_may_be_strings(name: str) -> None:
     _, high, whole = NUMBERS[name]
     for value in (int(high), 1) if whole else (high, 0.5):
-        assert _read(**_beside(name, str(value))) == _read(**_beside(name, value))
+        assert params_of(**_beside(name, str(value))) == params_of(**_beside(name, value))
 
 
 def test_top_p_is_above_0_and_at_most_1() -> None:
-    assert [_read(top_p=value).top_p for value in (1, 0.5, 1e-300, "0.1")] == [1.0, 0.5, 1e-300, 0.1]
+    assert [params_of(top_p=value).top_p for value in (1, 0.5, 1e-300, "0.1")] == [1.0, 0.5, 1e-300, 0.1]
     for value in (0, 0.0, "0"):
         with pytest.raises(BadRequest, match="^top_p is 0, it must be above 0 and at most 1$"):
-            _read(top_p=value)
+            params_of(top_p=value)
     for value in (-0.1, 1.0001):
         with pytest.raises(BadRequest, match="^top_p is .*, it must be from 0 to 1$"):
-            _read(top_p=value)
+            params_of(top_p=value)
 
 
 def test_min_tokens_may_not_exceed_max_tokens() -> None:
-    assert _read(min_tokens=5, max_tokens=5).min_tokens == 5
-    assert _read(min_tokens=500, max_tokens=None).min_tokens == 500
+    assert params_of(min_tokens=5, max_tokens=5).min_tokens == 5
+    assert params_of(min_tokens=500, max_tokens=None).min_tokens == 500
     for values in ({"min_tokens": 50, "max_tokens": 5}, {"min_tokens": 17}):
         with pytest.raises(BadRequest, match="^min_tokens is [0-9]+, it must be at most max_tokens, [0-9]+$"):
-            _read(**values)
+            params_of(**values)
 
 
 def test_the_seed_minus_1_is_a_fresh_one_each_time() -> None:
-    assert _read(seed=-1).seed is None and _read(seed="-1").seed is None
-    assert _read(seed=-2).seed == -2 and _read(seed=0).seed == 0
+    assert params_of(seed=-1).seed is None and params_of(seed="-1").seed is None
+    assert params_of(seed=-2).seed == -2 and params_of(seed=0).seed == 0
 
 
 def test_a_seed_keeps_all_its_digits() -> None:
-    assert _read(seed=2**53 + 1).seed == _read(seed=str(2**53 + 1)).seed == 2**53 + 1
+    assert params_of(seed=2**53 + 1).seed == params_of(seed=str(2**53 + 1)).seed == 2**53 + 1
 
 
 @pytest.mark.parametrize(
@@ -155,165 +145,14 @@ def test_a_number_of_400_digits_is_refused_by_name(name: str, form: str) -> None
         SamplingParams.from_json(f'{{"{name}": {form.format("1" + "0" * 400)}}}')
 
 
-def test_stops_may_be_one_or_several() -> None:
-    assert _read(stop="a").stop == ("a",)
-    assert _read(stop=["a", "\n\n", "é😀"]).stop == ("a", "\n\n", "é😀")
-    assert _read(stop=[]).stop == ()
-    assert len(_read(stop=["s" * MAX_STOP_LENGTH] * MAX_STOPS).stop) == MAX_STOPS
-
-
-@pytest.mark.parametrize(
-    "value", ["", [""], ["a", ""], [1], [None], [["a"]], {"a": "b"}, 1, True, ["a"] * 17, "a" * 257]
-)
-def test_stops_that_make_no_sense_are_refused_by_name(value: Any) -> None:
-    with pytest.raises(BadRequest, match="^stop m"):
-        _read(stop=value)
-
-
-def test_stop_token_ids_are_whole_numbers() -> None:
-    assert _read(stop_token_ids=[0, "7", 2.0, 2**31 - 1]).stop_token_ids == (0, 7, 2, 2**31 - 1)
-    assert _read(stop_token_ids=[]).stop_token_ids == ()
-
-
-@pytest.mark.parametrize(
-    "value", [1, "1", {"a": 1}, True, [-1], [2**31], [1.5], ["x"], [True], [None], [1] * 17]
-)
-def test_stop_token_ids_that_make_no_sense_are_refused_by_name(value: Any) -> None:
-    with pytest.raises(BadRequest, match="^stop_token_ids "):
-        _read(stop_token_ids=value)
-
-
 @pytest.mark.parametrize("name", ["ignore_eos", "include_stop_str_in_output", "skip_special_tokens"])
 def test_a_switch_is_true_or_false(name: str) -> None:
     given = (True, "true", "True", False, "FALSE")
-    read = [getattr(_read(**{name: value}), name) for value in given]
+    read = [getattr(params_of(**{name: value}), name) for value in given]
     assert read == [True, True, True, False, False]
     for value in (1, 0, "yes", "", [], {}):
         with pytest.raises(BadRequest, match=f"^{name} is .*, it must be true or false$"):
-            _read(**{name: value})
-
-
-def test_biases_are_added_to_tokens_and_clamped_to_100() -> None:
-    biases = {"5": 1.5, "0": -200, "7": "3", "9": 1e6}
-    assert _read(logit_bias=biases).logit_bias == ((5, 1.5), (0, -100.0), (7, 3.0), (9, 100.0))
-    assert _read(logit_bias={}).logit_bias == ()
-
-
-@pytest.mark.parametrize(
-    "value", [1, [], "5", [[5, 1]], {"a": 1}, {"-1": 1}, {"5": None}, {"5": True}, {"1.5": 1}]
-)
-def test_biases_that_make_no_sense_are_refused_by_name(value: Any) -> None:
-    with pytest.raises(BadRequest, match="^logit_bias "):
-        _read(logit_bias=value)
-    with pytest.raises(BadRequest, match="^logit_bias is nan"):
-        SamplingParams.from_json('{"logit_bias": {"5": NaN}}')
-
-
-def test_allowed_token_ids_are_a_list_that_is_not_empty() -> None:
-    assert _read(allowed_token_ids=[3, "1", 2.0]).allowed_token_ids == (3, 1, 2)
-    for value in ([], 3, "3", {}, [-1], ["a"], [None], [2**31]):
-        with pytest.raises(BadRequest, match="^allowed_token_ids "):
-            _read(allowed_token_ids=value)
-
-
-def test_bad_words_are_texts() -> None:
-    assert _read(bad_words="a").bad_words == ("a",) and _read(bad_words=["a", "b c"]).bad_words == (
-        "a",
-        "b c",
-    )
-    for value in ([""], [1], 1, ["a"] * (MAX_BAD_WORDS + 1), ["a" * 257]):
-        with pytest.raises(BadRequest, match="^bad_words m"):
-            _read(bad_words=value)
-
-
-@pytest.mark.parametrize(
-    "given", [{"stop_token_ids": [3, 29]}, {"allowed_token_ids": [29]}, {"logit_bias": {"29": 1}}]
-)
-def test_a_token_that_the_model_does_not_have_is_refused_by_name(given: dict[str, Any]) -> None:
-    params = _read(**given)
-    params.check_tokens(30)
-    (name,) = given
-    with pytest.raises(BadRequest, match=f"^{name} holds 29, the model has tokens 0 to 28$"):
-        params.check_tokens(29)
-
-
-def test_without_token_ids_any_model_will_do() -> None:
-    _read(max_tokens=3).check_tokens(1)
-
-
-@pytest.mark.parametrize(
-    ("kind", "definition"),
-    [
-        ("json", {"type": "object"}),
-        ("json", {}),
-        ("regex", "a+"),
-        ("choice", ["yes", "no"]),
-        ("grammar", 'start: "a"'),
-    ],
-)
-def test_a_structure_may_be_an_object_or_its_text(kind: str, definition: Any) -> None:
-    expected = (kind, definition)
-    assert _read(structured_outputs={kind: definition}).structured_outputs == expected
-    assert _read(structured_outputs=json.dumps({kind: definition})).structured_outputs == expected
-
-
-def test_a_json_schema_may_be_a_text() -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
-    assert _read(structured_outputs={"json": json.dumps(schema)}).structured_outputs == ("json", schema)
-
-
-def test_json_object_is_any_object() -> None:
-    assert _read(structured_outputs={"json_object": True}).structured_outputs == ("json", {"type": "object"})
-
-
-def test_a_number_of_a_schema_keeps_the_digits_it_was_written_with() -> None:
-    text = '{"structured_outputs": {"json": {"maximum": 0.1000000000000000055}}}'
-    for sent in (text, json.dumps({"structured_outputs": {"json": '{"maximum": 0.1000000000000000055}'}})):
-        structure = SamplingParams.from_json(sent).structured_outputs
-        assert structure is not None and structure[1]["maximum"].text == "0.1000000000000000055"
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        1,
-        True,
-        [],
-        {},
-        "",
-        "json",
-        "[]",
-        {"xml": "a"},
-        {"regex": "a", "choice": ["a"]},
-        *(
-            {kind: wrong}
-            for kind in STRUCTURES
-            for wrong in (None, 1, False, "" if kind != "json" else "{", [])
-        ),
-        {"choice": "yes"},
-        {"choice": [1]},
-        {"choice": ["a", ""]},
-        {"regex": ["a"]},
-        {"json": "[]"},
-        {"json": "not JSON"},
-        {"json": {"const": "\ud800"}},
-        {"regex": "\ud800"},
-        {"choice": ["\ud800"]},
-        {"json": {}, "whitespace_pattern": " "},
-        {"grammar": {"start": "a"}},
-    ],
-)
-def test_structures_that_make_no_sense_are_refused_by_name(value: Any) -> None:
-    with pytest.raises(BadRequest, match="^structured_outputs"):
-        _read(structured_outputs=value)
-
-
-@pytest.mark.parametrize(
-    "nested", ["[" * 100_000, {"json": "[" * 100_000}], ids=["itself", "the schema in it"]
-)
-def test_a_structure_nested_too_deep_is_refused_by_name(nested: Any) -> None:
-    with pytest.raises(BadRequest, match="^structured_outputs"):
-        _read(structured_outputs=nested)
+            params_of(**{name: value})
 
 
 @pytest.mark.parametrize(
@@ -340,9 +179,9 @@ def test_a_structure_nested_too_deep_is_refused_by_name(nested: Any) -> None:
 def test_what_is_not_served_is_taken_as_it_is_by_default_and_else_refused_with_the_reason(
     name: str, only: Any, reason: str
 ) -> None:
-    assert asdict(_read(**{name: only})) == asdict(_read(**{name: None})) == VLLM_DEFAULTS
+    assert asdict(params_of(**{name: only})) == asdict(params_of(**{name: None})) == VLLM_DEFAULTS
     with pytest.raises(BadRequest, match=rf"^{name} (must be|is not served).*: .*{reason}"):
-        _read(**{name: 7})
+        params_of(**{name: 7})
 
 
 @pytest.mark.parametrize("name", ["max_token", "Temperature", "", "stream"])
@@ -350,7 +189,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(
         BadRequest, match=f"^unknown in sampling_parameters: {name}; known: max_tokens, .*top_p"
     ):
-        _read(**{name: 1, "top_p": 0.5})
+        params_of(**{name: 1, "top_p": 0.5})
 
 
 def test_the_refusal_of_a_name_that_is_no_text_can_be_sent() -> None:
@@ -379,31 +218,6 @@ def test_what_is_nested_too_deep_is_refused(deep: str) -> None:
     for text, said in structures:
         with pytest.raises(BadRequest, match=said):
             SamplingParams.from_json(text)
-
-
-def test_no_depth_of_a_schema_is_our_own_fault() -> None:
-    """Reading and writing JSON give up at different depths."""
-    for depth in range(100, 1100, 50):
-        schema = '{"not":' * depth + "{}" + "}" * depth
-        try:
-            SamplingParams.from_json(f'{{"structured_outputs":{{"json":{schema}}}}}')
-        except BadRequest as error:
-            assert "nested too deep" in str(error)
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"logit_bias": {str(n): 1 for n in range(4097)}}, "logit_bias holds 4097 token ids, at most 4096"),
-        ({"allowed_token_ids": [1] * 65_537}, "allowed_token_ids holds 65537 token ids, at most 65536"),
-        ({"bad_words": ["a"] * 129}, "bad_words may hold 128 strings of 256 characters"),
-        ({"stop": ["a"] * 17}, "stop may hold 16 strings"),
-        ({"stop_token_ids": [1] * 17}, "stop_token_ids must be a list of at most 16 token ids"),
-    ],
-)
-def test_lists_are_limited(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(BadRequest, match=said):
-        SamplingParams.from_json(json.dumps(given))
 
 
 @pytest.mark.parametrize(
@@ -451,7 +265,7 @@ JSON = (
 @given(st.dictionaries(st.sampled_from(list(VLLM_DEFAULTS)), JSON, max_size=4))
 def test_any_value_is_taken_or_refused_by_name_in_one_line(values: dict[str, Any]) -> None:
     try:
-        params = _read(**values)
+        params = params_of(**values)
     except BadRequest as error:
         assert any(str(error).startswith(name) for name in values)
         assert len(str(error).splitlines()) == 1
@@ -469,19 +283,13 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 def test_chance_is_involved_unless_only_the_likeliest_can_come() -> None:
-    assert _read(temperature=0).greedy and _read(top_k=1).greedy
+    assert params_of(temperature=0).greedy and params_of(top_k=1).greedy
     assert not any(
-        _read(**{name: value}).greedy for name, value in [("top_k", 0), ("top_k", -1), ("seed", 1)]
+        params_of(**{name: value}).greedy for name, value in [("top_k", 0), ("top_k", -1), ("seed", 1)]
     )
 
 
 def test_penalties_are_noticed() -> None:
-    assert not _read(repetition_penalty=1, presence_penalty=0, frequency_penalty=0).penalizes
+    assert not params_of(repetition_penalty=1, presence_penalty=0, frequency_penalty=0).penalizes
     for name, value in [("repetition_penalty", 1.1), ("presence_penalty", -1), ("frequency_penalty", 0.1)]:
-        assert _read(**{name: value}).penalizes
-
-
-@pytest.mark.parametrize("name", ["stop", "bad_words"])
-def test_half_of_a_surrogate_pair_is_refused_by_name(name: str) -> None:
-    with pytest.raises(BadRequest, match=f"^{name} holds half of a surrogate pair$"):
-        _read(**{name: ["fish \ud800"]})
+        assert params_of(**{name: value}).penalizes

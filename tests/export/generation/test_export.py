@@ -20,6 +20,7 @@ from export.generation.recipe import GenerationRecipe
 from export.generation.to_onnx import to_onnx
 from export.generation.verify import GenerationEvidence
 from export.outcome import Outcome
+from export.recipe import name_of
 from export.run import export
 from serving.embedded import running, start
 from serving.generation.runner import mover_of

@@ -26,7 +26,8 @@ demo: $(READY)
 
 ## test: all tests, with the real server; a test that hangs where the signal of its timeout is not seen ends its worker
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --instafail --durations 15 \
+	@# PyTorch's threads of two workers would wait for each other's CPUs: a third of the time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --instafail --durations 15 \
 		-o faulthandler_timeout=660 -o faulthandler_exit_on_timeout=true
 
 ## test-slow: a thousand requests at once, long runs, more prompts, graphs for GPUs

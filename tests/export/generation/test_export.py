@@ -127,7 +127,7 @@ def test_what_a_source_is_for_is_read_from_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"engine": "torch"}, "unknown engine torch"),
+        ({"engine": "torch"}, "engine is 'torch': invalid enum value"),
         ({"precisions": ["fp8"]}, "unknown precision fp8"),
         ({"max_num_seqs": 0}, "max_num_seqs is 0"),
         ({"max_length": 4}, "max_length is 4"),

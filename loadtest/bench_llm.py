@@ -1,9 +1,10 @@
 """`make bench-llm`: text generation through gRPC streams, beside what users would pick instead, in one run.
 
-Every engine gets the same prompts of 30 tokens and gives 64 new tokens each, greedily; as many requests as
-`--concurrency` are submitted at once, and the clock runs until the last one has its last token. Prefix
-caches are off. Ours is called through the wire, by the asyncio client in this process. The peers, each in
-its own environment, are in `loadtest/peers`. Then our own costs, in process: of a step by batch and context,
+Every engine gets the same prompts and gives as many new tokens, greedily, in each of three workloads:
+30 tokens of a prompt and 64 of its answer, 500 and 64, 1,500 and 100. As many requests as `--concurrency` are
+submitted at once, and the clock runs until the last one has its last token. Prefix caches are off. Ours is
+called through the wire, by the asyncio client in this process. The peers, each in its own environment, are in
+`loadtest/peers`. Then our own costs, in process: of a step by batch and context,
 of prefill, of a row of the cache, and what the prefix cache saves in a chat of five turns.
 """
 
@@ -44,7 +45,7 @@ from shoal.progress import Bars
 
 PEERS = {"openvino": "run_openvino", "llama_cpp": "run_llama_cpp", "vllm": "run_vllm"}
 PEER_FOLDER = Path(__file__).with_name("peers")
-PROMPT_TOKENS, NEW_TOKENS = 30, 64
+WORKLOADS = ("30/64", "500/64", "1500/100")  # tokens of a prompt and of its answer
 CANNOT_RUN_HERE = 3  # a peer's exit code
 err = Console(stderr=True)
 
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16, 32])
+    parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), help="prompt/new tokens")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--precisions", nargs="*", default=["int8", "int4"], help="of ours")
@@ -66,41 +68,59 @@ def main() -> None:
         sys.exit(f"{options.repository} has no {' or '.join(options.precisions)} version of {options.model}")
     folder = options.repository / chosen[0].network / str(chosen[0].version)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    texts = prompts_of(tokenizer, 2 * max(options.concurrency))
-    results: dict[str, list[dict[str, Any]]] = {}
-    progress = Bars(err)
-    for manifest in chosen:
-        with progress.step(f"Shoal, {manifest.precision}, through gRPC streams"):
-            results[f"Shoal {manifest.precision}"] = ours(options, manifest, texts)
-    for peer in options.peers:
-        with progress.step(f"{peer} (the first time, its environment is made)"):
-            found = run_peer(peer, options, chosen[0], [tokenizer.encode(t).ids for t in texts])
-        if found is not None:
-            results[f"{found['peer']} ({found['settings']})"] = found["results"]
     out = Console()
     out.print(f"{machine.cpu_model()}, {machine.available_cpus()} CPUs, {' '.join(machine.cpu_flags())}")
-    out.print(comparison(results, options.concurrency))
+    results = {}
+    for workload in options.workloads:
+        results[workload] = compared(workload, options, chosen, tokenizer)
+        out.print(comparison(workload, results[workload], options.concurrency))
     costs = None if options.skip_costs else own_costs(folder / "model.onnx", tokenizer, out)
     print(json.dumps({"machine": machine.describe(), "results": results, "costs": costs}))
 
 
-def prompts_of(tokenizer: Tokenizer, count: int) -> list[str]:
-    """Texts that are exactly PROMPT_TOKENS tokens."""
-    found = []
-    for passage in corpus.passages():
-        text = tokenizer.decode(tokenizer.encode(passage).ids[:PROMPT_TOKENS])
-        if len(tokenizer.encode(text).ids) == PROMPT_TOKENS:
+def compared(
+    workload: str, options: argparse.Namespace, chosen: Sequence[Manifest], tokenizer: Tokenizer
+) -> dict[str, list[dict[str, Any]]]:
+    """Every engine under one workload."""
+    length, new_tokens = (int(part) for part in workload.split("/"))
+    texts = prompts_of(tokenizer, max(options.concurrency), length)
+    results: dict[str, list[dict[str, Any]]] = {}
+    progress = Bars(err)
+    for manifest in chosen:
+        with progress.step(f"{workload}: Shoal, {manifest.precision}, through gRPC streams"):
+            results[f"Shoal {manifest.precision}"] = ours(options, manifest, texts, new_tokens)
+    ids = [tokenizer.encode(text).ids for text in texts]
+    for peer in options.peers:
+        with progress.step(f"{workload}: {peer} (the first time, its environment is made)"):
+            found = run_peer(peer, options, chosen[0], ids, new_tokens)
+        if found is not None:
+            results[f"{found['peer']} ({found['settings']})"] = found["results"]
+    return results
+
+
+def prompts_of(tokenizer: Tokenizer, count: int, length: int = 30) -> list[str]:
+    """Texts that are exactly `length` tokens, each beginning in another place."""
+    passages = corpus.passages()
+    found: list[str] = []
+    for first in range(len(passages)):
+        text, last = passages[first], first + 1
+        while len(ids := tokenizer.encode(text).ids) < length and last < len(passages):
+            text, last = f"{text} {passages[last]}", last + 1
+        text = tokenizer.decode(ids[:length])
+        if len(tokenizer.encode(text).ids) == length:
             found.append(text)
         if len(found) == count:
-            break
-    return found
+            return found
+    raise ValueError(f"the corpus has no {count} texts of {length} tokens")
 
 
-def ours(options: argparse.Namespace, manifest: Manifest, texts: Sequence[str]) -> list[dict[str, Any]]:
+def ours(
+    options: argparse.Namespace, manifest: Manifest, texts: Sequence[str], new_tokens: int
+) -> list[dict[str, Any]]:
     """The served model, from outside."""
     with served_alone(options.repository, manifest) as server:
         return [
-            asyncio.run(_load(server.grpc, manifest.model, texts, concurrency, options.rounds))
+            asyncio.run(_load(server.grpc, manifest.model, texts[:concurrency], new_tokens, options.rounds))
             for concurrency in options.concurrency
         ]
 
@@ -128,13 +148,13 @@ def _without_prefix_cache(config: str, version: int) -> str:
     return model_config.to_text(read)
 
 
-async def _load(url: str, model: str, texts: Sequence[str], concurrency: int, rounds: int) -> dict[str, Any]:
+async def _load(url: str, model: str, texts: Sequence[str], new_tokens: int, rounds: int) -> dict[str, Any]:
     rates, first_tokens, gaps = [], [], []
 
     async def one(client: AsyncGrpcClient, text: str, start: float) -> tuple[int, list[float]]:
         times, tokens = [], 0
         async for part in client.generate(
-            text, model=model, timeout=300, max_tokens=NEW_TOKENS, ignore_eos=True, temperature=0
+            text, model=model, timeout=600, max_tokens=new_tokens, ignore_eos=True, temperature=0
         ):
             tokens += part.tokens
             times.append(time.perf_counter() - start)
@@ -143,14 +163,14 @@ async def _load(url: str, model: str, texts: Sequence[str], concurrency: int, ro
     async with AsyncGrpcClient(url) as client:
         for number in range(rounds + 1):
             start = time.perf_counter()
-            answers = await asyncio.gather(*(one(client, text, start) for text in texts[:concurrency]))
+            answers = await asyncio.gather(*(one(client, text, start) for text in texts))
             elapsed = time.perf_counter() - start
             if number:  # the first round warms up
                 rates.append(sum(tokens for tokens, _ in answers) / elapsed)
                 first_tokens += [times[0] for _, times in answers]
                 gaps += [b - a for _, times in answers for a, b in pairwise(times)]
     return {
-        "concurrency": concurrency,
+        "concurrency": len(texts),
         "tokens_per_second": statistics.median(rates),
         "all": rates,
         "ttft_ms_p50": 1e3 * statistics.median(first_tokens),
@@ -160,7 +180,11 @@ async def _load(url: str, model: str, texts: Sequence[str], concurrency: int, ro
 
 
 def run_peer(
-    peer: str, options: argparse.Namespace, manifest: Manifest, prompts: Sequence[Sequence[int]]
+    peer: str,
+    options: argparse.Namespace,
+    manifest: Manifest,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
 ) -> dict[str, Any] | None:
     """One peer in its own environment; None where it cannot run here, which is told."""
     source = str(manifest.source["id"])
@@ -175,7 +199,7 @@ def run_peer(
         command = [
             *(str(Path(setup.stdout.strip()) / "bin" / "python"), "-m", f"loadtest.peers.{PEERS[peer]}"),
             *("--model", str(checkpoint.folder), "--prompts", str(file), "--rounds", str(options.rounds)),
-            *("--new-tokens", str(NEW_TOKENS), "--cache", str(cache_dir() / "peers" / peer / "cache")),
+            *("--new-tokens", str(new_tokens), "--cache", str(cache_dir() / "peers" / peer / "cache")),
             *("--concurrency", *map(str, options.concurrency)),
         ]
         if peer == "llama_cpp":
@@ -193,10 +217,12 @@ def run_peer(
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def comparison(results: dict[str, list[dict[str, Any]]], concurrency: Sequence[int]) -> Any:
+def comparison(workload: str, results: dict[str, list[dict[str, Any]]], concurrency: Sequence[int]) -> Any:
     """Tokens per second, and time to first token behind it."""
     columns = [f"#×{count}" for count in concurrency]
-    made = show.table("tokens/s (median time to first token, ms)", ["engine", *columns], wraps=["engine"])
+    made = show.table(
+        f"{workload}: tokens/s (median time to first token, ms)", ["engine", *columns], wraps=["engine"]
+    )
     for engine, rows in results.items():
         cells = []
         for row in rows:

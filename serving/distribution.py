@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from serving.check import EMBEDDED
+from serving.ragged import with_ragged_batches
 from serving.wheel import Wheel, find_wheel
 from shoal.errors import ServerError
 
@@ -32,6 +33,10 @@ class Distribution(Protocol):
 
     def environment(self) -> Mapping[str, str]:
         """Environment variables of the process."""
+        ...
+
+    def shown(self, config: str) -> str:
+        """The text of a model's config as its backends need it."""
         ...
 
 
@@ -63,6 +68,9 @@ class Embedded:
 
     def environment(self) -> Mapping[str, str]:
         return self.wheel.environment()
+
+    def shown(self, config: str) -> str:
+        return with_ragged_batches(config)
 
     def _lay_out(self, folder: Path) -> None:
         """The backend directory: Triton's Python backend, and ours, each where Triton looks for it.
@@ -106,3 +114,6 @@ class Installed:
 
     def environment(self) -> Mapping[str, str]:
         return os.environ
+
+    def shown(self, config: str) -> str:
+        return config

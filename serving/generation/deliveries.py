@@ -73,9 +73,15 @@ class Deliveries:
         for sequence in running:
             first = self._note_first(sequence)
             due = first or (sequence.number + self._stats.steps) % every == 0
-            wanted = due and sequence.request.stream and sequence.unsent
-            if wanted and (error := self.hand_out(sequence, sequence.take_chunk())):
-                failed.append((sequence, error))
+            if not (due and sequence.request.stream and sequence.unsent):
+                continue
+            try:
+                part = sequence.take_chunk()
+            except Exception as error:  # noqa: BLE001 - its text cannot be made; the others go on
+                failed.append((sequence, described(error)))
+                continue
+            if reason := self.hand_out(sequence, part):
+                failed.append((sequence, reason))
         return failed
 
     def give_finished(self) -> None:

@@ -310,6 +310,7 @@ class Engine:
     def _check_guesses(self, sequence: Sequence) -> bool:
         """One step for the next token and some guesses beyond it; False: there is no good guess."""
         most = min(sequence.most - len(sequence.output), self._limits.max_model_len - sequence.length) - 1
+        sequence.guesser.extend(sequence.tokens_from(sequence.guesser.known))
         guesses = sequence.guesser.guess(most, self._cost.ratio) if most > 0 else []
         if not guesses or sequence.row is None:
             return False

@@ -72,6 +72,8 @@ class DecoderRunner:
             mover = onnxruntime.InferenceSession(named(mover_of(path)), options, providers=providers)
             self._cache = DeviceCache(shape, self._element, mover, "cuda", gpu)
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
+        # Fresh pages for a step's logits would cost more than choosing from them.
+        self._logits = np.empty((rows, self.vocabulary), self._logits_type)
 
     @property
     def bytes_per_token(self) -> int:
@@ -90,7 +92,8 @@ class DecoderRunner:
             Logits float32 [rows, vocabulary]; valid until the next call.
         """
         ids = np.asarray(tokens, np.int64).reshape(-1, 1)
-        return self._run(0, ids, np.asarray(lengths, np.int32), np.arange(len(ids), dtype=np.int64))
+        wanted = np.arange(len(ids), dtype=np.int64)
+        return self._run(0, ids, np.asarray(lengths, np.int32), wanted, self._logits[: len(ids)])
 
     def prefill(
         self, row: int, tokens: Sequence[int], start: int, wanted: Sequence[int]
@@ -133,7 +136,12 @@ class DecoderRunner:
         self._cache.restore(row, start, saved)
 
     def _run(
-        self, row: int, ids: NDArray[np.int64], past: NDArray[np.int32], wanted: NDArray[np.int64]
+        self,
+        row: int,
+        ids: NDArray[np.int64],
+        past: NDArray[np.int32],
+        wanted: NDArray[np.int64],
+        logits: NDArray | None = None,
     ) -> NDArray[np.float32]:
         total = np.array(int(past.max()) + 1, np.int32)
         binding = self._binding(row, len(ids))
@@ -141,7 +149,8 @@ class DecoderRunner:
         binding.bind_cpu_input(PAST_LENGTHS, past)
         binding.bind_cpu_input(TOTAL_LENGTH, total)
         binding.bind_cpu_input(LOGIT_ROWS, wanted)
-        logits = np.empty((len(wanted), self.vocabulary), self._logits_type)
+        if logits is None:
+            logits = np.empty((len(wanted), self.vocabulary), self._logits_type)
         binding.bind_output(LOGITS, "cpu", 0, self._logits_type, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
         return logits.astype(np.float32, copy=False)

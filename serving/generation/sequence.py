@@ -121,7 +121,7 @@ class Sequence:
         self.stop_tokens = set(params.stop_token_ids) | (set() if params.ignore_eos else set(self.ends))
         late = sorted({*params.stop_token_ids, *self.ends})  # not before min_tokens, whatever they mean
         self.chooser = Sampler(params, request.prompt, late, request.matcher, request.bad)
-        self.guesser = Guesser(request.prompt)
+        self.guesser = Guesser()
         decode = self.decode
         if not params.skip_special_tokens:
             decode = partial(self.decode, skip_special_tokens=False)  # type: ignore[call-arg]
@@ -129,6 +129,7 @@ class Sequence:
         self._stops = StopFinder(params.stop, included=params.include_stop_str_in_output)
         self.most = params.max_tokens or sys.maxsize
         self._new_text: list[str] = []
+        self._undecoded: list[int] = []
         self._new_tokens = 0
         self._new_logprobs: list[Tokens[TokenLogprob]] = []
 
@@ -141,6 +142,11 @@ class Sequence:
     def tokens(self) -> list[int]:
         """Prompt and answer."""
         return [*self.request.prompt, *self.output]
+
+    def tokens_from(self, start: int) -> list[int]:
+        """Those of `tokens` from place `start` on."""
+        prompt = self.request.prompt
+        return [*prompt[start:], *self.output[max(0, start - len(prompt)) :]]
 
     @property
     def length(self) -> int:
@@ -160,14 +166,16 @@ class Sequence:
         """
         params = self.request.params
         self.output.append(token)
-        self.guesser.extend([token])
         self._new_tokens += 1
         if logprobs is not None:
             self._new_logprobs.append(logprobs)
         if self.request.matcher is not None:
             self.request.matcher.consume(token)
         ends = token in self.stop_tokens and self._may_stop
-        if not ends or params.include_stop_str_in_output:
+        if not params.stop:
+            if not ends or params.include_stop_str_in_output:
+                self._undecoded.append(token)
+        elif not ends or params.include_stop_str_in_output:
             text, stopped = self._stops.add(self._text.add(token), searching=self._may_stop)
             self._new_text.append(text)
             if stopped:
@@ -183,13 +191,21 @@ class Sequence:
         """Whether a stop token counts as one, and a stop string that ends in the last token."""
         return len(self.output) > self.request.params.min_tokens
 
+    def _decode(self) -> None:
+        """Text of the tokens that wait for it: where nothing is sought in the text, once for each part."""
+        if self._undecoded:
+            self._new_text.append(self._text.add(*self._undecoded))
+            self._undecoded = []
+
     def _finish(self, reason: str) -> None:
+        self._decode()
         text, stopped = self._stops.add(self._text.rest(), searching=self._may_stop)
         self._new_text += [text, "" if stopped else self._stops.rest()]
         self.finish_reason = "stop" if stopped else reason
 
     def take_chunk(self) -> Chunk:
         """What has not been delivered."""
+        self._decode()
         chunk = Chunk(
             "".join(self._new_text), self._new_tokens, self._new_logprobs, self.finish_reason, self.cached
         )

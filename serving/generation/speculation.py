@@ -19,18 +19,23 @@ RETRY = 32  # tokens after which a request that gave up tries once more
 
 
 class Guesser:
-    """Guesses for one request.
+    """Guesses for one request. It learns when somebody asks it, and costs nothing before.
 
     Args:
-        prompt: its token ids.
+        prompt: token ids that it learns at once.
     """
 
-    def __init__(self, prompt: Sequence[int]) -> None:
+    def __init__(self, prompt: Sequence[int] = ()) -> None:
         self._tokens: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}
         self._accepted = float(GUESSES)  # hopeful at first
         self._silent = 0
         self.extend(prompt)
+
+    @property
+    def known(self) -> int:
+        """How many tokens it has learned."""
+        return len(self._tokens)
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Learn tokens of the prompt or the answer."""

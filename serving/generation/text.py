@@ -57,11 +57,14 @@ class Detokenizer:
         self._begin = 0  # tokens before it are not decoded again
         self._done = len(self._tokens)  # tokens before it have been given out as text
 
-    def add(self, token: int) -> str:
+    def add(self, *tokens: int) -> str:
         """The text that is complete now; "" while a character is not."""
-        self._tokens.append(token)
+        self._tokens += tokens
         before = self._decode(self._tokens[self._begin : self._done])
         now = self._decode(self._tokens[self._begin :])
+        if now.endswith(REPLACEMENT) and len(tokens) > 1:  # what comes before that character is complete
+            del self._tokens[-len(tokens) :]
+            return "".join([self.add(token) for token in tokens])
         if now.endswith(REPLACEMENT) or len(now) <= len(before):
             return ""
         self._begin, self._done = self._done, len(self._tokens)

@@ -20,7 +20,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -257,7 +257,8 @@ class _Answer:
 
     def __init__(self, request: Any) -> None:
         self._sender = request.get_response_sender()
-        self._wanted = {name for name in ON_DEMAND if _flag(request, f"{RETURN}{name}")}
+        self.is_cancelled = self._sender.is_cancelled
+        self._wanted = [name for name in ON_DEMAND if _flag(request, f"{RETURN}{name}")]
         self.stream = _flag(request, STREAM)
         self._prepends = not self.stream and not _flag(request, EXCLUDE_INPUT)
         self._bad_flags = self.stream and _flag(request, EXCLUDE_INPUT, default=True) is False
@@ -265,7 +266,6 @@ class _Answer:
         self._prompt_tokens = 0
         self._cumulated = 0.0
         self._tokenizer: Tokenizer | None = None
-        self.is_cancelled = self._sender.is_cancelled
 
     def prepare(self, text: str, prompt: Sequence[int], params: SamplingParams, tokenizer: Tokenizer) -> None:
         """What the responses refer to.
@@ -275,7 +275,7 @@ class _Answer:
         """
         if self._bad_flags:
             raise BadRequest(f"{EXCLUDE_INPUT} cannot be false in a stream")
-        asked = {LOGPROBS, CUMULATIVE_LOGPROB} & self._wanted
+        asked = {LOGPROBS, CUMULATIVE_LOGPROB}.intersection(self._wanted)
         if asked and params.logprobs is None:
             raise BadRequest(f"{RETURN}{min(asked)} needs logprobs in {SAMPLING}")
         self._text, self._prompt_tokens, self._tokenizer = text, len(prompt), tokenizer
@@ -323,16 +323,16 @@ class _Answer:
         text = self._text + chunk.text if self._prepends else chunk.text
         chosen = [position[0].logprob for position in chunk.logprobs]
         self._cumulated += sum(chosen)
-        values: dict[str, Any] = {
-            FINISH_REASON: _strings([chunk.finish_reason or ""]),
-            CUMULATIVE_LOGPROB: np.array([self._cumulated], np.float32),
-            LOGPROBS: _strings([json.dumps([self._logprobs(position) for position in chunk.logprobs])]),
-            INPUT_TOKENS: np.array([self._prompt_tokens], np.uint32),
-            OUTPUT_TOKENS: np.array([chunk.tokens], np.uint32),
-            CACHED_TOKENS: np.array([chunk.cached], np.uint32),
+        values: dict[str, Callable[[], Any]] = {
+            FINISH_REASON: lambda: _strings([chunk.finish_reason or ""]),
+            CUMULATIVE_LOGPROB: lambda: np.array([self._cumulated], np.float32),
+            LOGPROBS: lambda: _strings([json.dumps([self._logprobs(place) for place in chunk.logprobs])]),
+            INPUT_TOKENS: lambda: np.array([self._prompt_tokens], np.uint32),
+            OUTPUT_TOKENS: lambda: np.array([chunk.tokens], np.uint32),
+            CACHED_TOKENS: lambda: np.array([chunk.cached], np.uint32),
         }
         tensors = [pb_utils.Tensor(TEXT_OUTPUT, _strings([text]))]
-        return tensors + [pb_utils.Tensor(name, values[name]) for name in ON_DEMAND if name in self._wanted]
+        return tensors + [pb_utils.Tensor(name, values[name]()) for name in self._wanted]
 
     def _logprobs(self, position: Sequence[TokenLogprob]) -> dict[str, Any]:
         """One position as the vLLM backend writes it: token id -> logprob, rank and text."""

@@ -69,10 +69,12 @@ class Snapshot:
 
     Args:
         repository: the model repository.
+        shown: the text of a config as the server's backends need it.
     """
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, repository: Path, shown: Callable[[str], str] = lambda config: config) -> None:
         self._repository = repository.resolve()
+        self._shown = shown
         self.shown: dict[str, ModelSpec] = {}
         self._numbers: dict[str, int] = {}
 
@@ -104,7 +106,7 @@ class Snapshot:
             number = self._numbers[name] = self._numbers.get(name, 0) + 1
             made = self._made / f"{name}.{number}"
             made.mkdir()
-            (made / "config.pbtxt").write_text(model.config, encoding="utf-8")
+            (made / "config.pbtxt").write_text(self._shown(model.config), encoding="utf-8")
             for version in model.versions:
                 _link(self._repository / name / str(version), made / str(version))
             if not model.versions:

@@ -158,7 +158,7 @@ class Supervisor:
         begun = time.monotonic()
         self._rollout.see(specs_in(self._repository, self._rollout.desired or self._rollout.good))
         chosen = self._checked()
-        snapshot = Snapshot(self._repository)
+        snapshot = Snapshot(self._repository, self._distribution.shown)
         server = self._launch(
             self._settings.ports,
             self._settings.address,
@@ -209,7 +209,7 @@ class Supervisor:
 
     def _trial(self, target: Mapping[str, ModelSpec], asked: Callable[[], bool]) -> None:
         self._check(target)
-        trial = Snapshot(self._repository)
+        trial = Snapshot(self._repository, self._distribution.shown)
 
         def problem(address: str, **options: Any) -> str | None:
             if not asked():

@@ -12,6 +12,7 @@ import triton_python_backend_utils as pb_utils
 
 from serving import heartbeat
 from serving.models.backend_utils import version_folder
+from serving.onnxruntime.batching import run_by_length
 from serving.onnxruntime.options import BadConfig, Options
 from serving.onnxruntime.sessions import Arrays, check_runtime, open_session, run_together
 from shoal.errors import first_line
@@ -70,11 +71,14 @@ class TritonPythonModel:
         self._session = open_session(path, Options.from_config(config), gpu=gpu)
         self._inputs = [tensor.name for tensor in self._session.get_inputs()]
         self._outputs = [tensor.name for tensor in self._session.get_outputs()]
+        ragged = all(entry.get("allow_ragged_batch") for entry in config["input"])
+        self._run = run_by_length if ragged else run_together
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order.
 
-        All requests run as one batch. Where that fails they run one by one, so that the request at
+        All requests run as one batch, or in groups of rows of about one length where the config allows ragged
+        batches. Where that fails they run one by one, so that the request at
         fault fails alone.
         """
         # What nobody asks for is not computed, nor carried to another process.
@@ -82,14 +86,14 @@ class TritonPythonModel:
         outputs = [name for name in self._outputs if name in asked]
         try:
             feeds = [self._feed(request) for request in requests]
-            results = run_together(self._session, outputs, feeds)
+            results = self._run(self._session, outputs, feeds)
         except Exception:  # noqa: BLE001 - onnxruntime's errors and numpy's share no base but this
             return [self._answer_alone(request, outputs) for request in requests]
         return [self._response(outputs, result) for result in results]
 
     def _answer_alone(self, request: Any, outputs: list[str]) -> Any:
         try:
-            return self._response(outputs, run_together(self._session, outputs, [self._feed(request)])[0])
+            return self._response(outputs, self._run(self._session, outputs, [self._feed(request)])[0])
         except Exception as error:  # noqa: BLE001
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(_reason(error), _code(error)))
 

@@ -51,6 +51,16 @@ def _pieces(prompt: list[int], answer: list[int]) -> tuple[list[str], str]:
     return [detokenizer.add(token) for token in answer], detokenizer.rest()
 
 
+def _in_parts(prompt: list[int], answer: list[int], sizes: list[int]) -> str:
+    detokenizer = Detokenizer(byte_level().decode, prompt)
+    said, first = [], 0
+    for size in [*sizes, len(answer)]:
+        part = answer[first : first + size]
+        said.append(detokenizer.add(*part) if part else "")
+        first += size
+    return "".join(said) + detokenizer.rest()
+
+
 UNICODE = st.lists(
     st.sampled_from(
         ["a", " fish", " ", "\n", "é", "e\u0301", "日本", "😀", "👩‍👩‍👧", "🇩🇪", "\u200b", REPLACEMENT]
@@ -268,3 +278,14 @@ def test_bad_words_are_tokens_at_the_beginning_and_behind_a_space() -> None:
     assert len(encode(" é").ids) > len(encode("é").ids)
     with pytest.raises(ValueError, match="^bad_words holds ' ', which has no tokens$"):
         bad_word_tokens(byte_level(), [" "])
+
+
+@settings(deadline=None)
+@given(UNICODE, UNICODE, st.lists(st.integers(1, 5), max_size=20), st.integers(0, 3))
+def test_several_tokens_at_once_are_the_text_of_one_after_another(
+    prompt: str, answer: str, sizes: list[int], cut: int
+) -> None:
+    tokens = _tokens(answer)
+    tokens = tokens[: len(tokens) - cut]  # the last character may stay incomplete
+    pieces, rest = _pieces(_tokens(prompt), tokens)
+    assert _in_parts(_tokens(prompt), tokens, sizes) == "".join(pieces) + rest

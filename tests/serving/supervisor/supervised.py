@@ -27,6 +27,7 @@ class Supervised:
     http: str
     grpc: str
     watch: str
+    metrics: str
     key: Path
     log: Path
 
@@ -78,7 +79,7 @@ def supervising(repository: Path, folder: Path, *flags: str) -> Iterator[Supervi
     key, log = folder / "secrets" / "admin_key", folder / "supervisor.log"
     with log.open("w") as output:
         process = subprocess.Popen([*command, f"--admin-key={key}"], stdout=output, stderr=output, text=True)
-    made = Supervised(process, *(f"127.0.0.1:{ports[i]}" for i in (0, 1, 3)), key, log)
+    made = Supervised(process, *(f"127.0.0.1:{ports[i]}" for i in (0, 1, 3, 2)), key, log)
     try:
         made.wait(200)
         yield made

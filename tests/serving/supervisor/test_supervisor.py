@@ -20,10 +20,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import psutil
 import pytest
 import tritonclient.grpc as triton_grpc
 import trustme
+from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
 from clients import BadInput, ClientError, Denied, GrpcClient, HttpClient, Tls, Unavailable
@@ -56,6 +58,42 @@ def test_users_are_served_and_its_own_figures_are_there(supervised: Supervised) 
     assert supervised.metric("shoal_probe_success") == 1
     assert supervised.metric("shoal_memory_bytes") > 1e8
     assert supervised.metric("shoal_cpu_seconds_total") > 0
+
+
+def test_texts_of_any_length_meet_in_one_batch_and_change_no_answer(
+    supervised: Supervised, repository: Path
+) -> None:
+    texts = [" ".join(["fish"] * count) for count in (1, 2, 5, 9, 17, 33, 60, 110, 200) for _ in range(6)]
+    texts = [f"{text} {number}" for number, text in enumerate(texts)]
+    with GrpcClient(supervised.grpc, timeout=60) as client:
+        network = client.metadata("minilm_encoder")["name"]
+        before = _executions(supervised, network)
+        with ThreadPoolExecutor(len(texts)) as pool:
+            together = list(pool.map(lambda text: client.embed([text])[0], texts))
+        requests, runs = (
+            now - then for now, then in zip(_executions(supervised, network), before, strict=True)
+        )
+        beside = client.embed(texts[::-1])[::-1]
+    assert requests == len(texts) and runs < len(texts) / 2
+    path = repository / "minilm_encoder" / str(served_version(repository, "minilm_encoder")) / "model.onnx"
+    session = onnxruntime.InferenceSession(str(path))
+    tokenizer = Tokenizer.from_file(str(repository / "minilm_tokenizer" / "1" / "tokenizer.json"))
+    for text, one, other in zip(texts, together, beside, strict=True):
+        ids = np.array([tokenizer.encode(text).ids[:256]])
+        (alone,) = session.run(["embedding"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+        assert one @ alone[0] > 0.9999 and other @ alone[0] > 0.9999
+
+
+def _executions(supervised: Supervised, model: str) -> tuple[float, float]:
+    """Requests that a model was given, and batches in which it ran them, by Triton's own metrics."""
+    with urllib.request.urlopen(f"http://{supervised.metrics}/metrics", timeout=5) as response:
+        lines = response.read().decode().splitlines()
+
+    def total(name: str) -> float:
+        found = [line for line in lines if line.startswith(f"{name}{{") and f'model="{model}"' in line]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+
+    return total("nv_inference_request_success"), total("nv_inference_exec_count")
 
 
 def test_what_reads_or_changes_the_server_takes_the_key(supervised: Supervised) -> None:

@@ -1,0 +1,166 @@
+"""`make bench-stream`: what is lost between the steps of a decoder in process and its streams through gRPC.
+
+Each block measures the same prompts and answers three times, turn by turn: the model's steps alone, in this
+process, without anything around them; our asyncio client in a process of its own, with streams; and the
+same client without streams. The share is the rate through gRPC in percent of the rate of the steps. The CPU
+time of the stub, of tritonserver and of the client is that of the operating system, divided by the tokens
+of the block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from tokenizers import Tokenizer
+
+from loadtest.bench_llm import prompts_of, served_alone
+from serving import embedded
+from serving.generation.runner import DecoderRunner
+from serving.generation.scheduler import Limits
+from shoal import machine, show
+from shoal.manifest import manifests
+
+err = Console(stderr=True)
+
+
+def main() -> None:
+    """Measure, print a table, and JSON in the last line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--precision", default="int8")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16, 32])
+    parser.add_argument("--tokens", type=int, default=128, help="of each answer")
+    parser.add_argument("--blocks", type=int, default=5)
+    options = parser.parse_args()
+    found = {m.precision: m for m in manifests(options.repository, options.model)}
+    if options.precision not in found:
+        sys.exit(f"{options.repository} has no {options.precision} version of {options.model}")
+    manifest = found[options.precision]
+    folder = options.repository / manifest.network / str(manifest.version)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    prompts = prompts_of(tokenizer, max(options.streams))
+    ids = [tokenizer.encode(prompt).ids for prompt in prompts]
+    runner = DecoderRunner(folder / "model.onnx", rows=Limits().rows, max_length=2048)
+    rows = []
+    with served_alone(options.repository, manifest) as server:
+        for streams in options.streams:
+            blocks = []
+            for number in range(options.blocks + 1):
+                block = {
+                    "steps": steps_alone(runner, ids[:streams], options.tokens),
+                    "streamed": through_grpc(server, manifest.model, prompts[:streams], options.tokens, True),
+                    "whole": through_grpc(server, manifest.model, prompts[:streams], options.tokens, False),
+                }
+                if number:  # the first warms up
+                    blocks.append(block)
+            rows.append({"streams": streams, **_summary(blocks), "blocks": blocks})
+    out = Console()
+    out.print(
+        f"{machine.cpu_model()}, {machine.available_cpus()} CPUs; {options.tokens} tokens each, medians"
+    )
+    out.print(_table(rows))
+    print(json.dumps({"machine": machine.describe(), "precision": options.precision, "rows": rows}))
+
+
+def steps_alone(runner: DecoderRunner, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+    """Tokens per second of the runs that a server needs: prompts by eight, then steps of all rows."""
+    began = time.perf_counter()
+    for first in range(0, len(prompts), 8):
+        runner.prefill_together(first, prompts[first : first + 8])
+    chosen = [1] * len(prompts)
+    lengths = [len(prompt) for prompt in prompts]
+    for _ in range(tokens - 1):
+        runner.decode(chosen, lengths)
+        lengths = [length + 1 for length in lengths]
+    return len(prompts) * tokens / (time.perf_counter() - began)
+
+
+def through_grpc(
+    server: embedded.Server, model: str, prompts: Sequence[str], tokens: int, stream: bool
+) -> dict[str, Any]:
+    """Rate, gaps between parts, and CPU time in microseconds a token; the client is another process."""
+    processes = {"tritonserver": [psutil.Process(server.pid)], "stub": embedded.stubs(server)}
+    before = {name: _cpu_seconds(found) for name, found in processes.items()}
+    asked = {"url": server.grpc, "model": model, "prompts": list(prompts), "tokens": tokens, "stream": stream}
+    done = subprocess.run(
+        [sys.executable, "-m", "loadtest.bench_stream_client"],
+        input=json.dumps(asked),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    said: dict[str, Any] = json.loads(done.stdout)
+    total = len(prompts) * tokens
+    cpu = {name: _cpu_seconds(found) - before[name] for name, found in processes.items()}
+    cpu["client"] = said.pop("cpu_seconds")
+    return said | {"cpu_us": {name: 1e6 * seconds / total for name, seconds in cpu.items()}}
+
+
+def _cpu_seconds(processes: Sequence[psutil.Process]) -> float:
+    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
+
+
+def _summary(blocks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def median(values: Sequence[float]) -> float:
+        return statistics.median(values)
+
+    made: dict[str, Any] = {"steps": median([block["steps"] for block in blocks])}
+    for kind in ("streamed", "whole"):
+        made[kind] = {
+            "rate": median([block[kind]["rate"] for block in blocks]),
+            "share": median([block[kind]["rate"] / block["steps"] for block in blocks]),
+            "gap_ms": median([block[kind]["gap_ms"] for block in blocks]),
+            "parts": median([block[kind]["parts"] for block in blocks]),
+            "cpu_us": {
+                name: median([block[kind]["cpu_us"][name] for block in blocks])
+                for name in ("stub", "tritonserver", "client")
+            },
+        }
+    return made
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Any:
+    made = show.table(
+        "tokens/s, and CPU microseconds a token",
+        [
+            "streams",
+            "#steps",
+            "#streamed",
+            "#share",
+            "#whole",
+            "#share",
+            "#stub",
+            "#server",
+            "#client",
+            "#gap ms",
+        ],
+    )
+    for row in rows:
+        streamed, whole = row["streamed"], row["whole"]
+        cpu = streamed["cpu_us"]
+        made.add_row(
+            str(row["streams"]),
+            f"{row['steps']:.0f}",
+            f"{streamed['rate']:.0f}",
+            f"{streamed['share']:.0%}",
+            f"{whole['rate']:.0f}",
+            f"{whole['share']:.0%}",
+            *(f"{cpu[name]:.0f}" for name in ("stub", "tritonserver", "client")),
+            f"{streamed['gap_ms']:.1f}",
+        )
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -179,8 +179,8 @@ class Supervisor:
         seconds = time.monotonic() - begun
         self.metrics.started(server, seconds)
         self.metrics.upgraded(bool(self._rollout.refused))
-        self._recorder.serving()
         say("serving", seconds=round(seconds, 2))
+        self._recorder.serving()  # last: whoever waits for it may read the log
         return served
 
     def _checked(self) -> dict[str, ModelSpec]:

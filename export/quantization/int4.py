@@ -58,21 +58,19 @@ def quantize_weights(
     """
     eight = set(products).intersection(sensitive)
     for bits, block, others in ((4, INT4_BLOCK, eight), (8, INT8_BLOCK, set(products) - eight)):
-        quantizer = _quantizer()(
-            model,
-            bits=bits,
-            block_size=block,
-            is_symmetric=False,
-            accuracy_level=4,
-            nodes_to_exclude=sorted(others),
+        library = _quantizer()
+        # ONNX Runtime 1.23, the last for Python 3.10, takes `bits` here and not in the quantizer.
+        config = library.DefaultWeightOnlyQuantConfig(
+            block_size=block, is_symmetric=False, accuracy_level=4, bits=bits
         )
+        quantizer = library.MatMulNBitsQuantizer(model, nodes_to_exclude=sorted(others), algo_config=config)
         quantizer.process()
         model = quantizer.model.model
     return model
 
 
 def _quantizer() -> Any:
-    """ONNX Runtime's `MatMulNBitsQuantizer`, whose import would make every library of the process log."""
+    """The module of `MatMulNBitsQuantizer`; its import alone would make every library of the process log."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     from onnxruntime.quantization import matmul_nbits_quantizer  # noqa: PLC0415
@@ -80,4 +78,4 @@ def _quantizer() -> Any:
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.getLogger(matmul_nbits_quantizer.__name__).setLevel(logging.WARNING)
-    return matmul_nbits_quantizer.MatMulNBitsQuantizer
+    return matmul_nbits_quantizer

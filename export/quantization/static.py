@@ -34,8 +34,8 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
-from onnxruntime.quantization.calibrate import HistogramCollector
+from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
+from onnxruntime.quantization.calibrate import HistogramCollector, TensorData, TensorsData
 
 from export.exported import Exported
 from export.graph import Graph

@@ -35,8 +35,13 @@ class Distribution(Protocol):
         """Environment variables of the process."""
         ...
 
-    def shown(self, config: str) -> str:
-        """The text of a model's config as its backends need it."""
+    def shown(self, name: str, configs: Mapping[str, str]) -> str:
+        """The text of a model's config as its backend needs it.
+
+        Args:
+            name: of the model.
+            configs: by model, those that are served together.
+        """
         ...
 
 
@@ -69,8 +74,8 @@ class Embedded:
     def environment(self) -> Mapping[str, str]:
         return self.wheel.environment()
 
-    def shown(self, config: str) -> str:
-        return with_ragged_batches(config)
+    def shown(self, name: str, configs: Mapping[str, str]) -> str:
+        return with_ragged_batches(name, configs)
 
     def _lay_out(self, folder: Path) -> None:
         """The backend directory: Triton's Python backend, and ours, each where Triton looks for it.
@@ -115,5 +120,5 @@ class Installed:
     def environment(self) -> Mapping[str, str]:
         return os.environ
 
-    def shown(self, config: str) -> str:
-        return config
+    def shown(self, name: str, configs: Mapping[str, str]) -> str:
+        return configs[name]

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import msgspec
 
 Read = TypeVar("Read")
+# Of a network whose rows may be grouped by length: the token id that fills rows up; see `serving.ragged`.
+ROW_PADDING = "row_padding"
 
 
 def parameters_of(config: Mapping[str, Any]) -> dict[str, str]:
@@ -24,7 +26,11 @@ def read(kind: type[Read], given: Mapping[str, Any]) -> Read:
     Raises:
         ValueError: a parameter is missing, unknown or not what is declared; its name is in the message.
     """
+    stripped = {
+        key: value.strip() if isinstance(value, str) and value.strip().lstrip("+-").isdigit() else value
+        for key, value in given.items()
+    }
     try:
-        return msgspec.convert(given, kind, strict=False)
+        return msgspec.convert(stripped, kind, strict=False)
     except msgspec.ValidationError as error:
         raise ValueError(f"parameters of the model: {error}") from error

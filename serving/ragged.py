@@ -8,27 +8,56 @@ hold them, and the same files serve in both places.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from google.protobuf import text_format
+
+from serving.parameters import ROW_PADDING
 from shoal import model_config
+from shoal.names import ENCODER, TOKENIZER, part_name
 
-MASK = "attention_mask"
+IDS, MASK = "input_ids", "attention_mask"
+TYPE_INT64 = 9  # of Triton's `DataType`
 
 
-def with_ragged_batches(config: str) -> str:
+def with_ragged_batches(name: str, configs: Mapping[str, str]) -> str:
     """The config of a network whose rows may be grouped by length, with ragged batches; others as they are.
 
     Such a network reads tokens [n, tokens] with an attention mask, and gives one value of a fixed shape for
-    each row.
+    each row. Its tokenizer says what rows are filled up with.
+
+    Args:
+        name: of the model.
+        configs: by model, those that are served together.
     """
-    if model_config.backend_of(config) != "onnxruntime":
+    config = configs[name]
+    padding = _padding(name, configs)
+    if not padding or model_config.backend_of(config) != "onnxruntime":
         return config
-    read = model_config.parse(config)
-    by_row = any(entry.name == MASK for entry in read.input) and all(
-        list(entry.dims) == [-1] for entry in read.input
+    try:
+        read = model_config.parse(config, strict=True)
+    except text_format.ParseError:  # Triton says what is wrong with it
+        return config
+    by_row = {IDS, MASK} <= {entry.name for entry in read.input} and all(
+        list(entry.dims) == [-1] and entry.data_type == TYPE_INT64 for entry in read.input
     )
-    fixed = all(dim > 0 for entry in read.output for dim in entry.dims)
+    fixed = bool(read.output) and all(dim > 0 for entry in read.output for dim in entry.dims)
     gpu = any(group.kind == group.KIND_GPU for group in read.instance_group)  # one large run suits it better
     if gpu or not (by_row and fixed and read.HasField("dynamic_batching") and read.max_batch_size > 1):
         return config
     for entry in read.input:
         entry.allow_ragged_batch = True
+    read.parameters[ROW_PADDING].string_value = padding
     return model_config.to_text(read)
+
+
+def _padding(name: str, configs: Mapping[str, str]) -> str:
+    """The token id that the tokenizer before a network fills rows up with; empty: there is no tokenizer."""
+    ending = part_name("", ENCODER)
+    tokenizer = configs.get(part_name(name.removesuffix(ending), TOKENIZER), "")
+    if not name.endswith(ending) or not tokenizer:
+        return ""
+    try:
+        return str(model_config.parse(tokenizer).parameters["pad_id"].string_value)
+    except text_format.ParseError:
+        return ""

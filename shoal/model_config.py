@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 _ENSEMBLE, _ENGINE = "ensemble", "tensorrt_plan"
 
 
-def parse(text: str) -> ModelConfig:
+def parse(text: str, *, strict: bool = False) -> ModelConfig:
     """A config that may be changed.
+
+    Args:
+        strict: fields that this schema does not have are an error; otherwise they are left out.
 
     Raises:
         google.protobuf.text_format.ParseError: Triton would refuse it, too.
@@ -25,7 +28,7 @@ def parse(text: str) -> ModelConfig:
     # Imported here: it brings gRPC, which the processes that serve models do not need.
     from tritonclient.grpc import model_config_pb2
 
-    return text_format.Parse(text, model_config_pb2.ModelConfig(), allow_unknown_field=True)
+    return text_format.Parse(text, model_config_pb2.ModelConfig(), allow_unknown_field=not strict)
 
 
 def to_text(config: ModelConfig) -> str:

@@ -107,7 +107,8 @@ class GenerationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
             ValueError: a parameter is missing, unknown or not a number.
         """
         given: dict[str, Any] = dict(parameters_of(config))
-        given["end_token_ids"] = [token for token in given.get("end_token_ids", "").split(",") if token]
+        ends = given.get("end_token_ids", "").split(",")
+        given["end_token_ids"] = [token.strip() for token in ends if token.strip()]
         given["default_sampling"] = json.loads(given.get("default_sampling", "{}"))
         return read(cls, given)
 

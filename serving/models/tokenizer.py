@@ -76,9 +76,11 @@ class TokenizerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
             raise ValueError(f"unknown layout {given.get('layout')}; known: {', '.join(LAYOUTS)}")
         if missing := [name for name in layout.OPTIONS if name not in given]:
             raise ValueError(f"parameters of layout {given['layout']} are missing: {', '.join(missing)}")
+        if "options" in given:
+            raise ValueError("the parameter options is unknown")
         own = {*layout.OPTIONS, *layout.OPTIONAL}
         given["options"] = {name: given.pop(name) for name in sorted(own & set(given))}
-        given["length_buckets"] = given.get("length_buckets", "").split(",")
+        given["length_buckets"] = [length.strip() for length in given.get("length_buckets", "").split(",")]
         made = read(cls, given)
         buckets, length = made.length_buckets, made.max_length
         if list(buckets) != sorted(set(buckets)) or buckets[-1] != length:

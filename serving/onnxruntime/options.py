@@ -12,7 +12,7 @@ from typing import Any
 
 import onnxruntime
 
-from serving.parameters import parameters_of
+from serving.parameters import ROW_PADDING, parameters_of
 from shoal.machine import available_cpus
 
 # ONNX Runtime's log levels; it prints errors in colours, and raises them besides.
@@ -24,7 +24,7 @@ _SWITCHES = {
     "enable_mem_pattern": "enable_mem_pattern",
 }
 # Said to those who call the model, and nothing to a session; see `export.encoder.config.facts_of`.
-FACTS = ("task", "sample")
+FACTS = ("task", "sample", ROW_PADDING)
 PARAMETERS = (*_COUNTS, "execution_mode", *_SWITCHES)
 ACCELERATORS = {"cpu": ("openvino",), "gpu": ("cuda", "tensorrt")}
 # `optimization { graph { level } }`: Triton's numbers, which are not ONNX Runtime's.

@@ -69,10 +69,14 @@ class Snapshot:
 
     Args:
         repository: the model repository.
-        shown: the text of a config as the server's backends need it.
+        shown: the text of a model's config as the server's backend needs it, see `Distribution.shown`.
     """
 
-    def __init__(self, repository: Path, shown: Callable[[str], str] = lambda config: config) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        shown: Callable[[str, Mapping[str, str]], str] = lambda name, configs: configs[name],
+    ) -> None:
         self._repository = repository.resolve()
         self._shown = shown
         self.shown: dict[str, ModelSpec] = {}
@@ -98,6 +102,7 @@ class Snapshot:
         An ensemble that names no version gets the next number, or else answers of the old steps would come
         out of the response cache, whose keys are model, version and inputs.
         """
+        configs = {name: model.config for name, model in found.items()}
         for name in sorted(self.changed(found)):
             if name not in found:
                 (self._models / name).unlink()
@@ -106,7 +111,7 @@ class Snapshot:
             number = self._numbers[name] = self._numbers.get(name, 0) + 1
             made = self._made / f"{name}.{number}"
             made.mkdir()
-            (made / "config.pbtxt").write_text(self._shown(model.config), encoding="utf-8")
+            (made / "config.pbtxt").write_text(self._shown(name, configs), encoding="utf-8")
             for version in model.versions:
                 _link(self._repository / name / str(version), made / str(version))
             if not model.versions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import triton_python_backend_utils as pb_utils
 
 from serving import heartbeat
 from serving.models.backend_utils import version_folder
-from serving.onnxruntime.batching import run_by_length
+from serving.onnxruntime.batching import BadRows, run_by_length
 from serving.onnxruntime.options import BadConfig, Options
 from serving.onnxruntime.sessions import Arrays, check_runtime, open_session, run_together
+from serving.parameters import ROW_PADDING, parameters_of
 from shoal.errors import first_line
 
 DEFAULT_FILE = "model.onnx"
@@ -71,8 +73,8 @@ class TritonPythonModel:
         self._session = open_session(path, Options.from_config(config), gpu=gpu)
         self._inputs = [tensor.name for tensor in self._session.get_inputs()]
         self._outputs = [tensor.name for tensor in self._session.get_outputs()]
-        ragged = all(entry.get("allow_ragged_batch") for entry in config["input"])
-        self._run = run_by_length if ragged else run_together
+        padding = parameters_of(config).get(ROW_PADDING)
+        self._run = run_together if padding is None else partial(run_by_length, padding=int(padding))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order.
@@ -127,8 +129,8 @@ def _reason(error: Exception) -> str:
 
 def _code(error: Exception) -> Any:
     """An input the graph cannot take is the caller's fault, anything else ours."""
-    fault = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
-    return pb_utils.TritonError.INVALID_ARG if isinstance(error, fault) else pb_utils.TritonError.INTERNAL
+    faults = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, BadRows
+    return pb_utils.TritonError.INVALID_ARG if isinstance(error, faults) else pb_utils.TritonError.INTERNAL
 
 
 def _as_config(tensor: Any, skip: int) -> dict[str, Any]:

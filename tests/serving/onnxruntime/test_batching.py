@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.onnxruntime.batching import STEP, grouped, run_by_length
+from serving.onnxruntime.batching import STEP, BadRows, grouped, run_by_length
 from serving.ragged import with_ragged_batches
+from shoal.model_config import parse
 
 CONFIG = """
 name: "net" backend: "onnxruntime" max_batch_size: 64
@@ -88,17 +89,63 @@ def test_each_request_gets_the_answers_of_its_own_rows(requests: list[list[int]]
             ids[row, :length] = [chance.randint(1, 1000) for _ in range(length)]
         feeds.append({"input_ids": ids, "attention_mask": mask})
         expected.append((ids * mask).sum(axis=1, keepdims=True))
-    found = run_by_length(Sums(), ["twice", "sum"], feeds)
+    found = run_by_length(Sums(), ["twice", "sum"], feeds, padding=0)
     for (twice, sums), wanted in zip(found, expected, strict=True):
         assert sums.tolist() == wanted.tolist() and twice.tolist() == (2 * wanted).tolist()
+
+
+class Last:
+    """A network that answers with a row's last token that is no padding, as decoders that classify do.
+
+    It has positions for so many tokens.
+    """
+
+    PADDING = 7
+
+    def __init__(self, positions: int) -> None:
+        self.positions = positions
+
+    def run(self, outputs: list[str], feed: dict[str, Any]) -> list[Any]:
+        ids = feed["input_ids"]
+        assert ids.shape[1] <= self.positions
+        place = ids.shape[1] - 1 - (ids[:, ::-1] != self.PADDING).argmax(axis=1)
+        return [np.take_along_axis(ids, place[:, None], axis=1).astype(np.float32)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 77), st.booleans()), min_size=1, max_size=9))
+def test_rows_are_filled_with_padding_and_never_beyond_their_request(rows: list[tuple[int, bool]]) -> None:
+    feeds = []
+    for number, (length, padded) in enumerate(rows):
+        width = 77 if padded else length
+        ids, mask = np.full((1, width), Last.PADDING), np.zeros((1, width), np.int64)
+        ids[0, :length], mask[0, :length] = 100 + number, 1
+        feeds.append({"input_ids": ids, "attention_mask": mask})
+    found = run_by_length(Last(77), ["last"], feeds, padding=Last.PADDING)
+    assert [answer.item() for (answer,) in found] == [100 + number for number in range(len(rows))]
+
+
+@pytest.mark.parametrize("shapes", [((1, 20), (1, 5)), ((1, 5), (1, 20)), ((1, 0), (1, 0)), ((5,), (5,))])
+def test_inputs_that_do_not_belong_together_are_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
+    feed = {
+        name: np.ones(shape, np.int64)
+        for name, shape in zip(("input_ids", "attention_mask"), shapes, strict=True)
+    }
+    with pytest.raises(BadRows, match="one shape"):
+        run_by_length(Sums(), ["sum"], [feed], padding=0)
 
 
 def test_padding_of_the_tokenizer_is_not_computed() -> None:
     network = Sums()
     mask = np.zeros((3, 256), np.int64)
     mask[:, :10] = 1
-    run_by_length(network, ["sum"], [{"input_ids": np.ones((3, 256), np.int64), "attention_mask": mask}])
+    run_by_length(
+        network, ["sum"], [{"input_ids": np.ones((3, 256), np.int64), "attention_mask": mask}], padding=0
+    )
     assert network.shapes == [(3, 16)]
+
+
+TOKENIZER = 'name: "m_tokenizer" backend: "python" parameters { key: "pad_id" value { string_value: "7" } }'
 
 
 @pytest.mark.parametrize(
@@ -107,16 +154,28 @@ def test_padding_of_the_tokenizer_is_not_computed() -> None:
         ("onnxruntime", "python"),
         ("dims: 384", "dims: [-1, 9]"),  # a value for each token
         ("dims: -1", "dims: [-1, -1]"),  # several sequences in a row
+        ("TYPE_INT64", "TYPE_INT32"),
         ("attention_mask", "other"),
+        ('output { name: "embedding" data_type: TYPE_FP32 dims: 384 }', ""),  # Triton completes it
         ("dynamic_batching { }", ""),
+        ("dynamic_batching", "dynamic_bathcing"),  # Triton refuses it
         ("max_batch_size: 64", "max_batch_size: 1"),
         ("dynamic_batching { }", "dynamic_batching { } instance_group { kind: KIND_GPU }"),
     ],
 )
 def test_other_networks_are_shown_as_they_are(change: tuple[str, str]) -> None:
     config = CONFIG.replace(*change)
-    assert with_ragged_batches(config) == config
+    assert with_ragged_batches("m_encoder", {"m_encoder": config, "m_tokenizer": TOKENIZER}) == config
 
 
-def test_an_embedder_is_shown_with_ragged_batches() -> None:
-    assert with_ragged_batches(CONFIG).count("allow_ragged_batch: true") == 2
+def test_a_network_whose_padding_nobody_knows_is_shown_as_it_is() -> None:
+    without = TOKENIZER.replace("pad_id", "other")
+    for configs in ({}, {"other_tokenizer": TOKENIZER}, {"m_tokenizer": without}, {"m_tokenizer": "{"}):
+        assert with_ragged_batches("m_encoder", {"m_encoder": CONFIG, **configs}) == CONFIG
+    assert with_ragged_batches("net", {"net": CONFIG, "net_tokenizer": TOKENIZER}) == CONFIG
+
+
+def test_an_embedder_is_shown_with_ragged_batches_and_its_padding() -> None:
+    shown = with_ragged_batches("m_encoder", {"m_encoder": CONFIG, "m_tokenizer": TOKENIZER})
+    assert shown.count("allow_ragged_batch: true") == 2
+    assert parse(shown).parameters["row_padding"].string_value == "7"

@@ -90,7 +90,9 @@ def prepare(recipe: EncoderRecipe, checkpoint: Checkpoint, folder: Path) -> Sour
 def _pad_id(opened: Opened) -> int:
     """The token that fills a sequence up; the mask hides it, and some families count positions by it."""
     tokenizer = opened.tokenizer.pad_token_id if opened.tokenizer is not None else None
-    known = (token for token in (opened.config.pad_token_id, tokenizer) if token is not None)
+    known = (
+        token for token in (getattr(opened.config, "pad_token_id", None), tokenizer) if token is not None
+    )
     return int(next(known, 0))
 
 

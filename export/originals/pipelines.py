@@ -14,12 +14,16 @@ from export.originals.original import Original, Row, quiet
 
 
 def _options() -> dict[str, Any]:
-    """New each time: `pipeline` writes into what it is given."""
+    """New each time: `pipeline` writes into what it is given.
+
+    transformers 5.15 cannot be told `local_files_only` in any way. It needs no telling: it is given a folder.
+    """
+    local = {"local_files_only": True} if transformers.__version__.startswith("4.") else {}
     return {
         "device": "cpu",
         "trust_remote_code": False,
         "dtype": torch.float32,
-        "model_kwargs": {"use_safetensors": True, "local_files_only": True},
+        "model_kwargs": {"use_safetensors": True, **local},
     }
 
 

@@ -165,7 +165,11 @@ def _class_logits(backbone: PreTrainedModel, inputs: dict[str, Tensor]) -> Tenso
     A decoder reads them off the last token that is no padding. One whose config names no padding takes the
     last token whatever it is, and one row at a time: here the mask tells which it is.
     """
-    if backbone.config.pad_token_id is None and hasattr(backbone, "score") and "input_ids" in inputs:
+    if (
+        getattr(backbone.config, "pad_token_id", None) is None
+        and hasattr(backbone, "score")
+        and "input_ids" in inputs
+    ):
         hidden = backbone.base_model(**inputs).last_hidden_state
         return backbone.score(_last(hidden, inputs["attention_mask"]))
     logits: Tensor = backbone(**inputs).logits

@@ -293,6 +293,10 @@ def test_the_asyncio_client_gives_the_same(served: Server) -> None:
 def test_raw_inputs_over_the_wire(served: Server, name: str) -> None:
     manifest, answers = verify_wire(name, served.repository, served.grpc)
     measured = manifest.evidence["raw"]
+    if name == "squad" and "question-answering" not in PIPELINE_REGISTRY.get_supported_tasks():
+        assert answers.inputs == measured["inputs"] == 0
+        assert "has no question-answering pipeline" in str(measured["notes"])
+        return
     assert answers.failures == [] and answers.inputs >= 5
     assert [answers.inputs, answers.tokens] == [measured["inputs"], measured["tokens"]]
     assert answers.agreement == measured["agreement"] == 1.0

@@ -25,8 +25,11 @@ from tokenizers import Tokenizer
 
 from loadtest.bench_llm import prompts_of, served_alone
 from serving import embedded
+from serving.generation.engine import Engine
+from serving.generation.params import SamplingParams
 from serving.generation.runner import DecoderRunner
 from serving.generation.scheduler import Limits
+from serving.generation.sequence import Request
 from shoal import machine, show
 from shoal.manifest import manifests
 
@@ -42,6 +45,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--tokens", type=int, default=128, help="of each answer")
     parser.add_argument("--blocks", type=int, default=5)
+    parser.add_argument("--engine", action="store_true", help="only our engine, in process, beside the steps")
     options = parser.parse_args()
     found = {m.precision: m for m in manifests(options.repository, options.model)}
     if options.precision not in found:
@@ -52,6 +56,13 @@ def main() -> None:
     prompts = prompts_of(tokenizer, max(options.streams))
     ids = [tokenizer.encode(prompt).ids for prompt in prompts]
     runner = DecoderRunner(folder / "model.onnx", rows=Limits().rows, max_length=2048)
+    if options.engine:
+        for streams in options.streams:
+            for _ in range(options.blocks):
+                steps = steps_alone(runner, ids[:streams], options.tokens)
+                rate, count = engine_alone(runner, tokenizer, ids[:streams], options.tokens)
+                print(f"{streams} streams: {rate / steps:.1%} of {steps:.0f} tokens/s, in {count} steps")
+        return
     rows = []
     with served_alone(options.repository, manifest) as server:
         for streams in options.streams:
@@ -84,6 +95,20 @@ def steps_alone(runner: DecoderRunner, prompts: Sequence[Sequence[int]], tokens:
         runner.decode(chosen, lengths)
         lengths = [length + 1 for length in lengths]
     return len(prompts) * tokens / (time.perf_counter() - began)
+
+
+def engine_alone(
+    runner: DecoderRunner, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], tokens: int
+) -> tuple[float, int]:
+    """Tokens per second of our engine without Triton, with streams that nobody reads, and its steps."""
+    engine = Engine(runner, Limits(), ends=[], decode=tokenizer.decode)
+    params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
+    began = time.perf_counter()
+    for prompt in prompts:
+        engine.submit(Request(prompt, params, stream=True, deliver=lambda part: None))
+    while not engine.idle:
+        engine.step()
+    return len(prompts) * tokens / (time.perf_counter() - began), engine.stats.steps
 
 
 def through_grpc(

@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 import msgspec
 
 Read = TypeVar("Read")
-# Of a network whose rows may be grouped by length: the token id that fills rows up; see `serving.ragged`.
+# Of a network whose rows may be grouped by length: the token id that fills rows up, see `serving.ragged`; and
+# the inputs that it reads.
 ROW_PADDING = "row_padding"
+IDS, MASK = "input_ids", "attention_mask"
 
 
 def parameters_of(config: Mapping[str, Any]) -> dict[str, str]:

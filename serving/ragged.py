@@ -12,12 +12,9 @@ from collections.abc import Mapping
 
 from google.protobuf import text_format
 
-from serving.parameters import ROW_PADDING
+from serving.parameters import IDS, MASK, ROW_PADDING
 from shoal import model_config
 from shoal.names import ENCODER, TOKENIZER, part_name
-
-IDS, MASK = "input_ids", "attention_mask"
-TYPE_INT64 = 9  # of Triton's `DataType`
 
 
 def with_ragged_batches(name: str, configs: Mapping[str, str]) -> str:
@@ -30,6 +27,8 @@ def with_ragged_batches(name: str, configs: Mapping[str, str]) -> str:
         name: of the model.
         configs: by model, those that are served together.
     """
+    from tritonclient.grpc import model_config_pb2  # noqa: PLC0415 - it brings gRPC, see `model_config`
+
     config = configs[name]
     padding = _padding(name, configs)
     if not padding or model_config.backend_of(config) != "onnxruntime":
@@ -39,7 +38,7 @@ def with_ragged_batches(name: str, configs: Mapping[str, str]) -> str:
     except text_format.ParseError:  # Triton says what is wrong with it
         return config
     by_row = {IDS, MASK} <= {entry.name for entry in read.input} and all(
-        list(entry.dims) == [-1] and entry.data_type == TYPE_INT64 for entry in read.input
+        list(entry.dims) == [-1] and entry.data_type == model_config_pb2.TYPE_INT64 for entry in read.input
     )
     fixed = bool(read.output) and all(dim > 0 for entry in read.output for dim in entry.dims)
     gpu = any(group.kind == group.KIND_GPU for group in read.instance_group)  # one large run suits it better

@@ -42,7 +42,6 @@ class EncoderRecipe(Recipe, frozen=True):
         eval_data: labelled data in the task's own form, for its metric as part of the evidence.
     """
 
-    # Those on a GPU are made and measured there.
     ON_GPU: ClassVar[tuple[str, ...]] = ("fp16", *ENGINES, ACCELERATED)
     PRECISIONS: ClassVar[tuple[str, ...]] = ("fp32", "int8", "int8-dynamic", "int8-static", "int4", *ON_GPU)
 

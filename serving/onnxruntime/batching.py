@@ -1,9 +1,9 @@
 """Rows of requests, grouped by their length, so that no row pays for a longer one beside it.
 
 Triton joins the requests that wait, whatever their shapes, where a config says `allow_ragged_batch`. Each
-comes as its own arrays, padded to its longest row. Here the rows of all of them are cut to
-their own length, sorted, and run in a few groups. A run costs as much as `RUN_TOKENS` tokens besides those
-that it computes, so a group is split where it would pad more than that.
+comes as its own arrays, padded to its longest row. Here the rows of all of them are cut to their own length,
+sorted, and run in a few groups. A run costs as much as `RUN_TOKENS` tokens besides those that it computes, so
+a group is split where it would pad more than that.
 
 sentence-transformers' `encode` sorts the texts of one call by length in the same way.
 """
@@ -17,9 +17,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-IDS, MASK = "input_ids", "attention_mask"
+from serving.parameters import IDS, MASK
+
 # What a run costs besides its tokens, as tokens. all-MiniLM-L6-v2 in INT8 takes 0.2 ms and 25 us a token on
-# two cores of an AMD EPYC with AVX-512 VNNI, 1.9 ms and 105 us on an Intel Xeon of 2019.
+# two cores of an AMD EPYC with AVX-512 VNNI (timed once by hand), and 1.9 ms and 101 us on an Intel Xeon (by
+# the first table of docs/performance.md).
 RUN_TOKENS = 16
 # Of one run at most, padding included. It bounds the memory of a run, and larger runs leave the CPU's caches:
 # on that EPYC a token costs 26 us in a run of 512 tokens, 29 in one of 2,048 and 34 in one of 4,096.
@@ -117,9 +119,8 @@ def grouped(lengths: Sequence[int], *, run: int = RUN_TOKENS, most: int = GROUP_
 
 
 def _lengths(mask: NDArray[np.int64]) -> list[int]:
-    """Tokens of each row up to its last that counts; at least one."""
-    reversed_places = (mask[:, ::-1] != 0).argmax(axis=1)
-    return [max(1, int(length)) for length in mask.shape[1] - reversed_places]
+    """Tokens of each row up to its last that counts; all, where none does."""
+    return (mask.shape[1] - (mask[:, ::-1] != 0).argmax(axis=1)).tolist()
 
 
 def _rounded(length: int) -> int:

@@ -11,6 +11,7 @@ page is named by its process: `PID`. It holds four unsigned integers of 64 bits,
 
 from __future__ import annotations
 
+import faulthandler
 import mmap
 import os
 import threading
@@ -19,6 +20,8 @@ from pathlib import Path
 
 FOLDER = "SHOAL_HEARTBEATS"
 BEAT_SECONDS = 0.25
+DEAF_SECONDS = 60.0  # without a beat, whatever the process does: nobody waits for it any longer
+REARM_BEATS = 20  # between two times that the watchdog is told to wait that long again
 _FIELDS = ("beats", "steps", "working", "ending")
 _SIZE = 8 * len(_FIELDS)
 
@@ -109,9 +112,16 @@ def start() -> Page | None:
 
 
 def _beat(page: Page, server: int) -> None:
-    """Beat as long as the server lives: without it nothing can be answered, and nobody else ends this."""
+    """Beat as long as the server lives: without it nothing can be answered, and nobody else ends this.
+
+    Triton's stub may hold Python's global lock while it waits for the server to take an answer, and does so
+    for ever where the server is killed just then. This thread then runs no more. Python's watchdog does,
+    since it is written in C: it writes where every thread is to the log, and ends the process.
+    """
     wait = threading.Event().wait
     while os.getppid() == server:
+        if page.beats % REARM_BEATS == 0:
+            faulthandler.dump_traceback_later(DEAF_SECONDS, exit=True, file=2)
         page.beats += 1
         wait(BEAT_SECONDS)
     os._exit(1)

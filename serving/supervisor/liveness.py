@@ -25,12 +25,11 @@ import psutil
 
 from serving import probe
 from serving.embedded import Server, stubs
-from serving.heartbeat import Page
+from serving.heartbeat import DEAF_SECONDS, Page
 
 LOOK_SECONDS = 0.25  # between two looks
 STOPPED_SECONDS = 0.2  # between two looks for processes that are stopped; who is at both is killed
 SILENT_SECONDS = 2.0  # without a beat, without CPU time, and without a thread that could run: hung
-DEAF_SECONDS = 60.0  # without a beat, whatever the process does
 STUCK_SECONDS = 60.0  # of an engine with work, without a step
 _RUNNABLE = "RD"  # states of a thread in /proc: it runs or could, or waits for a disk
 

@@ -121,6 +121,8 @@ def test_the_processes_of_models_end_with_their_server(repository: Path) -> None
     server = start(repository, ANY)
     models = stubs(server)
     assert len(models) == 2
+    # While a model's answer is being taken, its process needs longer: see tests/serving/test_heartbeat.py.
+    time.sleep(0.5)
     psutil.Process(server.pid).kill()
     assert _wait_for(lambda: not stubs(server), 10)
     stop(server)

@@ -1,11 +1,13 @@
 """`make bench-llm`: text generation through gRPC streams, beside what users would pick instead, in one run.
 
-Every engine gets the same prompts and gives as many new tokens, greedily, in each of three workloads:
-30 tokens of a prompt and 64 of its answer, 500 and 64, 1,500 and 100. As many requests as `--concurrency` are
-submitted at once, and the clock runs until the last one has its last token. Prefix caches are off. Ours is
-called through the wire, by the asyncio client in this process. The peers, each in its own environment, are in
-`loadtest/peers`. Then our own costs, in process: of a step by batch and context,
-of prefill, of a row of the cache, and what the prefix cache saves in a chat of five turns.
+Every engine gets the same prompts and gives as many new tokens, greedily, in each of four workloads. In
+three of them (30 tokens of a prompt and 64 of its answer, 500 and 64, 1,500 and 100) as many requests as
+`--concurrency` are submitted at once, the clock runs until the last one has its last token, and prefix
+caches are off. In the fourth, `chat`, eight users share a system prompt of 200 tokens and ask four times
+each, and prefix caches are on. All engines take turns, once in each of `--blocks`, each in a process of its
+own. Ours is called through the wire, by the asyncio client in this process. The peers, each in its own
+environment, are in `loadtest/peers`. Then our own costs, in process: of a step by batch and context, of
+prefill, of a row of the cache, and what the prefix cache saves in a chat of five turns.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from tokenizers import Tokenizer
 
 from clients import AsyncGrpcClient
 from export.generation.checkpoint import find_decoder, find_gguf
+from loadtest.neighbours import watched
 from serving import embedded
 from serving.generation.engine import Engine
 from serving.generation.params import SamplingParams
@@ -45,7 +48,11 @@ from shoal.progress import Bars
 
 PEERS = {"openvino": "run_openvino", "llama_cpp": "run_llama_cpp", "vllm": "run_vllm"}
 PEER_FOLDER = Path(__file__).with_name("peers")
-WORKLOADS = ("30/64", "500/64", "1500/100")  # tokens of a prompt and of its answer
+CHAT = "chat"
+WORKLOADS = ("30/64", "500/64", "1500/100", CHAT)  # tokens of a prompt and of its answer
+CHAT_USERS, CHAT_TURNS = 8, 4
+SYSTEM_TOKENS, QUESTION_TOKENS, ANSWER_TOKENS = 200, 30, 64
+Rounds = list[list[list[str]]]  # of turns, of prompts that are sent at once
 CANNOT_RUN_HERE = 3  # a peer's exit code
 err = Console(stderr=True)
 
@@ -57,7 +64,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), help="prompt/new tokens")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--blocks", type=int, default=3, help="in each every engine is measured once")
+    parser.add_argument("--rounds", type=int, default=1, help="of each block, after one that warms up")
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--precisions", nargs="*", default=["int8", "int4"], help="of ours")
     parser.add_argument("--skip-costs", action="store_true", help="only the comparison")
@@ -72,8 +80,9 @@ def main() -> None:
     out.print(f"{machine.cpu_model()}, {machine.available_cpus()} CPUs, {' '.join(machine.cpu_flags())}")
     results = {}
     for workload in options.workloads:
-        results[workload] = compared(workload, options, chosen, tokenizer)
-        out.print(comparison(workload, results[workload], options.concurrency))
+        with watched(err):
+            results[workload] = compared(workload, options, chosen, tokenizer)
+        out.print(comparison(workload, results[workload]))
     costs = None if options.skip_costs else own_costs(folder / "model.onnx", tokenizer, out)
     print(json.dumps({"machine": machine.describe(), "results": results, "costs": costs}))
 
@@ -81,21 +90,66 @@ def main() -> None:
 def compared(
     workload: str, options: argparse.Namespace, chosen: Sequence[Manifest], tokenizer: Tokenizer
 ) -> dict[str, list[dict[str, Any]]]:
-    """Every engine under one workload."""
-    length, new_tokens = (int(part) for part in workload.split("/"))
-    texts = prompts_of(tokenizer, max(options.concurrency), length)
-    results: dict[str, list[dict[str, Any]]] = {}
+    """Every engine under one workload: for each a dict by concurrency, of all blocks together."""
+    if workload == CHAT:
+        new_tokens = ANSWER_TOKENS
+        loads = [chats_of(tokenizer, options.rounds + 1)]
+    else:
+        length, new_tokens = (int(part) for part in workload.split("/"))
+        texts = prompts_of(tokenizer, max(options.concurrency), length)
+        loads = [[[texts[:count]]] * (options.rounds + 1) for count in options.concurrency]
+    found: dict[str, list[list[dict[str, Any]]]] = {}
     progress = Bars(err)
-    for manifest in chosen:
-        with progress.step(f"{workload}: Shoal, {manifest.precision}, through gRPC streams"):
-            results[f"Shoal {manifest.precision}"] = ours(options, manifest, texts, new_tokens)
-    ids = [tokenizer.encode(text).ids for text in texts]
-    for peer in options.peers:
-        with progress.step(f"{workload}: {peer} (the first time, its environment is made)"):
-            found = run_peer(peer, options, chosen[0], ids, new_tokens)
-        if found is not None:
-            results[f"{found['peer']} ({found['settings']})"] = found["results"]
-    return results
+    absent: set[str] = set()
+    for block in range(options.blocks):
+        for manifest in chosen:
+            with progress.step(f"{workload}, block {block + 1}: Shoal, {manifest.precision}, gRPC streams"):
+                rows = ours(options.repository, manifest, loads, new_tokens, cached=workload == CHAT)
+                found.setdefault(f"Shoal {manifest.precision}", []).append(rows)
+        for peer in [peer for peer in options.peers if peer not in absent]:
+            with progress.step(f"{workload}, block {block + 1}: {peer} (its environment is made once)"):
+                said = run_peer(peer, options, chosen[0], workload, loads, tokenizer, new_tokens)
+            if said is None:
+                absent.add(peer)
+            else:
+                found.setdefault(f"{said['peer']} ({said['settings']})", []).append(said["results"])
+    return {
+        engine: [_together(rows) for rows in zip(*blocks, strict=True)] for engine, blocks in found.items()
+    }
+
+
+def _together(blocks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The same cell of all blocks: medians, and every rate."""
+    rates = [rate for block in blocks for rate in block["all"]]
+    made = {
+        "concurrency": blocks[0]["concurrency"],
+        "tokens_per_second": statistics.median(rates),
+        "all": rates,
+    }
+    for key in ("ttft_ms_p50", "ttft_ms_max", "itl_ms_p50"):
+        values = [block[key] for block in blocks if block[key] is not None]
+        made[key] = statistics.median(values) if values else None
+    return made
+
+
+def chats_of(tokenizer: Tokenizer, rounds: int) -> Rounds:
+    """Conversations that share a system prompt, others in each round.
+
+    What the model is taken to have answered is text of the same length, so that every engine reads the same.
+    """
+    (system,) = prompts_of(tokenizer, 1, SYSTEM_TOKENS)
+    said = iter(prompts_of(tokenizer, rounds * CHAT_TURNS * CHAT_USERS, QUESTION_TOKENS + ANSWER_TOKENS))
+    made = []
+    for _ in range(rounds):
+        histories = [system] * CHAT_USERS
+        turns = []
+        for _ in range(CHAT_TURNS):
+            exchanges = [next(said) for _ in histories]
+            questions = [tokenizer.decode(tokenizer.encode(text).ids[:QUESTION_TOKENS]) for text in exchanges]
+            turns.append([f"{history} {text}" for history, text in zip(histories, questions, strict=True)])
+            histories = [f"{history} {text}" for history, text in zip(histories, exchanges, strict=True)]
+        made.append(turns)
+    return made
 
 
 def prompts_of(tokenizer: Tokenizer, count: int, length: int = 30) -> list[str]:
@@ -115,19 +169,20 @@ def prompts_of(tokenizer: Tokenizer, count: int, length: int = 30) -> list[str]:
 
 
 def ours(
-    options: argparse.Namespace, manifest: Manifest, texts: Sequence[str], new_tokens: int
+    repository: Path, manifest: Manifest, loads: Sequence[Rounds], new_tokens: int, *, cached: bool
 ) -> list[dict[str, Any]]:
-    """The served model, from outside."""
-    with served_alone(options.repository, manifest) as server:
-        return [
-            asyncio.run(_load(server.grpc, manifest.model, texts[:concurrency], new_tokens, options.rounds))
-            for concurrency in options.concurrency
-        ]
+    """The served model, from outside; a dict for each load.
+
+    Args:
+        cached: whether the prefix cache is on, of the size that the exporter chose.
+    """
+    with served_alone(repository, manifest, cached=cached) as server:
+        return [asyncio.run(_load(server.grpc, manifest.model, rounds, new_tokens)) for rounds in loads]
 
 
 @contextmanager
-def served_alone(repository: Path, manifest: Manifest) -> Iterator[embedded.Server]:
-    """A server of one version alone, without a prefix cache."""
+def served_alone(repository: Path, manifest: Manifest, *, cached: bool = False) -> Iterator[embedded.Server]:
+    """A server of one version alone, without a prefix cache unless told otherwise."""
     with tempfile.TemporaryDirectory(dir=repository.resolve().parent, prefix=".bench-") as scratch:
         model = Path(scratch) / "model_repository" / manifest.network
         shutil.copytree(
@@ -135,20 +190,16 @@ def served_alone(repository: Path, manifest: Manifest) -> Iterator[embedded.Serv
             model / str(manifest.version),
             copy_function=os.link,
         )
-        lines = (repository / manifest.network / "config.pbtxt").read_text()
-        (model / "config.pbtxt").write_text(_without_prefix_cache(lines, manifest.version))
+        config = model_config.parse((repository / manifest.network / "config.pbtxt").read_text())
+        if not cached:
+            config.parameters.pop("prefix_cache_tokens", None)
+        config.version_policy.specific.versions[:] = [manifest.version]
+        (model / "config.pbtxt").write_text(model_config.to_text(config))
         with embedded.running(model.parent) as server:
             yield server
 
 
-def _without_prefix_cache(config: str, version: int) -> str:
-    read = model_config.parse(config)
-    read.parameters.pop("prefix_cache_tokens", None)
-    read.version_policy.specific.versions[:] = [version]
-    return model_config.to_text(read)
-
-
-async def _load(url: str, model: str, texts: Sequence[str], new_tokens: int, rounds: int) -> dict[str, Any]:
+async def _load(url: str, model: str, rounds: Rounds, new_tokens: int) -> dict[str, Any]:
     rates, first_tokens, gaps = [], [], []
 
     async def one(client: AsyncGrpcClient, text: str, start: float) -> tuple[int, list[float]]:
@@ -161,16 +212,20 @@ async def _load(url: str, model: str, texts: Sequence[str], new_tokens: int, rou
         return tokens, times
 
     async with AsyncGrpcClient(url) as client:
-        for number in range(rounds + 1):
-            start = time.perf_counter()
-            answers = await asyncio.gather(*(one(client, text, start) for text in texts))
-            elapsed = time.perf_counter() - start
-            if number:  # the first round warms up
-                rates.append(sum(tokens for tokens, _ in answers) / elapsed)
-                first_tokens += [times[0] for _, times in answers]
-                gaps += [b - a for _, times in answers for a, b in pairwise(times)]
+        for number, turns in enumerate(rounds):
+            total, elapsed = 0, 0.0
+            for texts in turns:
+                start = time.perf_counter()
+                answers = await asyncio.gather(*(one(client, text, start) for text in texts))
+                elapsed += time.perf_counter() - start
+                total += sum(tokens for tokens, _ in answers)
+                if number:  # the first round warms up
+                    first_tokens += [times[0] for _, times in answers]
+                    gaps += [b - a for _, times in answers for a, b in pairwise(times)]
+            if number:
+                rates.append(total / elapsed)
     return {
-        "concurrency": len(texts),
+        "concurrency": len(rounds[0][0]),
         "tokens_per_second": statistics.median(rates),
         "all": rates,
         "ttft_ms_p50": 1e3 * statistics.median(first_tokens),
@@ -183,7 +238,9 @@ def run_peer(
     peer: str,
     options: argparse.Namespace,
     manifest: Manifest,
-    prompts: Sequence[Sequence[int]],
+    workload: str,
+    loads: Sequence[Rounds],
+    tokenizer: Tokenizer,
     new_tokens: int,
 ) -> dict[str, Any] | None:
     """One peer in its own environment; None where it cannot run here, which is told."""
@@ -195,13 +252,21 @@ def run_peer(
         return None
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "prompts.json"
-        file.write_text(json.dumps(prompts))
         command = [
             *(str(Path(setup.stdout.strip()) / "bin" / "python"), "-m", f"loadtest.peers.{PEERS[peer]}"),
-            *("--model", str(checkpoint.folder), "--prompts", str(file), "--rounds", str(options.rounds)),
-            *("--new-tokens", str(new_tokens), "--cache", str(cache_dir() / "peers" / peer / "cache")),
-            *("--concurrency", *map(str, options.concurrency)),
+            *("--model", str(checkpoint.folder), "--new-tokens", str(new_tokens)),
+            *("--cache", str(cache_dir() / "peers" / peer / "cache"), "--rounds", str(options.rounds)),
         ]
+        if workload == CHAT:
+            chats = [
+                [[tokenizer.encode(text).ids for text in texts] for texts in turns] for turns in loads[0]
+            ]
+            file.write_text(json.dumps(chats))
+            command += ["--chats", str(file)]
+        else:
+            texts = max((rounds[0][0] for rounds in loads), key=len)
+            file.write_text(json.dumps([tokenizer.encode(text).ids for text in texts]))
+            command += ["--prompts", str(file), "--concurrency", *map(str, options.concurrency)]
         if peer == "llama_cpp":
             gguf = find_gguf(source)
             if gguf is None:
@@ -217,17 +282,20 @@ def run_peer(
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def comparison(workload: str, results: dict[str, list[dict[str, Any]]], concurrency: Sequence[int]) -> Any:
-    """Tokens per second, and time to first token behind it."""
-    columns = [f"#×{count}" for count in concurrency]
+def comparison(workload: str, results: dict[str, list[dict[str, Any]]]) -> Any:
+    """Tokens per second with their range, and time to first token behind them."""
+    counts = [row["concurrency"] for row in next(iter(results.values()))]
     made = show.table(
-        f"{workload}: tokens/s (median time to first token, ms)", ["engine", *columns], wraps=["engine"]
+        f"{workload}: tokens/s, median (range) and median time to first token, ms",
+        ["engine", *(f"#×{count}" for count in counts)],
+        wraps=["engine"],
     )
     for engine, rows in results.items():
         cells = []
         for row in rows:
             first = row["ttft_ms_p50"]
-            cells.append(f"{row['tokens_per_second']:.0f} ({'-' if first is None else f'{first:.0f}'})")
+            rates = f"{row['tokens_per_second']:.0f} ({min(row['all']):.0f}-{max(row['all']):.0f})"
+            cells.append(f"{rates} {'-' if first is None else f'{first:.0f} ms'}")
         made.add_row(engine, *cells)
     return made
 

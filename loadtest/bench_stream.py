@@ -24,6 +24,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from loadtest.bench_llm import prompts_of, served_alone
+from loadtest.neighbours import watched
 from serving import embedded
 from serving.generation.engine import Engine
 from serving.generation.params import SamplingParams
@@ -64,7 +65,7 @@ def main() -> None:
                 print(f"{streams} streams: {rate / steps:.1%} of {steps:.0f} tokens/s, in {count} steps")
         return
     rows = []
-    with served_alone(options.repository, manifest) as server:
+    with watched(err), served_alone(options.repository, manifest) as server:
         for streams in options.streams:
             blocks = []
             for number in range(options.blocks + 1):

@@ -35,7 +35,9 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     """The options that all peers share."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder")
-    parser.add_argument("--prompts", type=Path, required=True, help="JSON: lists of token ids")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--prompts", type=Path, help="JSON: lists of token ids")
+    given.add_argument("--chats", type=Path, help="JSON: rounds of turns of prompts; prefix caches are on")
     parser.add_argument("--cache", type=Path, required=True, help="folder for what is kept between runs")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16, 32])
@@ -47,7 +49,12 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Reads the command line and the prompts. SIGTERM then ends the script in order, with its server."""
     options = parser.parse_args()
-    options.prompts = json.loads(options.prompts.read_text())
+    if options.chats:
+        options.chats = json.loads(options.chats.read_text())
+        options.prompts = [prompt for turns in options.chats for prompts in turns for prompt in prompts]
+        options.concurrency = [len(options.chats[0][0])]
+    else:
+        options.prompts = json.loads(options.prompts.read_text())
     if len(options.prompts) < max(options.concurrency):
         parser.error(f"{max(options.concurrency)} requests at once need as many prompts")
     options.model = options.model.resolve()
@@ -68,38 +75,47 @@ def give_up(text: str, code: int = 1) -> NoReturn:
 
 
 def measure(send: Send, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rounds at each concurrency, after a first round that warms up for its batch sizes."""
-    results = []
-    for concurrency in options.concurrency:
-        rates: list[float] = []
-        first_tokens: list[float] = []
-        gaps: list[float] = []
-        for number in range(options.rounds + 1):
+    """All rounds at each concurrency, or of the chats, after a first round that warms up."""
+    if options.chats:
+        return [_measured(send, options, options.chats)]
+    return [
+        _measured(send, options, [[options.prompts[:concurrency]]] * (options.rounds + 1))
+        for concurrency in options.concurrency
+    ]
+
+
+def _measured(send: Send, options: argparse.Namespace, rounds: list[list[list[list[int]]]]) -> dict[str, Any]:
+    """Some rounds of turns, each a list of prompts that are sent at once."""
+    rates: list[float] = []
+    first_tokens: list[float] = []
+    gaps: list[float] = []
+    for number, turns in enumerate(rounds):
+        tokens, elapsed = 0, 0.0
+        for prompts in turns:
             start = time.perf_counter()
-            answers = send(options.prompts[:concurrency])
+            answers = send(prompts)
             for answer in answers:
                 # llama.cpp adds some where the last token ends within a character.
                 if answer.tokens < options.new_tokens:
                     give_up(f"a request got {answer.tokens} tokens instead of {options.new_tokens}")
-            end = max(answer.times[-1] for answer in answers)
-            rate = sum(answer.tokens for answer in answers) / (end - start)
-            say(f"{concurrency} at once, {f'round {number}' if number else 'warm-up'}: {rate:.0f} tokens/s")
+            elapsed += max(answer.times[-1] for answer in answers) - start
+            tokens += sum(answer.tokens for answer in answers)
             if number:
-                rates.append(rate)
                 first_tokens += [answer.times[0] - start for answer in answers]
                 for answer in answers:
                     gaps += [later - earlier for earlier, later in itertools.pairwise(answer.times)]
-        results.append(
-            {
-                "concurrency": concurrency,
-                "tokens_per_second": statistics.median(rates),
-                "all": rates,
-                "ttft_ms_p50": 1e3 * statistics.median(first_tokens),
-                "ttft_ms_max": 1e3 * max(first_tokens),
-                "itl_ms_p50": 1e3 * statistics.median(gaps) if gaps else None,
-            }
-        )
-    return results
+        rate = tokens / elapsed
+        say(f"{len(turns[0])} at once, {f'round {number}' if number else 'warm-up'}: {rate:.0f} tokens/s")
+        if number:
+            rates.append(rate)
+    return {
+        "concurrency": len(rounds[0][0]),
+        "tokens_per_second": statistics.median(rates),
+        "all": rates,
+        "ttft_ms_p50": 1e3 * statistics.median(first_tokens),
+        "ttft_ms_max": 1e3 * max(first_tokens),
+        "itl_ms_p50": 1e3 * statistics.median(gaps) if gaps else None,
+    }
 
 
 def report(peer: str, version: str, settings: str, results: list[dict[str, Any]]) -> None:

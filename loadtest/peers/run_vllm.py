@@ -48,7 +48,8 @@ def main() -> None:
         # The command `vllm` of this build asks for the version of a package `vllm`, which is not its name.
         *(sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", options.model, "--served-model-name", "model", "--host", HOST, "--port", str(port)),
-        *("--dtype", options.dtype, "--no-enable-prefix-caching", "--generation-config", "vllm"),
+        *("--dtype", options.dtype, "--generation-config", "vllm"),
+        "--enable-prefix-caching" if options.chats else "--no-enable-prefix-caching",
     ]
     # By itself vLLM leaves a core to its other processes; told which to use, it takes what the others take.
     cores = sorted(os.sched_getaffinity(0))[: options.threads]

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from serving.generation.sequence import Chunk, Failure, Sequence
 
+# Longest time that a stream's new tokens are held back, in seconds.
+MOST_SECONDS = 0.1
 _log = logging.getLogger(__name__)
 
 
@@ -43,12 +45,12 @@ class Deliveries:
 
     Args:
         stats: counts how requests end, and takes the times to first tokens.
-        per_step: see `engine.Engine`.
+        per_second: see `engine.Engine`.
         clock: seconds, monotonic.
     """
 
-    def __init__(self, stats: Stats, per_step: int, clock: Callable[[], float]) -> None:
-        self._stats, self._per_step, self._clock = stats, per_step, clock
+    def __init__(self, stats: Stats, per_second: float, clock: Callable[[], float]) -> None:
+        self._stats, self._per_second, self._clock = stats, per_second, clock
         self._finished: deque[Sequence] = deque()
 
     def finish(self, sequence: Sequence) -> None:
@@ -67,14 +69,16 @@ class Deliveries:
         Returns:
             Whose part could not be delivered, and why.
         """
-        every = -(-len(running) // self._per_step)
+        interval = min(MOST_SECONDS, len(running) / self._per_second)
         self.give_finished()
+        now = self._clock()
         failed = []
         for sequence in running:
             first = self._note_first(sequence)
-            due = first or (sequence.number + self._stats.steps) % every == 0
+            due = first or now - sequence.delivered >= interval
             if not (due and sequence.request.stream and sequence.unsent):
                 continue
+            sequence.delivered = now
             try:
                 part = sequence.take_chunk()
             except Exception as error:  # noqa: BLE001 - its text cannot be made; the others go on

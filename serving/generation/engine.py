@@ -61,9 +61,10 @@ class Engine:
         decode: token ids to text, special tokens left out.
         prefix_cache_tokens: tokens of past prompts and answers that are kept for the next; 0: none.
         speculate: guess tokens from the text so far while a request runs alone.
-        deliveries_per_step: about so many streams get what is new in one step. A response costs CPU
-            time that the next step needs, so with more streams than this each gets two tokens every
-            second step, and so on; the first token and the last are never held back.
+        responses_per_second: of all streams together, about. A response costs CPU time that the next
+            step needs, so where streams are many each gets several tokens at once, as vLLM's
+            `stream_interval` does it. The first token and the last are never held back, and no token
+            longer than `deliveries.MOST_SECONDS`.
         clock: seconds, monotonic.
     """
 
@@ -76,7 +77,7 @@ class Engine:
         decode: Decode,
         prefix_cache_tokens: int = 0,
         speculate: bool = False,
-        deliveries_per_step: int = 8,
+        responses_per_second: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stats = Stats()
@@ -88,7 +89,7 @@ class Engine:
         self._speculate = speculate
         self._cost = StepCost()
         self._clock = clock
-        self._deliveries = Deliveries(self.stats, deliveries_per_step, clock)
+        self._deliveries = Deliveries(self.stats, responses_per_second, clock)
         self._inbox: deque[Sequence] = deque()
         self._probe: Sequence | None = None
         self._lock = threading.Lock()

@@ -101,6 +101,7 @@ class Sequence:
         number: of the sequence, in the order of arrival.
         surprise: sum over the scored tokens of the prompt, see `sampling.surprise`.
         finish_reason: once it is finished.
+        first_token, delivered: when the first and the last tokens were handed out, on the engine's clock.
     """
 
     request: Request
@@ -113,6 +114,7 @@ class Sequence:
     row: int | None = None
     finish_reason: str | None = None
     first_token: float | None = None
+    delivered: float = 0.0
     surprise: float = 0.0
     number: int = field(default_factory=itertools.count().__next__)
 

@@ -64,9 +64,13 @@ from shoal.dialect import (
     TEXT_INPUT,
     TEXT_OUTPUT,
 )
+from shoal.machine import available_cpus
 from shoal.manifest import FILENAME, Manifest
 from shoal.paths import named
 
+# Of all streams together. A response costs tritonserver, the model's process and a client on the same machine
+# about 0.4 ms of CPU time, see docs/performance.md: so a twelfth of the CPUs.
+RESPONSES_PER_CPU = 200.0
 # No token is longer than this, so that a longer text need not be tokenized to be refused.
 BYTES_PER_TOKEN = 128
 STOP_SECONDS = 10.0
@@ -150,6 +154,7 @@ class TritonPythonModel:
             decode=self._tokenizer.decode,
             prefix_cache_tokens=settings.prefix_cache_tokens,
             speculate=is_exact(folder) if settings.speculate is None else settings.speculate,
+            responses_per_second=RESPONSES_PER_CPU * available_cpus(),
         )
         self._sampler = TrafficSampler(args["model_name"], args["model_version"])
         self._metrics = Metrics(self._engine, {"model": args["model_name"], "version": args["model_version"]})

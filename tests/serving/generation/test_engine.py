@@ -283,21 +283,35 @@ def test_the_context_ends_an_answer() -> None:
     assert caller.finals[0].finish_reason == "length" and sum(p.tokens for p in caller.parts) == 6
 
 
-def test_many_streams_share_the_deliveries_of_a_step() -> None:
-    engine, _ = engine_of(deliveries_per_step=2)
+@pytest.mark.parametrize(("streams", "together"), [(1, 1), (2, 1), (3, 2), (4, 2)])
+def test_where_streams_are_many_a_response_has_several_tokens(streams: int, together: int) -> None:
+    """A step takes 11 ms here, and 200 responses a second are sent."""
+    time = [0.0]
+    engine, _ = engine_of(responses_per_second=200.0, clock=lambda: time[0])
     params = SamplingParams(max_tokens=40, ignore_eos=True, temperature=0)
-    callers = [Caller([n, 2], params) for n in range(1, 5)]
+    callers = [Caller([n, 2], params) for n in range(1, 1 + streams)]
     for caller in callers:
         engine.submit(caller.request())
-    while not all(caller.parts for caller in callers):
+    while not all(caller.finals for caller in callers):
         engine.step()
-    for _ in range(4):
-        before = sum(len(caller.parts) for caller in callers)
-        engine.step()
-        assert sum(len(caller.parts) for caller in callers) - before == 2
-    run(engine, callers)
+        time[0] += 0.011
     for caller in callers:
         assert caller.text == decoded(answer(caller.prompt, 40, end=False))
+        tokens = [part.tokens for part in caller.parts]
+        assert sum(tokens) == 40 and set(tokens[1:-1]) == {together}
+
+
+def test_no_token_is_held_back_for_longer_than_a_tenth_of_a_second() -> None:
+    time = [0.0]
+    engine, _ = engine_of(responses_per_second=1.0, clock=lambda: time[0])
+    callers = [Caller([n, 2], SamplingParams(max_tokens=40, ignore_eos=True, temperature=0)) for n in (1, 2)]
+    for caller in callers:
+        engine.submit(caller.request())
+    while not all(caller.finals for caller in callers):
+        engine.step()
+        time[0] += 0.030
+    for caller in callers:
+        assert {part.tokens for part in caller.parts[1:-1]} == {4}
 
 
 def test_stopping_ends_everything() -> None:

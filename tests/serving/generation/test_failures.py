@@ -173,7 +173,7 @@ def test_when_everything_fails_everyone_hears_of_it_and_the_next_are_answered() 
 @pytest.mark.parametrize("refused", range(1, 8))
 def test_a_part_that_cannot_be_delivered_ends_its_request_alone(refused: int, stream: bool) -> None:
     """Its caller hears that once more, and once only."""
-    engine, _ = engine_of(deliveries_per_step=100)
+    engine, _ = engine_of()
     callers = [
         Caller([n, 2], SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)) for n in (1, 2, 3)
     ]

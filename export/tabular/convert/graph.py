@@ -123,15 +123,18 @@ class Graph:
             self.initializers.append(made)
         return self._constants[key]
 
-    def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
-        """A node of one output, whose name is returned."""
+    def op(self, kind: str, *inputs: ArrayLike, domain: str = "", **attributes: Any) -> str:
+        """A node of one output, whose name is returned; an input that is no name becomes a constant."""
         (name,) = self.ops(kind, *inputs, domain=domain, **attributes)
         return name
 
-    def ops(self, kind: str, *inputs: str, count: int = 1, domain: str = "", **attributes: Any) -> list[str]:
+    def ops(
+        self, kind: str, *inputs: ArrayLike, count: int = 1, domain: str = "", **attributes: Any
+    ) -> list[str]:
         """A node of several outputs."""
+        given = [value if isinstance(value, str) else self.constant(value) for value in inputs]
         names = [self.name() for _ in range(count)]
-        self.nodes.append(helper.make_node(kind, list(inputs), names, domain=domain, **attributes))
+        self.nodes.append(helper.make_node(kind, given, names, domain=domain, **attributes))
         return names
 
     def cast(self, value: str, kind: int) -> str:
@@ -140,8 +143,7 @@ class Graph:
 
     def where(self, condition: str, yes: str | float, no: str | float) -> str:
         """Element by element."""
-        chosen = [self.constant(side) if isinstance(side, float) else side for side in (yes, no)]
-        return self.op("Where", condition, *chosen)
+        return self.op("Where", condition, yes, no)
 
     def pick(self, value: str, columns: Sequence[int]) -> str:
         """Some of the columns."""
@@ -157,6 +159,16 @@ class Graph:
         if whole:
             self._whole.add(made)
         return made
+
+    def both(self, positive: str) -> str:
+        """The probability [batch, 1] of the second of two classes -> of both."""
+        return self.op("Concat", self.op("Sub", 1.0, positive), positive, axis=1)
+
+    def probabilities(self, raw: str, classes: int) -> str:
+        """Log-odds [batch, 1] of two classes, or [batch, classes] of more -> their probabilities."""
+        if classes > 2:
+            return self.op("Softmax", raw, axis=1)
+        return self.op("Concat", *(self.op("Sigmoid", side) for side in (self.op("Neg", raw), raw)), axis=1)
 
     def blurred(self) -> bool:
         """Whether anything is decided by numbers whose last bits are not the original's."""
@@ -186,9 +198,9 @@ class Graph:
                 column = self.op("Unsqueeze", block.values, self.constant([2], np.int64))
                 product = self.total(self.op("Mul", taken, column), keep=False)
             else:
-                product = self.op("MatMul", numbers(block).name, self.constant(part))
+                product = self.op("MatMul", numbers(block).name, part)
             made = self.op("Add", made, product) if made else product
-        return self.op("Add", made, self.constant(np.ravel(intercept)))
+        return self.op("Add", made, np.ravel(intercept))
 
     def model(self, outputs: Sequence[onnx.ValueInfoProto], opset: int, ml_opset: int) -> onnx.ModelProto:
         """The finished graph, without nodes that nobody reads."""

@@ -31,7 +31,7 @@ def _imputer(context: Context, part: KNNImputer, table: Table) -> Table:
     if np.isnan(stands_for):
         absent = graph.op("IsNaN", block.name)
     else:
-        absent = graph.op("Equal", block.name, graph.constant(stands_for))
+        absent = graph.op("Equal", block.name, stands_for)
     apart = _distances(graph, block.name, absent, fitted, there)
     made = []
     for column in range(width(table)):
@@ -57,13 +57,13 @@ def _distances(graph: Graph, rows: str, absent: str, fitted: NDArray, there: NDA
     known = np.where(there, fitted, 0.0)
     filled = graph.where(absent, 0.0, rows)
     present = graph.cast(graph.op("Not", absent), TensorProto.DOUBLE)
-    squares = graph.op("MatMul", graph.op("Mul", filled, filled), graph.constant(there.T.astype(float)))
-    product = graph.op("MatMul", filled, graph.constant(-2.0 * known.T))
-    others = graph.op("MatMul", present, graph.constant((known**2).T))
-    total = graph.op("Max", graph.op("Sum", squares, product, others), graph.constant(0.0))
-    shared = graph.op("MatMul", present, graph.constant(there.T.astype(float)))
-    none = graph.op("Equal", shared, graph.constant(0.0))
-    share = graph.op("Div", graph.constant(float(fitted.shape[1])), graph.where(none, 1.0, shared))
+    squares = graph.op("MatMul", graph.op("Mul", filled, filled), there.T.astype(float))
+    product = graph.op("MatMul", filled, -2.0 * known.T)
+    others = graph.op("MatMul", present, (known**2).T)
+    total = graph.op("Max", graph.op("Sum", squares, product, others), 0.0)
+    shared = graph.op("MatMul", present, there.T.astype(float))
+    none = graph.op("Equal", shared, 0.0)
+    share = graph.op("Div", float(fitted.shape[1]), graph.where(none, 1.0, shared))
     return graph.where(none, float("inf"), graph.op("Sqrt", graph.op("Mul", total, share)))
 
 
@@ -74,14 +74,14 @@ def _guess(graph: Graph, apart: str, column: NDArray, there: NDArray[np.bool_], 
     near, places = graph.ops(
         "TopK", graph.pick(apart, givers.tolist()), count, count=2, axis=1, largest=0, sorted=1
     )
-    found = graph.op("Gather", graph.constant(column[givers]), places)
+    found = graph.op("Gather", column[givers], places)
     weight = graph.cast(graph.op("Not", graph.op("IsInf", near)), TensorProto.DOUBLE)
     if part.weights == "distance":
-        same = graph.op("Equal", near, graph.constant(0.0))
-        same_any = graph.op("Greater", graph.total(graph.cast(same, TensorProto.DOUBLE)), graph.constant(0.0))
+        same = graph.op("Equal", near, 0.0)
+        same_any = graph.op("Greater", graph.total(graph.cast(same, TensorProto.DOUBLE)), 0.0)
         inverse = graph.op("Reciprocal", graph.where(same, 1.0, near))
         weight = graph.where(same_any, graph.cast(same, TensorProto.DOUBLE), graph.op("Mul", weight, inverse))
     total = graph.total(weight)
-    nobody = graph.op("Equal", total, graph.constant(0.0))
+    nobody = graph.op("Equal", total, 0.0)
     mean = graph.op("Div", graph.total(graph.op("Mul", weight, found)), graph.where(nobody, 1.0, total))
     return graph.where(nobody, float(column[givers].mean()), mean)

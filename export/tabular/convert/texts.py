@@ -54,21 +54,21 @@ def _transformer(context: Context, part: TfidfTransformer, table: Table) -> Tabl
     if part.sublinear_tf:
         counts = _sublinear(graph, counts)
     if part.use_idf:
-        counts = graph.op("Mul", counts, graph.constant(part.idf_[None]))
+        counts = graph.op("Mul", counts, part.idf_[None])
     return (Dense(normed(graph, counts, part.norm), width(table)),)
 
 
 def _weighed(graph: Graph, block: Any, part: TfidfTransformer) -> Sparse:
     values = _sublinear(graph, block.values) if part.sublinear_tf else block.values
     if part.use_idf:
-        each = graph.op("Gather", graph.constant([*part.idf_, 0.0]), block.indices)
+        each = graph.op("Gather", [*part.idf_, 0.0], block.indices)
         values = graph.op("Mul", values, each)
     return Sparse(block.indices, normed(graph, values, part.norm), block.width, block.held)
 
 
 def _sublinear(graph: Graph, counts: str) -> str:
-    none = graph.op("Equal", counts, graph.constant(0.0))
-    raised = graph.op("Add", graph.op("Log", graph.where(none, 1.0, counts)), graph.constant(1.0))
+    none = graph.op("Equal", counts, 0.0)
+    raised = graph.op("Add", graph.op("Log", graph.where(none, 1.0, counts)), 1.0)
     return graph.where(none, 0.0, raised)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,51 +10,35 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import (
-    ExtraTreesClassifier,
-    ExtraTreesRegressor,
     GradientBoostingClassifier,
     GradientBoostingRegressor,
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
-    RandomForestClassifier,
-    RandomForestRegressor,
 )
-from sklearn.tree import (
-    DecisionTreeClassifier,
-    DecisionTreeRegressor,
-    ExtraTreeClassifier,
-    ExtraTreeRegressor,
-)
+from sklearn.ensemble._forest import ForestClassifier, ForestRegressor
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from export.tabular.convert.graph import Graph, Table, Unsupported, matrix, width
 from export.tabular.convert.registry import Context, classifier, decides, regressor
 from export.tabular.convert.trees import Features, Split, Tree, ensemble
 
 
-@classifier(DecisionTreeClassifier, ExtraTreeClassifier)
-def _tree_classifier(context: Context, model: Any, table: Table) -> str:
-    value = _classes_by_node(model)
-    return _trees(context.graph, [model], table, [value], value.shape[1])
+@classifier(DecisionTreeClassifier, ForestClassifier)
+def _classifier(context: Context, model: Any, table: Table) -> str:
+    return _grown(context.graph, model, table, _classes_by_node)
 
 
-@regressor(DecisionTreeRegressor, ExtraTreeRegressor)
-def _tree_regressor(context: Context, model: Any, table: Table) -> str:
-    return _trees(context.graph, [model], table, [model.tree_.value[:, :, 0]], model.n_outputs_)
+@regressor(DecisionTreeRegressor, ForestRegressor)
+def _regressor(context: Context, model: Any, table: Table) -> str:
+    return _grown(context.graph, model, table, lambda tree: tree.tree_.value[:, :, 0])
 
 
-@classifier(RandomForestClassifier, ExtraTreesClassifier)
-def _forest_classifier(context: Context, model: Any, table: Table) -> str:
-    """Votes are summed before they are divided, so that even ones stay even."""
-    values = [_classes_by_node(tree) for tree in model.estimators_]
-    votes = _trees(context.graph, model.estimators_, table, values, len(model.classes_))
-    return context.graph.op("Div", votes, context.graph.constant(float(len(values))))
-
-
-@regressor(RandomForestRegressor, ExtraTreesRegressor)
-def _forest_regressor(context: Context, model: Any, table: Table) -> str:
-    values = [tree.tree_.value[:, :, 0] for tree in model.estimators_]
-    total = _trees(context.graph, model.estimators_, table, values, model.n_outputs_)
-    return context.graph.op("Div", total, context.graph.constant(float(len(values))))
+def _grown(graph: Graph, model: Any, table: Table, values: Callable[[Any], NDArray[np.float64]]) -> str:
+    """A tree, or the mean of a forest: its votes are summed before they are divided, so that even ones stay
+    even."""
+    trees = [_tree(tree.tree_, values(tree)) for tree in getattr(model, "estimators_", [model])]
+    total = ensemble(graph, float32_rows(graph, table), trees, trees[0].value.shape[1])
+    return graph.op("Div", total, float(len(trees))) if hasattr(model, "estimators_") else total
 
 
 def _classes_by_node(model: Any) -> NDArray[np.float64]:
@@ -66,11 +50,6 @@ def _classes_by_node(model: Any) -> NDArray[np.float64]:
 def float32_rows(graph: Graph, table: Table) -> str:
     """The rows as scikit-learn's trees read them: rounded to float32."""
     return graph.cast(graph.cast(matrix(graph, table), TensorProto.FLOAT), TensorProto.DOUBLE)
-
-
-def _trees(graph: Graph, models: Sequence[Any], table: Table, values: Sequence[NDArray], outputs: int) -> str:
-    made = [_tree(model.tree_, value) for model, value in zip(models, values, strict=True)]
-    return ensemble(graph, float32_rows(graph, table), made, outputs)
 
 
 def _tree(tree: Any, value: NDArray[np.float64], outputs: tuple[int, ...] = ()) -> Tree:
@@ -88,25 +67,13 @@ def _tree(tree: Any, value: NDArray[np.float64], outputs: tuple[int, ...] = ()) 
 
 @classifier(GradientBoostingClassifier)
 def _boosting_classifier(context: Context, model: GradientBoostingClassifier, table: Table) -> str:
-    graph = context.graph
     raw = _boosted(context, model, table)
-    if len(model.classes_) > 2:
-        return graph.op("Softmax", raw, axis=1)
-    if model.loss == "exponential":
-        raw = graph.op("Mul", raw, graph.constant(2.0))
-    return two_classes(graph, raw)
+    if model.loss == "exponential":  # of two classes alone
+        raw = context.graph.op("Mul", raw, 2.0)
+    return context.graph.probabilities(raw, len(model.classes_))
 
 
 @regressor(GradientBoostingRegressor)
-def _boosting_regressor(context: Context, model: GradientBoostingRegressor, table: Table) -> str:
-    return _boosted(context, model, table)
-
-
-def two_classes(graph: Graph, raw: str) -> str:
-    """Log-odds [batch, 1] -> the probabilities of two classes."""
-    return graph.op("Concat", *(graph.op("Sigmoid", side) for side in (graph.op("Neg", raw), raw)), axis=1)
-
-
 @decides(GradientBoostingClassifier)
 def _boosted(context: Context, model: Any, table: Table) -> str:
     graph = context.graph
@@ -122,15 +89,12 @@ def _boosted(context: Context, model: Any, table: Table) -> str:
         for output, entry in enumerate(tree.tree_ for tree in model.estimators_[index])
     ]
     total = ensemble(graph, float32_rows(graph, table), trees, outputs)
-    return graph.op("Add", total, graph.constant(start))
+    return graph.op("Add", total, start)
 
 
 @classifier(HistGradientBoostingClassifier)
 def _histogram_classifier(context: Context, model: HistGradientBoostingClassifier, table: Table) -> str:
-    raw = _histogram(context, model, table)
-    if len(model.classes_) > 2:
-        return context.graph.op("Softmax", raw, axis=1)
-    return two_classes(context.graph, raw)
+    return context.graph.probabilities(_histogram(context, model, table), len(model.classes_))
 
 
 @regressor(HistGradientBoostingRegressor)
@@ -152,7 +116,7 @@ def _histogram(context: Context, model: Any, table: Table) -> str:
         for output, predictor in enumerate(predictors)
     ]
     total = ensemble(graph, features.matrix(), trees, outputs)
-    return graph.op("Add", total, graph.constant(np.ravel(model._baseline_prediction)))
+    return graph.op("Add", total, np.ravel(model._baseline_prediction))
 
 
 def _histogram_tree(predictor: Any, features: Features, output: int) -> Tree:

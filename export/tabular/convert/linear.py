@@ -15,7 +15,6 @@ from sklearn.naive_bayes import BernoulliNB, ComplementNB, GaussianNB, Multinomi
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.svm import LinearSVR
 
-from export.tabular.convert.forests import two_classes
 from export.tabular.convert.graph import Graph, Table, Unsupported, matrix
 from export.tabular.convert.registry import Context, classifier, decides, regressor
 
@@ -44,24 +43,18 @@ def _decision(context: Context, model: Any, table: Table) -> str:
 
 @classifier(LogisticRegression)
 def _logistic(context: Context, model: LogisticRegression, table: Table) -> str:
-    graph, raw = context.graph, _decision(context, model, table)
+    graph, raw, classes = context.graph, _decision(context, model, table), len(model.classes_)
     each = getattr(model, "multi_class", "auto")  # gone since scikit-learn 1.8
-    if len(model.classes_) > 2 and not (each == "ovr" or model.solver == "liblinear"):
-        return graph.op("Softmax", raw, axis=1)
-    if len(model.classes_) == 2 and each == "multinomial":
-        raw = graph.op("Mul", raw, graph.constant(2.0))
-    return _one_against_rest(graph, raw, len(model.classes_))
-
-
-def _one_against_rest(graph: Graph, raw: str, classes: int) -> str:
-    if classes == 2:
-        return two_classes(graph, raw)
-    return shares(graph, graph.op("Sigmoid", raw))
+    if classes > 2 and (each == "ovr" or model.solver == "liblinear"):
+        return shares(graph, graph.op("Sigmoid", raw))
+    if classes == 2 and each == "multinomial":
+        raw = graph.op("Mul", raw, 2.0)
+    return graph.probabilities(raw, classes)
 
 
 def shares(graph: Graph, each: str, *, of_none: float = 1.0) -> str:
     """Numbers [batch, classes] divided by their sum; where that is 0, each counts as `of_none` first."""
-    zero = graph.op("Equal", graph.total(each), graph.constant(0.0))
+    zero = graph.op("Equal", graph.total(each), 0.0)
     each = graph.where(zero, of_none, each)
     total = graph.where(zero, 1.0, graph.total(each)) if of_none == 0.0 else graph.total(each)
     return graph.op("Div", each, total)
@@ -69,20 +62,17 @@ def shares(graph: Graph, each: str, *, of_none: float = 1.0) -> str:
 
 @classifier(SGDClassifier)
 def _descended(context: Context, model: SGDClassifier, table: Table) -> str:
-    graph, raw = context.graph, _decision(context, model, table)
+    graph, raw, two = context.graph, _decision(context, model, table), len(model.classes_) == 2
     if model.loss == "log_loss":
-        return _one_against_rest(graph, raw, len(model.classes_))
-    clipped = graph.op("Clip", raw, graph.constant(-1.0), graph.constant(1.0))  # modified_huber
-    share = graph.op("Div", graph.op("Add", clipped, graph.constant(1.0)), graph.constant(2.0))
-    if len(model.classes_) == 2:
-        return graph.op("Concat", graph.op("Sub", graph.constant(1.0), share), share, axis=1)
-    return shares(graph, share)
+        return graph.probabilities(raw, 2) if two else shares(graph, graph.op("Sigmoid", raw))
+    clipped = graph.op("Clip", raw, -1.0, 1.0)  # modified_huber
+    share = graph.op("Div", graph.op("Add", clipped, 1.0), 2.0)
+    return graph.both(share) if two else shares(graph, share)
 
 
 @classifier(LinearDiscriminantAnalysis)
 def _discriminant(context: Context, model: LinearDiscriminantAnalysis, table: Table) -> str:
-    graph, raw = context.graph, _decision(context, model, table)
-    return two_classes(graph, raw) if len(model.classes_) == 2 else graph.op("Softmax", raw, axis=1)
+    return context.graph.probabilities(_decision(context, model, table), len(model.classes_))
 
 
 @classifier(MultinomialNB)
@@ -103,10 +93,10 @@ def _bernoulli(context: Context, model: BernoulliNB, table: Table) -> str:
     absent = np.log1p(-np.exp(model.feature_log_prob_))
     rows = matrix(graph, table)
     if model.binarize is not None:
-        above = graph.op("Greater", rows, graph.constant(float(model.binarize)))
+        above = graph.op("Greater", rows, float(model.binarize))
         rows = graph.cast(above, TensorProto.DOUBLE)
-    weighted = graph.op("MatMul", rows, graph.constant((model.feature_log_prob_ - absent).T))
-    raw = graph.op("Add", weighted, graph.constant(model.class_log_prior_ + absent.sum(axis=1)))
+    weighted = graph.op("MatMul", rows, (model.feature_log_prob_ - absent).T)
+    raw = graph.op("Add", weighted, model.class_log_prior_ + absent.sum(axis=1))
     return graph.op("Softmax", raw, axis=1)
 
 
@@ -115,17 +105,18 @@ def _gaussian(context: Context, model: GaussianNB, table: Table) -> str:
     graph, made = context.graph, []
     rows = matrix(graph, table)
     for mean, variance, prior in zip(model.theta_, model.var_, model.class_prior_, strict=True):
-        apart = graph.op("Sub", rows, graph.constant(mean[None]))
-        squares = graph.op("Div", graph.op("Mul", apart, apart), graph.constant(variance[None]))
+        apart = graph.op("Sub", rows, mean[None])
+        squares = graph.op("Div", graph.op("Mul", apart, apart), variance[None])
         start = np.log(prior) - 0.5 * np.log(2.0 * np.pi * variance).sum()
-        half = graph.op("Mul", graph.total(squares), graph.constant(-0.5))
-        made.append(graph.op("Add", half, graph.constant(start)))
+        half = graph.op("Mul", graph.total(squares), -0.5)
+        made.append(graph.op("Add", half, start))
     return graph.op("Softmax", graph.op("Concat", *made, axis=1), axis=1)
 
 
 _ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "logistic": "Sigmoid"}
 
 
+@regressor(MLPRegressor)
 def _perceptron(context: Context, model: Any, table: Table) -> str:
     graph, value = context.graph, ""
     last = len(model.coefs_) - 1
@@ -133,8 +124,8 @@ def _perceptron(context: Context, model: Any, table: Table) -> str:
         if index == 0:
             value = graph.linear(table, weights, bias)
         else:
-            value = graph.op("MatMul", value, graph.constant(weights))
-            value = graph.op("Add", value, graph.constant(bias))
+            value = graph.op("MatMul", value, weights)
+            value = graph.op("Add", value, bias)
         kind = model.out_activation_ if index == last else model.activation
         if kind == "softmax":
             value = graph.op("Softmax", value, axis=1)
@@ -146,16 +137,7 @@ def _perceptron(context: Context, model: Any, table: Table) -> str:
 @classifier(MLPClassifier)
 def _perceptron_classifier(context: Context, model: MLPClassifier, table: Table) -> str:
     made = _perceptron(context, model, table)
-    if model.n_outputs_ > 1:
-        return made
-    return context.graph.op(
-        "Concat", context.graph.op("Sub", context.graph.constant(1.0), made), made, axis=1
-    )
-
-
-@regressor(MLPRegressor)
-def _perceptron_regressor(context: Context, model: MLPRegressor, table: Table) -> str:
-    return _perceptron(context, model, table)
+    return made if model.n_outputs_ > 1 else context.graph.both(made)
 
 
 @classifier(DummyClassifier)
@@ -175,4 +157,4 @@ def _constant_regressor(context: Context, model: DummyRegressor, table: Table) -
 def _constant(graph: Graph, table: Table, answer: Any) -> str:
     rows = graph.op("Shape", next(block.name for block in table if hasattr(block, "name")), end=1)
     shape = graph.op("Concat", rows, graph.constant([len(answer)], np.int64), axis=0)
-    return graph.op("Expand", graph.constant(answer), shape)
+    return graph.op("Expand", answer, shape)

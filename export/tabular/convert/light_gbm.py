@@ -6,7 +6,8 @@ read as zero. A category is the number without its fraction.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import lightgbm
 import numpy as np
@@ -21,48 +22,29 @@ _EXPONENTIAL = ("poisson", "gamma", "tweedie")
 _LOGISTIC = ("cross_entropy", "xentropy")
 
 
-@classifier(lightgbm.LGBMClassifier)
-def _classifier(context: Context, model: lightgbm.LGBMClassifier, table: Table) -> str:
-    made = booster(context, model.booster_, table)
-    return with_complement(context.graph, made) if model.n_classes_ <= 2 else made
+@classifier(lightgbm.LGBMClassifier, lightgbm.Booster)
+def _classifier(context: Context, model: Any, table: Table) -> str:
+    made = _answer(context, model, table)
+    several = getattr(model, "booster_", model).num_model_per_iteration() > 1
+    return made if several else context.graph.both(made)
 
 
-@regressor(lightgbm.LGBMRegressor, lightgbm.LGBMRanker)
-def _regressor(context: Context, model: Any, table: Table) -> str:
-    return booster(context, model.booster_, table)
-
-
-@decides(lightgbm.LGBMClassifier)
-def _decision(context: Context, model: lightgbm.LGBMClassifier, table: Table) -> str:
-    return _raw(context, model.booster_, table)[0]
-
-
-@classifier(lightgbm.Booster)
-def _native_classifier(context: Context, model: lightgbm.Booster, table: Table) -> str:
-    made = booster(context, model, table)
-    return made if model.num_model_per_iteration() > 1 else with_complement(context.graph, made)
-
-
-@regressor(lightgbm.Booster)
-def _native(context: Context, model: lightgbm.Booster, table: Table) -> str:
-    return booster(context, model, table)
-
-
-def with_complement(graph: Graph, positive: str) -> str:
-    """The probability [batch, 1] of the second of two classes -> of both."""
-    return graph.op("Concat", graph.op("Sub", graph.constant(1.0), positive), positive, axis=1)
-
-
-def booster(context: Context, model: lightgbm.Booster, table: Table) -> str:
+@regressor(lightgbm.LGBMRegressor, lightgbm.LGBMRanker, lightgbm.Booster)
+def _answer(context: Context, model: Any, table: Table) -> str:
     """What `Booster.predict` answers, [batch, outputs]."""
     return _transformed(context.graph, *_raw(context, model, table))
 
 
-def _raw(context: Context, model: lightgbm.Booster, table: Table) -> tuple[str, str]:
+@decides(lightgbm.LGBMClassifier)
+def _decision(context: Context, model: lightgbm.LGBMClassifier, table: Table) -> str:
+    return _raw(context, model, table)[0]
+
+
+def _raw(context: Context, model: Any, table: Table) -> tuple[str, str]:
     """Raw scores [batch, outputs], and the objective in the model's own words, such as `binary sigmoid:1`."""
     graph = context.graph
     # Not `dump_model`, whose numbers lack the last digits.
-    header, trees = parsed(model.model_to_string())
+    header, trees = parsed(getattr(model, "booster_", model).model_to_string())
     outputs, columns = int(header["num_tree_per_iteration"]), int(header["max_feature_idx"]) + 1
     if columns != width(table):
         raise ExportError(f"the model reads {columns} columns and gets {width(table)}")
@@ -70,7 +52,7 @@ def _raw(context: Context, model: lightgbm.Booster, table: Table) -> tuple[str, 
         raise Unsupported("the LightGBM model has no trees", hint="fit it for at least one iteration")
     rows = matrix(graph, table)
     # LightGBM drops what is this close to zero before it looks at a row.
-    tiny = graph.op("LessOrEqual", graph.op("Abs", rows), graph.constant(np.float64(np.float32(1e-35))))
+    tiny = graph.op("LessOrEqual", graph.op("Abs", rows), np.float64(np.float32(1e-35)))
     features = Features(graph, graph.where(tiny, 0.0, rows), columns)
     linear = columns if any(tree.get("is_linear") == ["1"] for tree in trees) else 0
     made = [_tree(tree, features, index % outputs, linear) for index, tree in enumerate(trees)]
@@ -79,7 +61,7 @@ def _raw(context: Context, model: lightgbm.Booster, table: Table) -> tuple[str, 
     else:
         raw = ensemble(graph, features.matrix(), made, outputs)
     if "average_output" in header:
-        raw = graph.op("Div", raw, graph.constant(float(len(trees) // outputs)))
+        raw = graph.op("Div", raw, float(len(trees) // outputs))
     return raw, header.get("objective", "")
 
 
@@ -103,7 +85,7 @@ def _transformed(graph: Graph, raw: str, objective: str) -> str:
     facts = dict(setting.partition(":")[::2] for setting in settings)
     made = raw
     if name in ("binary", "multiclassova"):
-        made = graph.op("Sigmoid", graph.op("Mul", raw, graph.constant(float(facts.get("sigmoid", 1.0)))))
+        made = graph.op("Sigmoid", graph.op("Mul", raw, float(facts.get("sigmoid", 1.0))))
     elif name in ("multiclass", "softmax"):
         made = graph.op("Softmax", raw, axis=1)
     elif name in _LOGISTIC:
@@ -111,13 +93,24 @@ def _transformed(graph: Graph, raw: str, objective: str) -> str:
     elif name in ("cross_entropy_lambda", "xentlambda"):
         # log(1 + e^x), which ONNX Runtime's Softplus has for float32 alone.
         small = graph.op("Exp", graph.op("Neg", graph.op("Abs", raw)))
-        rest = graph.op("Log", graph.op("Add", small, graph.constant(1.0)))
-        made = graph.op("Add", graph.op("Max", raw, graph.constant(0.0)), rest)
+        rest = graph.op("Log", graph.op("Add", small, 1.0))
+        made = graph.op("Add", graph.op("Max", raw, 0.0), rest)
     elif name in _EXPONENTIAL:
         made = graph.op("Exp", raw)
     elif "sqrt" in facts:
         made = graph.op("Mul", graph.op("Sign", raw), graph.op("Mul", raw, raw))
     return made
+
+
+class _Node(NamedTuple):
+    """A node as `Tree` has it; a leaf has no children."""
+
+    value: Sequence[float]
+    feature: int = 0
+    threshold: float = 0.0
+    missing_left: bool = False
+    left: int = -1
+    right: int = -1
 
 
 def _tree(tree: Fields, features: Features, output: int, columns: int) -> Tree:
@@ -127,21 +120,22 @@ def _tree(tree: Fields, features: Features, output: int, columns: int) -> Tree:
         columns: of a model with linear leaves, how many columns their weights are of; else 0.
     """
     outputs_each = _width(columns)
-    leaves = np.array(tree["leaf_value"], dtype=np.float64)
-    inner = len(leaves) - 1
-    nodes = _Nodes(inner + len(leaves), outputs_each)
+    leaves = len(tree["leaf_value"])
+    inner = leaves - 1
     split, threshold, kind, left, right = (
         [float(word) for word in tree.get(name, [])[:inner]]
         for name in ("split_feature", "threshold", "decision_type", "left_child", "right_child")
     )
+    nodes = [_Node([0.0] * outputs_each)] * (inner + leaves)
     for node in range(inner):
         # A leaf is numbered from -1 downwards; here leaves come after all inner nodes.
         sides = [int(side) if side >= 0 else inner - 1 - int(side) for side in (left[node], right[node])]
         decision = _split(tree, int(split[node]), threshold[node], int(kind[node]), features)
-        nodes.split(node, *decision, *sides)
-    for leaf, value in enumerate(leaves):
-        _fill(nodes, inner + leaf, tree, leaf, float(value), columns)
-    return nodes.tree(tuple(range(output * outputs_each, (output + 1) * outputs_each)))
+        nodes[node] = _Node(nodes[node].value, *decision, *sides)
+    for leaf in range(leaves):
+        _fill(nodes, inner + leaf, tree, leaf, columns)
+    made = dict(zip(_Node._fields, map(np.array, zip(*nodes, strict=True)), strict=True))
+    return Tree(**made, outputs=tuple(range(output * outputs_each, (output + 1) * outputs_each)))
 
 
 def _width(columns: int) -> int:
@@ -167,64 +161,22 @@ def _split(
     return (features.zero_as_missing(column) if missing == _ZERO else column), threshold, default_left
 
 
-class _Nodes:
-    """The arrays of one tree while they are filled in."""
-
-    def __init__(self, count: int, outputs: int) -> None:
-        self.feature = [0] * count
-        self.threshold = [0.0] * count
-        self.left, self.right = [-1] * count, [-1] * count
-        self.missing_left = [False] * count
-        self.value = [[0.0] * outputs for _ in range(count)]
-
-    def split(
-        self, node: int, column: int, threshold: float, missing_left: bool, left: int, right: int
-    ) -> None:
-        """Make a node an inner one."""
-        self.feature[node], self.threshold[node] = column, threshold
-        self.missing_left[node] = missing_left
-        self.left[node], self.right[node] = left, right
-
-    def add(self) -> int:
-        """One more leaf."""
-        self.feature.append(0)
-        self.threshold.append(0.0)
-        self.left.append(-1)
-        self.right.append(-1)
-        self.missing_left.append(False)
-        self.value.append([0.0] * len(self.value[0]))
-        return len(self.left) - 1
-
-    def tree(self, outputs: tuple[int, ...]) -> Tree:
-        """The finished tree."""
-        return Tree(
-            np.array(self.feature, dtype=np.int64),
-            np.array(self.threshold, dtype=np.float64),
-            np.array(self.left, dtype=np.int64),
-            np.array(self.right, dtype=np.int64),
-            np.array(self.missing_left, dtype=bool),
-            np.array(self.value, dtype=np.float64),
-            outputs,
-        )
-
-
-def _fill(nodes: _Nodes, place: int, tree: Fields, leaf: int, value: float, columns: int) -> None:
+def _fill(nodes: list[_Node], place: int, tree: Fields, leaf: int, columns: int) -> None:
     """A leaf's value; a linear one's weights and constant, and its value where one of its columns is NaN."""
-    if not columns or tree.get("is_linear") != ["1"]:
-        nodes.value[place][-1] = value
-        return
-    counts = [int(word) for word in tree["num_features"]]
-    start = sum(counts[:leaf])
-    read = [int(word) for word in tree["leaf_features"][start : start + counts[leaf]]]
-    weights = [float(word) for word in tree["leaf_coeff"][start : start + counts[leaf]]]
-    for column in read:  # any number is at most infinity, and NaN is not
-        taken, missing = nodes.add(), nodes.add()
-        nodes.split(place, column, float("inf"), False, taken, missing)
-        nodes.value[missing][-1] = value
-        place = taken
-    for column, weight in zip(read, weights, strict=True):
-        nodes.value[place][column if weight > 0.0 else columns + column] = weight
-    nodes.value[place][-1] = float(tree["leaf_const"][leaf])
+    value = [*([0.0] * 2 * columns), float(tree["leaf_value"][leaf])]
+    if columns and tree.get("is_linear") == ["1"]:
+        counts = [int(word) for word in tree["num_features"]]
+        start = sum(counts[:leaf])
+        read = [int(word) for word in tree["leaf_features"][start : start + counts[leaf]]]
+        weights = [float(word) for word in tree["leaf_coeff"][start : start + counts[leaf]]]
+        for column in read:  # any number is at most infinity, and NaN is not
+            nodes[place] = _Node(value, column, float("inf"), False, left=len(nodes), right=len(nodes) + 1)
+            place = len(nodes)
+            nodes += [_Node(value), _Node(value)]
+        value = [*([0.0] * 2 * columns), float(tree["leaf_const"][leaf])]
+        for column, weight in zip(read, weights, strict=True):
+            value[column if weight > 0.0 else columns + column] = weight
+    nodes[place] = _Node(value)
 
 
 def _linear(graph: Graph, features: Features, trees: list[Tree], outputs: int, columns: int) -> str:
@@ -241,7 +193,7 @@ def _linear(graph: Graph, features: Features, trees: list[Tree], outputs: int, c
     for output in range(outputs):
         weights = graph.pick(found, range(output * each, (output + 1) * each - 1))
         constant = graph.pick(found, [(output + 1) * each - 1])
-        unused = graph.op("Equal", weights, graph.constant(0.0))  # NaN and infinity do not count there
+        unused = graph.op("Equal", weights, 0.0)  # NaN and infinity do not count there
         product = graph.where(unused, 0.0, graph.op("Mul", weights, rows))
         made.append(graph.op("Add", graph.total(product), constant))
     return graph.op("Concat", *made, axis=1) if outputs > 1 else made[0]

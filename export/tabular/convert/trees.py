@@ -169,16 +169,16 @@ class Features:
             table[most + 2, position] = 1.0 if split.missing_left else 2.0
         value = graph.pick(self.table, [column])
         whole = graph.op("Mul", graph.op("Sign", value), graph.op("Floor", graph.op("Abs", value)))
-        negative = graph.op("Less", whole if self._truncates else value, graph.constant(0.0))
-        place = graph.op("Min", whole, graph.constant(float(most)))
+        negative = graph.op("Less", whole if self._truncates else value, 0.0)
+        place = graph.op("Min", whole, float(most))
         # An integer of 32 bits holds no more: LightGBM makes it the smallest one.
         if self._truncates:
-            large = graph.op("GreaterOrEqual", whole, graph.constant(2.0**31))
+            large = graph.op("GreaterOrEqual", whole, 2.0**31)
             negative = graph.op("Or", negative, large)
         place = graph.where(negative, float(most + 1), place)
         place = graph.where(graph.op("IsNaN", value), float(most + 2), place)
         index = graph.cast(place, TensorProto.INT64)
-        found = graph.op("Gather", graph.constant(table), index, axis=0)  # [batch, 1, splits]
+        found = graph.op("Gather", table, index, axis=0)  # [batch, 1, splits]
         return graph.op("Squeeze", found, graph.constant([1], np.int64))
 
 
@@ -198,8 +198,3 @@ def reachable(tree: Tree) -> Tree:
     )
     rest = (tree.missing_left[found], tree.value[found], tree.outputs)
     return Tree(tree.feature[found], tree.threshold[found], left, right, *rest)
-
-
-def leq_of_less(threshold: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The largest number below each threshold: `x < t` is `x <= ` this."""
-    return np.nextafter(threshold, -np.inf)

@@ -17,7 +17,7 @@ from onnx import TensorProto
 
 from export.tabular.convert.graph import Dense, Graph, Table, Unsupported, held, matrix, width
 from export.tabular.convert.registry import Context, classifier, regressor
-from export.tabular.convert.trees import Features, Split, Tree, ensemble, leq_of_less, reachable
+from export.tabular.convert.trees import Features, Split, Tree, ensemble, reachable
 from shoal.errors import ExportError
 
 _ONE_BY_ONE = 256  # columns of gblinear that are added one by one
@@ -39,57 +39,34 @@ _PLAIN = (
 )
 
 
-@classifier(xgboost.XGBClassifier)
-def _classifier(context: Context, model: xgboost.XGBClassifier, table: Table) -> str:
-    return _of_classes(context.graph, *_estimator(context, model, table))
+@classifier(xgboost.XGBClassifier, xgboost.Booster)
+def _classifier(context: Context, model: Any, table: Table) -> str:
+    made, outputs = _answer(context, model, table)
+    return made if outputs > 1 else context.graph.both(made)
 
 
-@regressor(xgboost.XGBModel)
-def _regressor(context: Context, model: xgboost.XGBModel, table: Table) -> str:
-    return _estimator(context, model, table)[0]
+@regressor(xgboost.XGBModel, xgboost.Booster)
+def _regressor(context: Context, model: Any, table: Table) -> str:
+    return _answer(context, model, table)[0]
 
 
-def _estimator(context: Context, model: xgboost.XGBModel, table: Table) -> tuple[str, int]:
-    """What a booster answers inside an estimator, which may take another number than NaN for missing."""
-    if model.missing is not None and not np.isnan(model.missing):
-        graph = context.graph
-        rows = graph.cast(matrix(graph, table), TensorProto.FLOAT)
-        stands_for = graph.constant(model.missing, np.float32)
-        rows = graph.where(graph.op("Equal", rows, stands_for), graph.constant(np.nan, np.float32), rows)
-        table = (Dense(graph.cast(rows, TensorProto.DOUBLE), width(table), held=held(table)),)
-    return _answer(context, model.get_booster(), table, _rounds(model))
+def _without(graph: Graph, missing: float, table: Table) -> Table:
+    """A table in which a number that an estimator takes for missing is NaN."""
+    rows = graph.cast(matrix(graph, table), TensorProto.FLOAT)
+    stands_for = graph.constant(missing, np.float32)
+    rows = graph.where(graph.op("Equal", rows, stands_for), graph.constant(np.nan, np.float32), rows)
+    return (Dense(graph.cast(rows, TensorProto.DOUBLE), width(table), held=held(table)),)
 
 
-@classifier(xgboost.Booster)
-def _native_classifier(context: Context, model: xgboost.Booster, table: Table) -> str:
-    return _of_classes(context.graph, *_answer(context, model, table, None))
-
-
-@regressor(xgboost.Booster)
-def _native(context: Context, model: xgboost.Booster, table: Table) -> str:
-    return _answer(context, model, table, None)[0]
-
-
-def _rounds(model: xgboost.XGBModel) -> int | None:
-    """How many rounds an estimator of XGBoost answers with: those up to the best, where it stopped early."""
-    best = model.get_booster().attr("best_iteration")
-    return None if best is None else int(best) + 1
-
-
-def _of_classes(graph: Graph, made: str, outputs: int) -> str:
-    if outputs > 1:
-        return made
-    return graph.op("Concat", graph.op("Sub", graph.constant(1.0), made), made, axis=1)
-
-
-def objective_of(model: xgboost.Booster) -> str:
-    """The objective's name, such as `binary:logistic`."""
-    return str(json.loads(model.save_config())["learner"]["objective"]["name"])
-
-
-def _answer(context: Context, model: xgboost.Booster, table: Table, rounds: int | None) -> tuple[str, int]:
-    """What `Booster.predict` answers, [batch, outputs], and how many outputs that are."""
-    graph = context.graph
+def _answer(context: Context, model: Any, table: Table) -> tuple[str, int]:
+    """What a booster, alone or inside an estimator, answers [batch, outputs], and how many outputs."""
+    graph, rounds = context.graph, None
+    if isinstance(model, xgboost.XGBModel):
+        if model.missing is not None and not np.isnan(model.missing):
+            table = _without(graph, model.missing, table)
+        model = model.get_booster()
+        best = model.attr("best_iteration")  # where it stopped early
+        rounds = None if best is None else int(best) + 1
     learner = json.loads(bytes(model.save_raw("json")))["learner"]
     facts, objective = learner["learner_model_param"], learner["objective"]["name"]
     columns = int(facts["num_feature"])
@@ -102,7 +79,7 @@ def _answer(context: Context, model: xgboost.Booster, table: Table, rounds: int 
     # Whatever the table holds, XGBoost takes it as float32.
     rows = graph.cast(graph.cast(matrix(graph, table), TensorProto.FLOAT), TensorProto.DOUBLE)
     if held(table):  # what a sparse matrix does not hold is missing
-        rows = graph.where(graph.op("Equal", rows, graph.constant(0.0)), float("nan"), rows)
+        rows = graph.where(graph.op("Equal", rows, 0.0), float("nan"), rows)
     booster = learner["gradient_booster"]
     outputs = len(base) if objective == "reg:quantileerror" else outputs
     if booster["name"] == "gblinear":
@@ -111,7 +88,7 @@ def _answer(context: Context, model: xgboost.Booster, table: Table, rounds: int 
         raw = _weighted(graph, rows, weights, np.float32(base[0]))
     else:
         raw = _summed(graph, rows, booster, columns, outputs, rounds)
-        raw = graph.op("Add", raw, graph.constant(base))
+        raw = graph.op("Add", raw, base)
     return _transformed(graph, raw, objective), outputs
 
 
@@ -130,7 +107,7 @@ def _transformed(graph: Graph, raw: str, objective: str) -> str:
     if objective in _EXPONENTIAL:
         return graph.op("Exp", raw)
     if objective == "binary:hinge":
-        return graph.cast(graph.op("Greater", raw, graph.constant(0.0)), TensorProto.DOUBLE)
+        return graph.cast(graph.op("Greater", raw, 0.0), TensorProto.DOUBLE)
     if objective not in _PLAIN:
         raise Unsupported(
             f"the XGBoost objective {objective} is not known here", hint=f"known: {', '.join(_PLAIN)}"
@@ -185,7 +162,7 @@ def _tree(tree: Mapping[str, Any], features: Features, output: int, weight: floa
         outputs = tuple(range(size))
     else:
         value, outputs = split[:, None], (output,)
-    threshold = leq_of_less(split)
+    threshold = np.nextafter(split, -np.inf)  # less than a number is at most the one below it
     starts = dict(zip(tree["categories_nodes"], tree["categories_segments"], strict=True))
     sizes = dict(zip(tree["categories_nodes"], tree["categories_sizes"], strict=True))
     for node, start in starts.items():

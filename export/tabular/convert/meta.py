@@ -23,20 +23,14 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import MultiOutputRegressor, RegressorChain
 from sklearn.pipeline import FeatureUnion, Pipeline
-from sklearn.preprocessing import (
-    FunctionTransformer,
-    MaxAbsScaler,
-    MinMaxScaler,
-    RobustScaler,
-    StandardScaler,
-)
+from sklearn.preprocessing import FunctionTransformer
 from sklearn.semi_supervised import SelfTrainingClassifier
 
 from export.tabular.columns import selections, steps
 from export.tabular.convert.graph import Dense, Graph, Table, Unsupported, as_held, held, take, width
 from export.tabular.convert.linear import shares
-from export.tabular.convert.preprocessing import function, scaled
-from export.tabular.convert.registry import Context, classifier, decides, regressor, transformer
+from export.tabular.convert.preprocessing import SCALERS, function, scaled
+from export.tabular.convert.registry import Context, classifier, decides, delegates, regressor, transformer
 
 
 @transformer(Pipeline)
@@ -46,26 +40,12 @@ def _pipeline(context: Context, part: Pipeline, table: Table) -> Table:
     return table
 
 
-def _before_last(context: Context, model: Pipeline, table: Table) -> tuple[Any, Table]:
+@delegates(Pipeline)
+def _last_step(context: Context, model: Pipeline, table: Table) -> tuple[Any, Table]:
     *before, last = steps(model)
     for step in before:
         table = context.transform(step, table)
     return last, table
-
-
-@classifier(Pipeline)
-def _pipeline_scores(context: Context, model: Pipeline, table: Table) -> str:
-    return context.scores(*_before_last(context, model, table))
-
-
-@regressor(Pipeline)
-def _pipeline_values(context: Context, model: Pipeline, table: Table) -> str:
-    return context.values(*_before_last(context, model, table))
-
-
-@decides(Pipeline)
-def _pipeline_decision(context: Context, model: Pipeline, table: Table) -> str:
-    return context.decision(*_before_last(context, model, table))
 
 
 @transformer(ColumnTransformer)
@@ -95,24 +75,19 @@ def _union(context: Context, part: FeatureUnion, table: Table) -> Table:
 def _mean(graph: Graph, each: Sequence[str], weights: Sequence[float] | None = None) -> str:
     """The weighted mean of tensors of one shape."""
     if weights is not None:
-        each = [graph.op("Mul", one, graph.constant(float(w))) for one, w in zip(each, weights, strict=True)]
+        each = [graph.op("Mul", one, float(w)) for one, w in zip(each, weights, strict=True)]
     total = sum(weights) if weights is not None else len(each)
-    return graph.op("Div", graph.op("Sum", *each), graph.constant(float(total)))
+    return graph.op("Div", graph.op("Sum", *each), float(total))
 
 
-@classifier(RFE)
-def _selected_scores(context: Context, model: RFE, table: Table) -> str:
-    return context.scores(model.estimator_, context.transform(model, table))
+@delegates(RFE)
+def _of_selected(context: Context, model: RFE, table: Table) -> tuple[Any, Table]:
+    return model.estimator_, context.transform(model, table)
 
 
-@regressor(RFE)
-def _selected_values(context: Context, model: RFE, table: Table) -> str:
-    return context.values(model.estimator_, context.transform(model, table))
-
-
-@classifier(SelfTrainingClassifier)
-def _self_trained(context: Context, model: SelfTrainingClassifier, table: Table) -> str:
-    return context.scores(model.estimator_, table)
+@delegates(SelfTrainingClassifier)
+def _self_trained(context: Context, model: SelfTrainingClassifier, table: Table) -> tuple[Any, Table]:
+    return model.estimator_, table
 
 
 @classifier(VotingClassifier)
@@ -140,7 +115,7 @@ def _bagging(context: Context, model: BaggingClassifier, table: Table) -> str:
         if len(entry.classes_) != len(model.classes_):  # a sample of the rows may lack a class
             spread = np.zeros((len(entry.classes_), len(model.classes_)))
             spread[np.arange(len(entry.classes_)), entry.classes_.astype(int)] = 1.0
-            found = graph.op("MatMul", found, graph.constant(spread))
+            found = graph.op("MatMul", found, spread)
         each.append(found)
     return _mean(graph, each)
 
@@ -164,9 +139,9 @@ def _boosted_decision(context: Context, model: AdaBoostClassifier, table: Table)
         votes = np.full((len(own), classes), -weight / (classes - 1))
         votes[np.arange(len(own)), own] = weight
         flat = graph.op("Squeeze", place, graph.constant([1], np.int64))
-        each.append(graph.op("Gather", graph.constant(votes), flat, axis=0))
+        each.append(graph.op("Gather", votes, flat, axis=0))
     total = float(model.estimator_weights_.sum())
-    made = graph.op("Div", graph.op("Sum", *each), graph.constant(total))
+    made = graph.op("Div", graph.op("Sum", *each), total)
     if classes > 2:
         return made
     return graph.op("Sub", graph.pick(made, [1]), graph.pick(made, [0]))
@@ -177,17 +152,17 @@ def _boosted(context: Context, model: AdaBoostClassifier, table: Table) -> str:
     graph, made = context.graph, _boosted_decision(context, model, table)
     classes = len(model.classes_)
     if classes == 2:
-        halves = [graph.op("Mul", made, graph.constant(side)) for side in (-0.5, 0.5)]
+        halves = [graph.op("Mul", made, side) for side in (-0.5, 0.5)]
         return graph.op("Softmax", graph.op("Concat", *halves, axis=1), axis=1)
-    return graph.op("Softmax", graph.op("Div", made, graph.constant(classes - 1.0)), axis=1)
+    return graph.op("Softmax", graph.op("Div", made, classes - 1.0), axis=1)
 
 
-def _stack(context: Context, model: Any, table: Table) -> Table:
-    made: Table = ()
+@delegates(StackingClassifier, StackingRegressor)
+def _stack(context: Context, model: Any, table: Table) -> tuple[Any, Table]:
     graph = context.graph
-    for entry, method in zip(
-        [entry for entry in model.estimators_ if entry != "drop"], model.stack_method_, strict=True
-    ):
+    made: Table = ()
+    estimators = [entry for entry in model.estimators_ if entry != "drop"]
+    for entry, method in zip(estimators, model.stack_method_, strict=True):
         count = len(getattr(model, "classes_", ())) or 1
         if method == "predict_proba":
             found = context.scores(entry, table)
@@ -204,17 +179,7 @@ def _stack(context: Context, model: Any, table: Table) -> Table:
         else:
             found = context.values(entry, table)
         made += (Dense(found, count),)
-    return made + table if model.passthrough else made
-
-
-@classifier(StackingClassifier)
-def _stacked_scores(context: Context, model: StackingClassifier, table: Table) -> str:
-    return context.scores(model.final_estimator_, _stack(context, model, table))
-
-
-@regressor(StackingRegressor)
-def _stacked_values(context: Context, model: StackingRegressor, table: Table) -> str:
-    return context.values(model.final_estimator_, _stack(context, model, table))
+    return model.final_estimator_, made + table if model.passthrough else made
 
 
 @classifier(OneVsRestClassifier)
@@ -227,7 +192,7 @@ def _one_against_rest(context: Context, model: OneVsRestClassifier, table: Table
             )
         each.append(graph.pick(context.scores(entry, table), [1]))
     if len(each) == 1:
-        return graph.op("Concat", graph.op("Sub", graph.constant(1.0), each[0]), each[0], axis=1)
+        return graph.both(each[0])
     return shares(graph, graph.op("Concat", *each, axis=1), of_none=0.0)
 
 
@@ -254,7 +219,7 @@ def _transformed_target(context: Context, model: TransformedTargetRegressor, tab
     found: Table = (Dense(context.values(model.regressor_, table), outputs),)
     if isinstance(back, FunctionTransformer):
         (block,) = function(graph, found, back.inverse_func, back.inv_kw_args)
-    elif isinstance(back, StandardScaler | RobustScaler | MaxAbsScaler | MinMaxScaler):
+    elif isinstance(back, SCALERS):
         (block,) = scaled(graph, found, back, back=True)
     else:
         raise Unsupported(
@@ -285,20 +250,19 @@ def _calibrated_once(context: Context, model: Any, table: Table) -> str:
         one = raw if classes == 2 else graph.pick(raw, [position])
         columns[1 if classes == 2 else int(own[position])] = _calibrator(graph, calibrator, one)
     if classes == 2:
-        return graph.op("Concat", graph.op("Sub", graph.constant(1.0), columns[1]), columns[1], axis=1)
-    none = graph.op("Mul", graph.pick(raw, [0]), graph.constant(0.0))
+        return graph.both(columns[1])
+    none = graph.op("Mul", graph.pick(raw, [0]), 0.0)
     joined = graph.op("Concat", *(columns.get(place, none) for place in range(classes)), axis=1)
     return shares(graph, joined)
 
 
 def _cooled(graph: Graph, model: Any, raw: str, classes: int) -> str:
     if classes > 2 and not hasattr(model.estimator, "decision_function"):
-        raw = graph.op("Log", graph.op("Add", raw, graph.constant(1e-12)))
+        raw = graph.op("Log", graph.op("Add", raw, 1e-12))
     elif classes == 2 and hasattr(model.estimator, "decision_function"):
         raw = graph.op("Concat", graph.op("Neg", raw), raw, axis=1)
     elif classes == 2:
-        both = graph.op("Concat", graph.op("Sub", graph.constant(1.0), raw), raw, axis=1)
-        raw = graph.op("Log", graph.op("Add", both, graph.constant(1e-12)))
+        raw = graph.op("Log", graph.op("Add", graph.both(raw), 1e-12))
     warmth = graph.constant(float(model.calibrators[0].beta_))
     return graph.op("Softmax", graph.op("Mul", raw, warmth), axis=1)
 
@@ -306,17 +270,16 @@ def _cooled(graph: Graph, model: Any, raw: str, classes: int) -> str:
 def _calibrator(graph: Graph, calibrator: Any, value: str) -> str:
     """A calibrated probability [batch, 1]: a logistic curve, or straight lines between points."""
     if not isinstance(calibrator, IsotonicRegression):
-        weighted = graph.op("Mul", value, graph.constant(-float(calibrator.a_)))
-        return graph.op("Sigmoid", graph.op("Sub", weighted, graph.constant(float(calibrator.b_))))
+        weighted = graph.op("Mul", value, -float(calibrator.a_))
+        return graph.op("Sigmoid", graph.op("Sub", weighted, float(calibrator.b_)))
     x = np.asarray(calibrator.X_thresholds_, dtype=np.float64)
     y = np.asarray(calibrator.y_thresholds_, dtype=np.float64)
     if len(x) == 1:
-        return graph.op("Add", graph.op("Mul", value, graph.constant(0.0)), graph.constant(y[0]))
-    inside = graph.op("Clip", value, graph.constant(x[0]), graph.constant(x[-1]))
-    passed = graph.op("Greater", inside, graph.constant(x[None, 1:-1]))
+        return graph.op("Add", graph.op("Mul", value, 0.0), y[0])
+    inside = graph.op("Clip", value, x[0], x[-1])
+    passed = graph.op("Greater", inside, x[None, 1:-1])
     place = graph.total(graph.cast(passed, TensorProto.INT64), whole=True)
     low, slope, start = (
-        graph.op("Gather", graph.constant(numbers), place)
-        for numbers in (x[:-1], np.diff(y) / np.diff(x), y[:-1])
+        graph.op("Gather", numbers, place) for numbers in (x[:-1], np.diff(y) / np.diff(x), y[:-1])
     )
     return graph.op("Add", graph.op("Mul", graph.op("Sub", inside, low), slope), start)

@@ -40,14 +40,15 @@ from export.tabular.convert.graph import (
 )
 from export.tabular.convert.registry import Context, transformer
 
+SCALERS = (StandardScaler, RobustScaler, MaxAbsScaler, MinMaxScaler)
 # The numpy functions that a FunctionTransformer may apply, as ONNX computes them.
 _FUNCTIONS: dict[Any, Callable[[Graph, str], str]] = {
     np.log: lambda graph, value: graph.op("Log", value),
-    np.log1p: lambda graph, value: graph.op("Log", graph.op("Add", value, graph.constant(1.0))),
-    np.log2: lambda graph, value: graph.op("Div", graph.op("Log", value), graph.constant(np.log(2.0))),
-    np.log10: lambda graph, value: graph.op("Div", graph.op("Log", value), graph.constant(np.log(10.0))),
+    np.log1p: lambda graph, value: graph.op("Log", graph.op("Add", value, 1.0)),
+    np.log2: lambda graph, value: graph.op("Div", graph.op("Log", value), np.log(2.0)),
+    np.log10: lambda graph, value: graph.op("Div", graph.op("Log", value), np.log(10.0)),
     np.exp: lambda graph, value: graph.op("Exp", value),
-    np.expm1: lambda graph, value: graph.op("Sub", graph.op("Exp", value), graph.constant(1.0)),
+    np.expm1: lambda graph, value: graph.op("Sub", graph.op("Exp", value), 1.0),
     np.sqrt: lambda graph, value: graph.op("Sqrt", value),
     np.square: lambda graph, value: graph.op("Mul", value, value),
     np.abs: lambda graph, value: graph.op("Abs", value),
@@ -73,17 +74,13 @@ def function(graph: Graph, table: Table, applied: Any, arguments: Any = None) ->
     inner = applied.func if isinstance(applied, partial) else applied
     if inner is None or (inner is check_array and not arguments):
         return table
-    if (
-        isinstance(applied, partial)
-        or arguments
-        or not isinstance(inner, np.ufunc)
-        or inner not in _FUNCTIONS
-    ):
+    known = isinstance(inner, np.ufunc) and inner in _FUNCTIONS
+    if isinstance(applied, partial) or arguments or not known:
         name = getattr(inner, "__name__", repr(inner))
-        known = ", ".join(sorted({entry.__name__ for entry in _FUNCTIONS}))
+        names = ", ".join(sorted({entry.__name__ for entry in _FUNCTIONS}))
         raise Unsupported(
             f"FunctionTransformer({name}) runs Python code, which no graph holds",
-            hint=f"apply {name} to the table before, fit and save the rest; or use one of numpy: {known}",
+            hint=f"apply {name} to the table before, fit and save the rest; or use one of numpy: {names}",
         )
     return (Dense(_FUNCTIONS[inner](graph, matrix(graph, table)), width(table)),)
 
@@ -93,7 +90,7 @@ def _function(context: Context, part: FunctionTransformer, table: Table) -> Tabl
     return function(context.graph, table, part.func, part.kw_args)
 
 
-@transformer(StandardScaler, RobustScaler, MaxAbsScaler, MinMaxScaler)
+@transformer(*SCALERS)
 def _scaler(context: Context, part: Any, table: Table) -> Table:
     if isinstance(table[0], Sparse) and len(table) == 1 and isinstance(part, MaxAbsScaler | StandardScaler):
         return _scaled(context.graph, table[0], part)
@@ -121,16 +118,16 @@ def scaled(graph: Graph, table: Table, part: Any, *, back: bool) -> Table:
     value = matrix(graph, table)
     for op, constant in steps:
         if constant is not None:
-            value = graph.op(op, value, graph.constant(np.atleast_2d(constant)))
+            value = graph.op(op, value, np.atleast_2d(constant))
     if getattr(part, "clip", False) and not back:
         low, high = part.feature_range if isinstance(part, MinMaxScaler) else (-1.0, 1.0)
-        value = graph.op("Clip", value, graph.constant(float(low)), graph.constant(float(high)))
+        value = graph.op("Clip", value, float(low), float(high))
     return (Dense(value, width(table)),)
 
 
 def _scaled(graph: Graph, block: Sparse, part: Any) -> Table:
     scale = np.ones(block.width) if part.scale_ is None else part.scale_
-    each = graph.op("Gather", graph.constant([*scale, 1.0]), block.indices)
+    each = graph.op("Gather", [*scale, 1.0], block.indices)
     return (Sparse(block.indices, graph.op("Div", block.values, each), block.width, block.held),)
 
 
@@ -157,14 +154,14 @@ def normed(graph: Graph, values: str, norm: str | None) -> str:
         length = graph.op("Sqrt", graph.op("ReduceSum", graph.op("Mul", values, values), axis))
     else:
         length = graph.op("ReduceSum" if norm == "l1" else "ReduceMax", sizes, axis)
-    zero = graph.op("Equal", length, graph.constant(0.0))
+    zero = graph.op("Equal", length, 0.0)
     return graph.op("Div", values, graph.where(zero, 1.0, length))
 
 
 @transformer(Binarizer)
 def _binarizer(context: Context, part: Binarizer, table: Table) -> Table:
     graph = context.graph
-    above = graph.op("Greater", matrix(graph, table), graph.constant(float(part.threshold)))
+    above = graph.op("Greater", matrix(graph, table), float(part.threshold))
     return (Dense(graph.cast(above, TensorProto.DOUBLE), width(table)),)
 
 
@@ -177,10 +174,10 @@ def _power(context: Context, part: PowerTransformer, table: Table) -> Table:
             made.append(_box_cox(graph, value, power))
             continue
         one = graph.constant(1.0)
-        right = _box_cox(graph, graph.op("Add", graph.op("Max", value, graph.constant(0.0)), one), power)
-        left = graph.op("Sub", one, graph.op("Min", value, graph.constant(0.0)))
+        right = _box_cox(graph, graph.op("Add", graph.op("Max", value, 0.0), one), power)
+        left = graph.op("Sub", one, graph.op("Min", value, 0.0))
         left = graph.op("Neg", _box_cox(graph, left, 2.0 - power))
-        negative = graph.op("Less", value, graph.constant(0.0))
+        negative = graph.op("Less", value, 0.0)
         chosen = graph.where(negative, left, right)
         made.append(graph.where(graph.op("IsNaN", value), value, chosen))
     result: Table = (Dense(graph.op("Concat", *made, axis=1), len(made)),)
@@ -191,8 +188,8 @@ def _box_cox(graph: Graph, value: str, power: float) -> str:
     """Box and Cox 1964, doi:10.1111/j.2517-6161.1964.tb00553.x: (x^p - 1) / p, or log x where p is 0."""
     if abs(power) < np.spacing(1.0):
         return graph.op("Log", value)
-    raised = graph.op("Pow", value, graph.constant(float(power)))
-    return graph.op("Div", graph.op("Sub", raised, graph.constant(1.0)), graph.constant(float(power)))
+    raised = graph.op("Pow", value, float(power))
+    return graph.op("Div", graph.op("Sub", raised, 1.0), float(power))
 
 
 @transformer(KBinsDiscretizer)
@@ -201,9 +198,9 @@ def _bins(context: Context, part: KBinsDiscretizer, table: Table) -> Table:
     for column, edges in zip(apart(graph, numbers(dense(graph, table))), part.bin_edges_, strict=True):
         inner = np.asarray(edges, dtype=np.float64)[1:-1]
         if not len(inner):
-            made.append(graph.op("Mul", column.name, graph.constant(0.0)))
+            made.append(graph.op("Mul", column.name, 0.0))
             continue
-        passed = graph.op("GreaterOrEqual", column.name, graph.constant(inner[None]))
+        passed = graph.op("GreaterOrEqual", column.name, inner[None])
         made.append(graph.total(graph.cast(passed, TensorProto.DOUBLE), whole=True))
     result: Table = (Dense(graph.op("Concat", *made, axis=1), len(made)),)
     return result if part.encode == "ordinal" else context.transform(part._encoder, result)
@@ -220,7 +217,7 @@ def _polynomial(context: Context, part: PolynomialFeatures, table: Table) -> Tab
         chosen = np.repeat(np.arange(columns), exponents)
         factors[: len(chosen), output] = chosen
     rows = matrix(graph, table)
-    ones = graph.op("Add", graph.op("Mul", graph.pick(rows, [0]), graph.constant(0.0)), graph.constant(1.0))
+    ones = graph.op("Add", graph.op("Mul", graph.pick(rows, [0]), 0.0), 1.0)
     rows = graph.op("Concat", rows, ones, axis=1)
     value = graph.pick(rows, factors[-1].tolist())
     for chosen in factors[-2::-1]:  # the last factor first, as scikit-learn does
@@ -239,15 +236,13 @@ def _components(context: Context, part: PCA, table: Table) -> Table:
     if part.whiten:
         spread = np.sqrt(part.explained_variance_)
         weights = weights / np.maximum(spread, np.finfo(spread.dtype).eps)
-    made = context.graph.linear(table, weights, -(part.mean_ @ weights))
-    return (Dense(made, weights.shape[1]),)
+    return (Dense(context.graph.linear(table, weights, -(part.mean_ @ weights)), weights.shape[1]),)
 
 
 @transformer(TruncatedSVD)
 def _svd(context: Context, part: TruncatedSVD, table: Table) -> Table:
     weights = part.components_.T
-    made = context.graph.linear(table, weights, np.zeros(weights.shape[1]))
-    return (Dense(made, weights.shape[1]),)
+    return (Dense(context.graph.linear(table, weights, np.zeros(weights.shape[1])), weights.shape[1]),)
 
 
 @transformer(SimpleImputer)
@@ -276,24 +271,18 @@ def _indicator(context: Context, part: MissingIndicator, table: Table) -> Table:
 
 def indicated(graph: Graph, part: MissingIndicator, block: Dense) -> Table:
     """1 where a column lacks its value, for those columns that a MissingIndicator looks at."""
-    columns = apart(graph, block)
-    return tuple(
-        Dense(
-            graph.cast(
-                _missing(graph, columns[index], part.missing_values, block.vocabulary(index)),
-                TensorProto.DOUBLE,
-            ),
-            1,
-        )
-        for index in map(int, part.features_)
-    )
+    columns, made = apart(graph, block), []
+    for index in map(int, part.features_):
+        absent = _missing(graph, columns[index], part.missing_values, block.vocabulary(index))
+        made.append(Dense(graph.cast(absent, TensorProto.DOUBLE), 1))
+    return tuple(made)
 
 
 def _missing(graph: Graph, column: Dense, stands_for: Any, known: tuple[str, ...] | None) -> str:
     """Mark where a column holds what an imputer takes for missing, BOOL [batch, 1]."""
     if isinstance(stands_for, str):
         code = known.index(stands_for) if known and stands_for in known else -2
-        return graph.op("Equal", column.name, graph.constant(float(code)))
+        return graph.op("Equal", column.name, float(code))
     if isinstance(stands_for, int | float) and stands_for == stands_for:  # noqa: PLR0124 - not NaN
-        return graph.op("Equal", column.name, graph.constant(float(stands_for)))
+        return graph.op("Equal", column.name, float(stands_for))
     return graph.op("IsNaN", column.name)

@@ -14,12 +14,14 @@ from serving.models.terms import Terms
 
 Transform = Callable[["Context", Any, Table], Table]
 Predict = Callable[["Context", Any, Table], str]
+Delegate = Callable[["Context", Any, Table], tuple[Any, Table]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _TRANSFORMERS: dict[type, Transform] = {}
 _CLASSIFIERS: dict[type, Predict] = {}
 _REGRESSORS: dict[type, Predict] = {}
 _DECISIONS: dict[type, Predict] = {}
+_DELEGATES: dict[type, Delegate] = {}
 # A class of somebody else's that overrides one of these is not what its parent is.
 _METHODS = ("transform", "predict", "predict_proba", "decision_function")
 
@@ -72,7 +74,9 @@ class Context:
 
     def _answer(self, known: dict[type, Predict], model: Any, table: Table) -> str:
         model = unwrapped(model)
-        convert = _find(known, model)
+        convert, delegate = _find(known, model), _find(_DELEGATES, model)
+        if convert is None and delegate is not None:
+            return self._answer(known, *delegate(self, model, table))
         if convert is None:
             other = self.fallback()
             convert = other.decided if known is _DECISIONS else other.predicted
@@ -106,6 +110,11 @@ def regressor(*kinds: type) -> Callable[[Function], Function]:
 def decides(*kinds: type) -> Callable[[Function], Function]:
     """The function below converts `decision_function` of classifiers of these classes."""
     return _registered(_DECISIONS, kinds)
+
+
+def delegates(*kinds: type) -> Callable[[Function], Function]:
+    """The function below finds the estimator that answers for these classes, and the table that it reads."""
+    return _registered(_DELEGATES, kinds)
 
 
 def _registered(known: dict[type, Any], kinds: tuple[type, ...]) -> Callable[[Function], Function]:

@@ -27,10 +27,9 @@ def _one_hot(context: Context, part: OneHotEncoder, table: Table) -> Table:
     starts = np.cumsum([0, *part._n_features_outs])
     for index, column in enumerate(apart(graph, dense(graph, table))):
         made = _asked(part, index, starts[index], starts[index + 1])
-        # The one entry that is not zero, or none.
-        place = np.where(made.any(axis=1), made.argmax(axis=1) + starts[index], total) if made.size else None
-        if place is None:
-            place = np.full(len(part.categories_[index]) + 2, total)
+        place = np.full(len(made), total)
+        rows, columns = made.nonzero()  # one entry of a row, or none
+        place[rows] = starts[index] + columns
         row = _row(graph, column, column.vocabulary(0), part.categories_[index])
         places.append(graph.op("Gather", graph.constant(place, np.int64), row))
     indices = graph.op("Concat", *places, axis=1)
@@ -47,7 +46,7 @@ def _numbered(context: Context, part: Any, table: Table) -> Table:
         rows = _asked(part, index, index * each, (index + 1) * each)
         row = _row(graph, column, column.vocabulary(0), part.categories_[index])
         flat = graph.op("Squeeze", row, graph.constant([1], np.int64))
-        made.append(Dense(graph.op("Gather", graph.constant(rows), flat, axis=0), each))
+        made.append(Dense(graph.op("Gather", rows, flat, axis=0), each))
     return tuple(made)
 
 
@@ -70,9 +69,7 @@ def _made(part: Any, index: int, values: list[Any]) -> NDArray[np.float64]:
     columns = {}
     for position, categories in enumerate(part.categories_):
         filled = values if position == index else [categories[0]] * len(values)
-        columns[position] = pd.Series(
-            filled, dtype=categories.dtype if categories.dtype.kind == "O" else None
-        )
+        columns[position] = pd.Series(filled, dtype=object if categories.dtype == object else None)
     frame = pd.DataFrame(columns)
     names = getattr(part, "feature_names_in_", None)
     if names is not None:
@@ -82,8 +79,7 @@ def _made(part: Any, index: int, values: list[Any]) -> NDArray[np.float64]:
         try:
             made = part.transform(frame)
         except ValueError:  # refused, and so the front refuses it too
-            width = len(part.get_feature_names_out())
-            return np.zeros((len(values), width))
+            return np.zeros((len(values), len(part.get_feature_names_out())))
     made = made.toarray() if hasattr(made, "toarray") else made
     return np.asarray(made, dtype=np.float64)
 
@@ -96,11 +92,9 @@ def _row(graph: Graph, column: Dense, vocabulary: tuple[str, ...] | None, catego
     absent = graph.op("IsNaN", column.name)
     if vocabulary is None:
         values = [float("nan") if v is None else float(v) for v in categories]
-        same = graph.op("Equal", column.name, graph.constant(np.array([values])))
-        numbered = graph.op(
-            "Mul", graph.cast(same, TensorProto.DOUBLE), graph.constant([np.arange(count) - float(count)])
-        )
-        place = graph.op("Add", graph.total(numbered, whole=True), graph.constant(float(count)))
+        same = graph.op("Equal", column.name, np.array([values]))
+        numbered = graph.op("Mul", graph.cast(same, TensorProto.DOUBLE), [np.arange(count) - float(count)])
+        place = graph.op("Add", graph.total(numbered, whole=True), float(count))
         return graph.cast(graph.where(absent, float(missing), place), TensorProto.INT64)
     places = {str(value): number for number, value in enumerate(categories) if isinstance(value, str)}
     # The last entry is for what is in nobody's vocabulary, numbered -1.

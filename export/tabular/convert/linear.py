@@ -15,7 +15,7 @@ from sklearn.naive_bayes import BernoulliNB, ComplementNB, GaussianNB, Multinomi
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.svm import LinearSVR
 
-from export.tabular.convert.graph import Graph, Table, Unsupported, matrix
+from export.tabular.convert.graph import Dense, Graph, Table, Unsupported, matrix
 from export.tabular.convert.registry import Context, classifier, decides, regressor
 
 
@@ -121,16 +121,13 @@ def _perceptron(context: Context, model: Any, table: Table) -> str:
     graph, value = context.graph, ""
     last = len(model.coefs_) - 1
     for index, (weights, bias) in enumerate(zip(model.coefs_, model.intercepts_, strict=True)):
-        if index == 0:
-            value = graph.linear(table, weights, bias)
-        else:
-            value = graph.op("MatMul", value, weights)
-            value = graph.op("Add", value, bias)
+        value = graph.linear(table, weights, bias)
         kind = model.out_activation_ if index == last else model.activation
         if kind == "softmax":
             value = graph.op("Softmax", value, axis=1)
         elif kind != "identity":
             value = graph.op(_ACTIVATIONS[kind], value)
+        table = (Dense(value, len(bias)),)
     return value
 
 

@@ -8,7 +8,7 @@ from onnx import TensorProto
 from sklearn.impute import KNNImputer
 
 from export.tabular.convert.graph import Dense, Graph, Table, Unsupported, dense, numbers, width
-from export.tabular.convert.preprocessing import indicated
+from export.tabular.convert.preprocessing import indicated, missing
 from export.tabular.convert.registry import Context, transformer
 
 MOST_ROWS = 20_000  # 256 rows against them take 40 MB
@@ -25,13 +25,8 @@ def _imputer(context: Context, part: KNNImputer, table: Table) -> Table:
     context.doubts.append(
         "which of several equally near rows KNNImputer takes is left to chance; SimpleImputer does without"
     )
-    stands_for = float("nan") if part.missing_values is None else float(part.missing_values)
-    block = numbers(dense(graph, table))
-    there = ~_is(fitted, stands_for)
-    if np.isnan(stands_for):
-        absent = graph.op("IsNaN", block.name)
-    else:
-        absent = graph.op("Equal", block.name, stands_for)
+    block, there = numbers(dense(graph, table)), ~part._mask_fit_X
+    absent = missing(graph, block, part.missing_values)
     apart = _distances(graph, block.name, absent, fitted, there)
     made = []
     for column in range(width(table)):
@@ -46,10 +41,6 @@ def _imputer(context: Context, part: KNNImputer, table: Table) -> Table:
     if part.indicator_ is not None:
         result += indicated(graph, part.indicator_, block)
     return result
-
-
-def _is(values: NDArray[np.float64], stands_for: float) -> NDArray[np.bool_]:
-    return np.isnan(values) if np.isnan(stands_for) else values == stands_for
 
 
 def _distances(graph: Graph, rows: str, absent: str, fitted: NDArray, there: NDArray[np.bool_]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -256,7 +257,7 @@ def _imputer(context: Context, part: SimpleImputer, table: Table) -> Table:
         if empty and not part.keep_empty_features:
             continue
         number = float(known.index(str(fill))) if known is not None else float(0.0 if empty else fill)
-        filled = graph.where(_missing(graph, column, part.missing_values, known), number, column.name)
+        filled = graph.where(missing(graph, column, part.missing_values, known), number, column.name)
         made.append(Dense(filled, 1, (known,)))
     result: Table = tuple(made)
     if part.indicator_ is not None:
@@ -273,16 +274,20 @@ def indicated(graph: Graph, part: MissingIndicator, block: Dense) -> Table:
     """1 where a column lacks its value, for those columns that a MissingIndicator looks at."""
     columns, made = apart(graph, block), []
     for index in map(int, part.features_):
-        absent = _missing(graph, columns[index], part.missing_values, block.vocabulary(index))
+        absent = missing(graph, columns[index], part.missing_values, block.vocabulary(index))
         made.append(Dense(graph.cast(absent, TensorProto.DOUBLE), 1))
     return tuple(made)
 
 
-def _missing(graph: Graph, column: Dense, stands_for: Any, known: tuple[str, ...] | None) -> str:
-    """Mark where a column holds what an imputer takes for missing, BOOL [batch, 1]."""
+def missing(graph: Graph, block: Dense, stands_for: Any, known: tuple[str, ...] | None = None) -> str:
+    """Where a block holds what an imputer takes for missing, BOOL [batch, width].
+
+    Args:
+        known: the texts that its numbers stand for; None: for themselves.
+    """
     if isinstance(stands_for, str):
         code = known.index(stands_for) if known and stands_for in known else -2
-        return graph.op("Equal", column.name, float(code))
-    if isinstance(stands_for, int | float) and stands_for == stands_for:  # noqa: PLR0124 - not NaN
-        return graph.op("Equal", column.name, float(stands_for))
-    return graph.op("IsNaN", column.name)
+        return graph.op("Equal", block.name, float(code))
+    if isinstance(stands_for, Real) and not np.isnan(float(stands_for)):
+        return graph.op("Equal", block.name, float(stands_for))
+    return graph.op("IsNaN", block.name)

@@ -28,8 +28,6 @@ from serving.onnxruntime.sessions import measured_session
 from shoal.errors import ExportError
 from shoal.wire import FEATURES
 
-OPSET = 21
-ML_OPSET = 3
 TOP_K = 5
 # Types of numbers on the wire.
 FLOAT, DOUBLE = "FLOAT", "DOUBLE"
@@ -68,15 +66,10 @@ def to_onnx(estimator: Estimator, path: Path, *, top_k: int = TOP_K, numbers: st
     context = Context(Graph(), _fallback)
     table = _table(context.graph, estimator, numbers)
     try:
-        if estimator.classes:
-            scores = context.scores(estimator.model, table)
-            blurred = context.graph.blurred()
-            outputs = _labelled(context.graph, scores, estimator.classes, min(top_k, len(estimator.classes)))
-        else:
-            predictions = context.values(estimator.model, table)
-            blurred = context.graph.blurred()
-            outputs = _predicted(context.graph, predictions)
-        made = context.graph.model(outputs, OPSET, ML_OPSET)
+        predict = context.scores if estimator.classes else context.values
+        found = predict(estimator.model, table)
+        blurred = context.graph.blurred()
+        made = context.graph.model(_answered(context.graph, found, estimator.classes, top_k))
         made.ir_version = min(made.ir_version, MAX_IR_VERSION)
         onnx.checker.check_model(made)
         onnx.save(made, path)
@@ -104,15 +97,14 @@ def _fallback() -> Any:
 
 def _settle_width(model: onnx.ModelProto, path: Path) -> None:
     """Write how many numbers a prediction has, which a row of nothing tells."""
-    session = measured_session(path)
     nothing: dict[str, NDArray] = {}
-    for entry in session.get_inputs():
-        shape = [size if isinstance(size, int) else 1 for size in entry.shape]
-        kind = {"tensor(string)": object, "tensor(double)": np.float64, "tensor(int64)": np.int64}
-        nothing[entry.name] = np.zeros(shape, kind.get(entry.type, np.float32))
-        if entry.type == "tensor(string)":
-            nothing[entry.name][:] = ""
-    for value, found in zip(model.graph.output, session.run(None, nothing), strict=True):
+    for entry in model.graph.input:
+        tensor = entry.type.tensor_type
+        kind = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        empty = "" if tensor.elem_type == TensorProto.STRING else 0
+        shape = [size.dim_value or 1 for size in tensor.shape.dim]
+        nothing[entry.name] = np.full(shape, empty, kind)
+    for value, found in zip(model.graph.output, measured_session(path).run(None, nothing), strict=True):
         value.type.tensor_type.shape.dim[1].dim_value = found.shape[1]
     onnx.save(model, path)
 
@@ -171,23 +163,20 @@ def _coded(graph: Graph, given: str, texts: Sequence[str]) -> str:
     return graph.cast(code, TensorProto.DOUBLE)
 
 
-def _labelled(graph: Graph, scores: str, classes: tuple[str, ...], k: int) -> list[onnx.ValueInfoProto]:
-    """Probabilities [batch, classes] -> the k best with their names."""
-    rounded = graph.cast(scores, TensorProto.FLOAT)
+def _answered(graph: Graph, found: str, classes: tuple[str, ...], top_k: int) -> list[onnx.ValueInfoProto]:
+    """Probabilities [batch, classes] -> the best with their names; predictions -> float32."""
+    rounded = graph.cast(found, TensorProto.FLOAT)
+    if not classes:
+        return [_output(graph, rounded, "prediction", TensorProto.FLOAT, "outputs")]
+    k = min(top_k, len(classes))
     best = graph.ops("TopK", rounded, graph.constant([k], np.int64), count=2, axis=1, largest=1, sorted=1)
-    names = graph.constant(np.array(classes, dtype=object), object)
-    found = graph.op("Gather", names, best[1], axis=0)
+    names = graph.op("Gather", graph.constant(np.array(classes, dtype=object), object), best[1], axis=0)
     return [
-        _output(graph, found, "label", TensorProto.STRING, k),
+        _output(graph, names, "label", TensorProto.STRING, k),
         _output(graph, best[0], "score", TensorProto.FLOAT, k),
     ]
 
 
-def _predicted(graph: Graph, values: str) -> list[onnx.ValueInfoProto]:
-    """Predictions [batch, outputs] -> float32."""
-    return [_output(graph, graph.cast(values, TensorProto.FLOAT), "prediction", TensorProto.FLOAT, -1)]
-
-
-def _output(graph: Graph, value: str, name: str, kind: int, width: int) -> onnx.ValueInfoProto:
+def _output(graph: Graph, value: str, name: str, kind: int, width: int | str) -> onnx.ValueInfoProto:
     graph.nodes.append(helper.make_node("Identity", [value], [name]))
-    return helper.make_tensor_value_info(name, kind, ["batch", width if width > 0 else "outputs"])
+    return helper.make_tensor_value_info(name, kind, ["batch", width])

@@ -13,12 +13,10 @@ from sklearn.base import is_classifier
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.svm import SVC, NuSVC
 
-from export.tabular.convert.graph import ML, Dense, Table, Unsupported, matrix, width
+from export.tabular.convert.graph import OPSETS, Dense, Table, Unsupported, matrix, width
 from export.tabular.convert.registry import Context
 from serving.onnxruntime.sessions import measured_session
 
-OPSET = 21
-ML_OPSET = 3
 _DOUBTS = (
     (
         (SVC, NuSVC),
@@ -35,11 +33,10 @@ _KINDS = ((DoubleTensorType, TensorProto.DOUBLE), (FloatTensorType, TensorProto.
 
 def transformed(context: Context, part: Any, table: Table) -> Table:
     """A transformer."""
-    names = [name for name in ("get_feature_names_out",) if hasattr(part, name)]
     made = _inlined(context, part, table, {}, 1)[0]
-    sample = np.zeros((1, width(table)))
-    outputs = len(part.get_feature_names_out()) if names else np.asarray(part.transform(sample)).shape[1]
-    return (Dense(made, outputs),)
+    if hasattr(part, "get_feature_names_out"):
+        return (Dense(made, len(part.get_feature_names_out())),)
+    return (Dense(made, np.asarray(part.transform(np.zeros((1, width(table))))).shape[1]),)
 
 
 def predicted(context: Context, model: Any, table: Table) -> str:
@@ -56,17 +53,14 @@ def predicted(context: Context, model: Any, table: Table) -> str:
     if is_classifier(model):
         return _inlined(context, model, table, {"zipmap": False}, 2)[1]
     made = _inlined(context, model, table, {}, 1)[0]
-    return graph.op("Reshape", made, graph.constant([-1, _outputs(model)], np.int64))
+    outputs = np.size(model.predict(np.zeros((1, model.n_features_in_))))
+    return graph.op("Reshape", made, graph.constant([-1, outputs], np.int64))
 
 
 def decided(context: Context, model: Any, table: Table) -> str:
     """A classifier's decision function."""
     made = _inlined(context, model, table, {"zipmap": False, "raw_scores": True}, 2)[1]
     return context.graph.pick(made, [1]) if len(model.classes_) == 2 else made
-
-
-def _outputs(model: Any) -> int:
-    return int(np.asarray(model.predict(np.zeros((1, model.n_features_in_)))).size)
 
 
 def _inlined(context: Context, part: Any, table: Table, options: dict[str, Any], count: int) -> list[str]:
@@ -93,7 +87,7 @@ def _inlined(context: Context, part: Any, table: Table, options: dict[str, Any],
         kept_node.output.extend(names[name] for name in node.output)
         graph.nodes.append(kept_node)
     for entry in converted.opset_import:
-        if entry.domain not in ("", ML):
+        if entry.domain not in OPSETS:
             graph.versions[entry.domain] = entry.version
     return [graph.cast(names[value.name], TensorProto.DOUBLE) for value in inner.output[:count]]
 
@@ -105,7 +99,7 @@ def _converted(part: Any, columns: int, options: dict[str, Any]) -> tuple[onnx.M
             made = convert_sklearn(
                 part,
                 initial_types=[("X", tensor([None, columns]))],
-                target_opset={"": OPSET, ML: ML_OPSET},
+                target_opset=OPSETS,
                 options={id(part): options} if options else None,
             )
             session = measured_session(made.SerializeToString())

@@ -21,6 +21,7 @@ from shoal.errors import ExportError
 # it would take more than 250 MB.
 MOST_SPREAD = 1 << 17
 ML = "ai.onnx.ml"
+OPSETS = {"": 21, ML: 3}
 # What compares a number with another, and what makes numbers whose last bits depend on an order of summation
 # or on a library: where these stand before those, a number on an edge may fall on either side.
 _DECIDES = {
@@ -202,7 +203,7 @@ class Graph:
             made = self.op("Add", made, product) if made else product
         return self.op("Add", made, np.ravel(intercept))
 
-    def model(self, outputs: Sequence[onnx.ValueInfoProto], opset: int, ml_opset: int) -> onnx.ModelProto:
+    def model(self, outputs: Sequence[onnx.ValueInfoProto]) -> onnx.ModelProto:
         """The finished graph, without nodes that nobody reads."""
         wanted = {value.name for value in outputs}
         alive: list[onnx.NodeProto] = []
@@ -212,7 +213,7 @@ class Graph:
                 wanted.update(node.input)
         constants = [entry for entry in self.initializers if entry.name in wanted]
         made = helper.make_graph(alive[::-1], "estimator", self.inputs, list(outputs), constants)
-        versions = self.versions | {"": opset, ML: ml_opset}
+        versions = self.versions | OPSETS
         used = {"", *(node.domain for node in alive)}
         opsets = [helper.make_opsetid(domain, versions[domain]) for domain in sorted(used)]
         return helper.make_model(made, opset_imports=opsets, producer_name="shoal")

@@ -49,21 +49,23 @@ def ensemble(graph: Graph, features: str, trees: Sequence[Tree], outputs: int) -
     sizes = [len(tree.left) for tree in trees]
     number = np.repeat(np.arange(len(trees)), sizes)
     node = np.concatenate([np.arange(size) for size in sizes])
-    left, right = (np.concatenate([getattr(tree, side) for tree in trees]) for side in ("left", "right"))
+    feature, threshold, left, right, missing_left = (
+        np.concatenate([getattr(tree, name) for tree in trees])
+        for name in ("feature", "threshold", "left", "right", "missing_left")
+    )
     leaf = left < 0
     # ONNX calls 0 the child of a leaf.
     children = [np.where(leaf, 0, side).tolist() for side in (left, right)]
-    places = [np.flatnonzero(tree.left < 0) for tree in trees]
-    adds = [tree.outputs or tuple(range(tree.value.shape[1])) for tree in trees]
-    counts = [len(place) * len(add) for place, add in zip(places, adds, strict=True)]
-    weights = np.concatenate([tree.value[place].ravel() for tree, place in zip(trees, places, strict=True)])
-    ids = np.concatenate([np.tile(add, len(place)) for add, place in zip(adds, places, strict=True)])
-    nodes = np.concatenate([np.repeat(place, len(add)) for add, place in zip(adds, places, strict=True)])
-    owners = np.repeat(np.arange(len(trees)), counts)
-    first = np.concatenate(
-        [np.arange(count) % len(add) == 0 for count, add in zip(counts, adds, strict=True)]
-    )
-    kept = first | (weights != 0.0)  # what adds nothing need not be there, but each leaf needs one
+    parts = []
+    for index, tree in enumerate(trees):
+        place = np.flatnonzero(tree.left < 0)
+        added = tree.value[place]
+        kept = added != 0.0
+        kept[:, 0] = True  # what adds nothing need not be there, but each leaf needs one
+        row, column = np.nonzero(kept)
+        outputs_of = np.array(tree.outputs or range(added.shape[1]))
+        parts.append((np.full(len(row), index), place[row], outputs_of[column], added[kept]))
+    owners, nodes, ids, weights = map(np.concatenate, zip(*parts, strict=True))
     found = graph.op(
         "TreeEnsembleRegressor",
         features,
@@ -71,20 +73,16 @@ def ensemble(graph: Graph, features: str, trees: Sequence[Tree], outputs: int) -
         n_targets=outputs,
         nodes_treeids=number.tolist(),
         nodes_nodeids=node.tolist(),
-        nodes_featureids=np.where(leaf, 0, np.concatenate([tree.feature for tree in trees])).tolist(),
-        nodes_values_as_tensor=numpy_helper.from_array(
-            np.where(leaf, 0.0, np.concatenate([tree.threshold for tree in trees])), "thresholds"
-        ),
+        nodes_featureids=np.where(leaf, 0, feature).tolist(),
+        nodes_values_as_tensor=numpy_helper.from_array(np.where(leaf, 0.0, threshold), "thresholds"),
         nodes_modes=np.where(leaf, "LEAF", "BRANCH_LEQ").tolist(),
         nodes_truenodeids=children[0],
         nodes_falsenodeids=children[1],
-        nodes_missing_value_tracks_true=np.concatenate([tree.missing_left for tree in trees])
-        .astype(np.int64)
-        .tolist(),
-        target_treeids=owners[kept].tolist(),
-        target_nodeids=nodes[kept].tolist(),
-        target_ids=ids[kept].tolist(),
-        target_weights_as_tensor=numpy_helper.from_array(weights[kept].astype(np.float64), "leaves"),
+        nodes_missing_value_tracks_true=missing_left.astype(np.int64).tolist(),
+        target_treeids=owners.tolist(),
+        target_nodeids=nodes.tolist(),
+        target_ids=ids.tolist(),
+        target_weights_as_tensor=numpy_helper.from_array(weights, "leaves"),
     )
     return graph.cast(found, TensorProto.DOUBLE)
 
@@ -131,19 +129,16 @@ class Features:
 
     def matrix(self) -> str:
         """All columns, DOUBLE [batch, ...]."""
-        splits: dict[int, list[Split]] = {}
-        zeros: list[int] = []
-        for column, split in self._made:
-            if split is None:
-                zeros.append(column)
-            else:
-                splits.setdefault(column, []).append(split)
         if not self._made:
             return self.table
-        parts = [self.table, *(self._without_zero(column) for column in zeros)]
+        zeros = [(column, split) for column, split in self._made if split is None]
+        splits: dict[int, list[Split]] = {}
+        for column, split in self._made:
+            if split is not None:
+                splits.setdefault(column, []).append(split)
+        parts = [self.table, *(self._without_zero(column) for column, _ in zeros)]
         parts += [self._looked_up(column, found) for column, found in splits.items()]
-        joined: list[tuple[int, Split | None]] = [(column, None) for column in zeros]
-        joined += [(column, split) for column, found in splits.items() for split in found]
+        joined = [*zeros, *((column, split) for column, found in splits.items() for split in found)]
         place = {entry: self._width + position for position, entry in enumerate(joined)}
         order = [place[entry] for entry in self._made]
         return self._graph.pick(self._graph.op("Concat", *parts, axis=1), [*range(self._width), *order])

@@ -59,14 +59,7 @@ class Served:
             BadRow: by the function, of a row that is refused.
         """
         session = measured_session(self.exported.path, threads=available_cpus())
-
-        def answer(rows: Rows) -> Answers:
-            made = session.run(None, self.feed(rows))
-            if self.estimator.classes:
-                return Answers(made[0], made[1].astype(np.float64))
-            return Answers(None, made[0].astype(np.float64))
-
-        return answer
+        return lambda rows: self._answers(session.run(None, self.feed(rows)))
 
     def over(self, caller: Caller, model: str) -> Answer:
         """The same function, of a server.
@@ -74,13 +67,11 @@ class Served:
         Raises:
             Refused: by the function, of a row that is refused.
         """
+        names = ("label", "score") if self.estimator.classes else ("prediction",)
 
         def answer(rows: Rows) -> Answers:
-            sent = on_the_wire(self.estimator.columns, self.estimator.named, rows, self.numbers)
-            made = caller.infer(model, sent)
-            if self.estimator.classes:
-                return Answers(_decoded(made["label"]), made["score"].astype(np.float64))
-            return Answers(None, made["prediction"].astype(np.float64))
+            made = caller.infer(model, self._sent(rows))
+            return self._answers([_decoded(made[name]) for name in names])
 
         return answer
 
@@ -90,9 +81,15 @@ class Served:
         Raises:
             BadRow: a row is refused.
         """
-        sent = on_the_wire(self.estimator.columns, self.estimator.named, rows, self.numbers)
-        read = self.reader.read(sent, max_text_bytes=sys.maxsize, max_request_terms=sys.maxsize)
+        read = self.reader.read(self._sent(rows), max_text_bytes=sys.maxsize, max_request_terms=sys.maxsize)
         return {name: _decoded(array) for name, array in read.items()}
+
+    def _sent(self, rows: Rows) -> dict[str, NDArray]:
+        return on_the_wire(self.estimator.columns, self.estimator.named, rows, self.numbers)
+
+    def _answers(self, made: Sequence[NDArray]) -> Answers:
+        """The network's outputs: the labels, which a classifier has, and the scores."""
+        return Answers(made[0] if self.estimator.classes else None, made[-1].astype(np.float64))
 
 
 def _decoded(array: NDArray) -> NDArray:
@@ -193,13 +190,7 @@ def in_batches(answer: Answer, rows: Rows, batch: int) -> Answers:
                 pending += np.array_split(places, 2)
     if not parts:
         raise NotProven(f"every row that the original answers is refused: {reason}")
-    scores = np.full((len(rows), parts[0][1].scores.shape[1]), np.nan)
-    labels = None if parts[0][1].labels is None else np.full(scores.shape, "", dtype=object)
-    for places, made in parts:
-        scores[places] = made.scores
-        if labels is not None:
-            labels[places] = made.labels
-    return Answers(labels, scores)
+    return Answers.gathered(parts, len(rows))
 
 
 def _apart(
@@ -210,13 +201,18 @@ def _apart(
     """
     if got.labels is None:
         return differences(got, expected, scale)
-    index = {"": 0} | {name: position for position, name in enumerate(classes)}
-    positions = np.array([[index[str(name)] for name in row] for row in got.labels])
-    same_label = np.abs(np.take_along_axis(expected.scores, positions, axis=1) - got.scores)
+    theirs = np.take_along_axis(expected.scores, _places(classes, got.labels), axis=1)
+    same_label = np.abs(theirs - got.scores)
     ranked = np.sort(expected.scores, axis=1)[:, ::-1][:, : got.scores.shape[1]]
     apart = np.maximum(same_label, np.abs(ranked - got.scores)).max(axis=1)
     nothing = np.isnan(expected.scores).any(axis=1) & np.isnan(got.scores).any(axis=1)
     return np.asarray(np.where(nothing, 0.0, np.where(np.isnan(apart), np.inf, apart)))
+
+
+def _places(classes: tuple[str, ...], labels: Any) -> NDArray[np.int64]:
+    """Where each label stands among the classes; that of a refused row at 0."""
+    places = {"": 0} | {name: place for place, name in enumerate(classes)}
+    return np.vectorize(places.__getitem__, otypes=[np.int64])(labels)
 
 
 def _wrong(
@@ -225,11 +221,8 @@ def _wrong(
     """Rows whose label is not the original's, unless the original gives both the same score."""
     if got.labels is None:
         return np.asarray(apart > 1e-4)
-    first = got.labels[:, 0]
-    index = {"": 0} | {name: position for position, name in enumerate(classes)}
-    own = np.array([index[str(name)] for name in first])
-    theirs = np.array([index[str(name)] for name in expected.labels])  # type: ignore[union-attr]
-    every = np.arange(len(first))
+    own, theirs = _places(classes, got.labels[:, 0]), _places(classes, expected.labels)
+    every = np.arange(len(own))
     tie = np.abs(expected.scores[every, own] - expected.scores[every, theirs]) <= TIE
     nothing = np.isnan(expected.scores).any(axis=1)  # of which no label is the largest
     return np.asarray((own != theirs) & ~tie & ~nothing)

@@ -22,13 +22,8 @@ class Asker:
         Raises:
             Exception: it refuses one of the rows; whatever its library raises.
         """
-        parts = [
-            (places, self._estimator.original.answers(raw)) for places, raw in self._estimator.shape.of(rows)
-        ]
-        order = np.argsort(np.concatenate([places for places, _ in parts]))
-        scores = np.concatenate([found.scores for _, found in parts])[order]
-        labels = [found.labels for _, found in parts if found.labels is not None]
-        return Answers(np.concatenate(labels)[order] if labels else None, scores)
+        original, parts = self._estimator.original, self._estimator.shape.of(rows)
+        return Answers.gathered([(places, original.answers(raw)) for places, raw in parts], len(rows))
 
     def accepted(self, rows: Rows) -> NDArray[np.bool_]:
         """Which rows it answers [rows]: halves of what it refuses are tried until single rows are left."""

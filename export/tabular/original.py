@@ -43,6 +43,21 @@ class Answers:
         """Those of some of the rows."""
         return Answers(None if self.labels is None else self.labels[index], self.scores[index])
 
+    @classmethod
+    def gathered(cls, parts: Sequence[tuple[NDArray, Answers]], count: int) -> Answers:
+        """Answers to parts of `count` rows, each with the places of its rows, as answers to all of them.
+
+        A row of no part has the label "" and NaN for scores.
+        """
+        _, first = parts[0]
+        scores = np.full((count, *first.scores.shape[1:]), np.nan)
+        labels = None if first.labels is None else np.full((count, *first.labels.shape[1:]), "", object)
+        for places, found in parts:
+            scores[places] = found.scores
+            if labels is not None:
+                labels[places] = found.labels
+        return cls(labels, scores)
+
 
 @dataclass(frozen=True)
 class Original:
@@ -88,18 +103,15 @@ class Original:
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as of unknown categories, which are its business
-            return self._answers(rows)
-
-    def _answers(self, rows: Any) -> Answers:
-        model = self.model
-        if isinstance(model, lightgbm.Booster):
-            return self._of_booster(model.predict(rows))
-        if isinstance(model, xgboost.Booster):
-            return self._of_xgboost(model, rows)
-        if not self.classes:
-            return Answers(None, _columns(model.predict(rows)))
-        labels = [str(label) for label in np.asarray(model.predict(rows)).ravel().tolist()]
-        return Answers(np.array(labels, dtype=object), _columns(model.predict_proba(rows)))
+            if isinstance(self.model, lightgbm.Booster):
+                return self._of_booster(self.model.predict(rows))
+            if isinstance(self.model, xgboost.Booster):
+                return self._of_xgboost(self.model, rows)
+            made = self.model.predict(rows)
+            if not self.classes:
+                return Answers(None, _columns(made))
+            labels = [str(label) for label in np.asarray(made).ravel().tolist()]
+            return Answers(np.array(labels, dtype=object), _columns(self.model.predict_proba(rows)))
 
     def scores(self, rows: Any) -> Any:
         """The probabilities or predictions alone, as its library gives them.

@@ -128,7 +128,7 @@ def _base(estimator: Estimator, ask: Asker, own: Rows | None, chance: np.random.
     """Ordinary rows that the original takes."""
     if own is not None:
         chosen = chance.choice(len(own), min(values.BASES, len(own)), replace=False)
-        return Rows({name: column[chosen] for name, column in own.values.items()}, "synthetic")
+        return Rows(own.take(chosen).values, "synthetic")
     reason = ""
     for shift in (values.as_it_is, np.abs, values.between_0_and_1):
         made = {column.name: values.ordinary(column, chance, shift) for column in estimator.columns}
@@ -155,14 +155,7 @@ def _rounded(ask: Asker, rows: Rows) -> Answers:
         }
     near = Rows(made, rows.origin)
     kept = ask.accepted(near)
-    found = ask(near.take(kept))
-    scores = np.full((len(rows), found.scores.shape[1]), np.nan)
-    scores[kept] = found.scores
-    labels = None
-    if found.labels is not None:
-        labels = np.full(len(rows), "", dtype=object)
-        labels[kept] = found.labels
-    return Answers(labels, scores)
+    return Answers.gathered([(kept, ask(near.take(kept)))], len(rows))
 
 
 def _said(error: Exception) -> str:

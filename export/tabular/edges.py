@@ -37,11 +37,10 @@ def edges(columns: tuple[Column, ...], ask: Asker, base: Rows, chance: np.random
         for column, row, low, high in _narrowed(ask, base, stretches)
         for value in beside([number(low), number(high)])
     ]
-    index = np.array([row for _, row, _ in found], dtype=int)
-    made = {name: values[index].copy() for name, values in base.values.items()}
+    made = base.take(np.array([row for _, row, _ in found], dtype=int))
     for place, (column, _, value) in enumerate(found):
-        made[column.name][place] = value
-    return Rows(made, base.origin)
+        made.values[column.name][place] = value
+    return made
 
 
 def _narrowed(ask: Asker, base: Rows, stretches: list[Stretch]) -> list[Stretch]:
@@ -52,22 +51,19 @@ def _narrowed(ask: Asker, base: Rows, stretches: list[Stretch]) -> list[Stretch]
             np.unique([low + (high - low) * step // PARTS for step in range(PARTS + 1)]).tolist()
             for _, _, low, high in stretches
         ]
-        index = np.array([row for (_, row, _, _), p in zip(stretches, points, strict=True) for _ in p])
-        values = {name: column[index].copy() for name, column in base.values.items()}
-        place = 0
-        for (column, _, _, _), p in zip(stretches, points, strict=True):
-            values[column.name][place : place + len(p)] = [number(point) for point in p]
-            place += len(p)
+        sizes = [len(p) for p in points]
+        ends = np.cumsum(sizes)
+        made = base.take(np.repeat([row for _, row, _, _ in stretches], sizes))
+        for (column, _, _, _), p, end in zip(stretches, points, ends, strict=True):
+            made.values[column.name][end - len(p) : end] = [number(point) for point in p]
         try:
-            scores = ask(Rows(values, base.origin)).scores
+            scores = ask(made).scores
         except Exception:  # noqa: BLE001 - a number between two that are taken may itself be refused
             return []
         size = float(np.nanmedian(np.abs(scores))) or 1.0
         narrowed: list[Stretch] = []
-        place = 0
-        for (column, row, _, _), p in zip(stretches, points, strict=True):
-            jumps = np.abs(np.diff(scores[place : place + len(p)], axis=0)).max(axis=1)
-            place += len(p)
+        for (column, row, _, _), p, part in zip(stretches, points, np.split(scores, ends[:-1]), strict=True):
+            jumps = np.abs(np.diff(part, axis=0)).max(axis=1)
             if jumps.max() > JUMP * size:
                 first = int(jumps.argmax())
                 narrowed.append((column, row, p[first], p[first + 1]))

@@ -86,11 +86,11 @@ def _bound(column: Column, ask: Asker, base: Rows, inside: float, outside: float
     if abs(inside) == LARGEST:  # what follows is infinite as a float32
         return inside
     low, high = ordered(inside), ordered(outside)
+    row = base.take(np.array([0]))
     while abs(high - low) > 1:
         middle = (low + high) // 2
-        values = {name: column[:1].copy() for name, column in base.values.items()}
-        values[column.name][0] = number(middle)
-        if ask.accepted(Rows(values, base.origin)).all():
+        row.values[column.name][0] = number(middle)
+        if ask.accepted(row).all():
             low = middle
         else:
             high = middle

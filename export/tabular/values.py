@@ -109,11 +109,10 @@ def alone(
     """Ordinary rows, each with one special value; and which."""
     places = [(column, value) for column in columns for value in special(column, chance)]
     places.sort(key=lambda place: _rank(place[1]))  # what is refused together is found together
-    index = np.arange(len(places)) % len(base)
-    values = {name: column[index].copy() for name, column in base.values.items()}
+    made = base.take(np.arange(len(places)) % len(base))
     for row, (column, value) in enumerate(places):
-        values[column.name][row] = value
-    return Rows(values, base.origin), places
+        made.values[column.name][row] = value
+    return made, places
 
 
 def _rank(value: Any) -> int:

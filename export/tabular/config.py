@@ -9,6 +9,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from export.exported import Exported
 from export.tabular.columns import CATEGORY, DOCUMENT, Column
+from export.tabular.recipe import TabularRecipe
 from export.triton_config import network_config, python_config, set_parameters, tensor_input, tensor_output
 from serving.models.admission import PARAMETER
 from serving.models.rows import LIMITS
@@ -24,16 +25,11 @@ class EstimatorSettings:
 
     Attributes:
         row: one that the model takes, JSON.
-        max_text_bytes, max_request_terms, max_queue_size: see `export.tabular.recipe.TabularRecipe`.
     """
 
-    name: str
-    max_batch_size: int
+    recipe: TabularRecipe
     task: str
     row: str
-    max_text_bytes: int
-    max_request_terms: int
-    max_queue_size: int
 
 
 def network_name(name: str) -> str:
@@ -60,17 +56,18 @@ def reader_config(
     settings: EstimatorSettings, inputs: dict[str, tuple[str, int]], exported: Exported, version: int
 ) -> triton.ModelConfig:
     """Columns as users send them to what the network reads."""
-    config = python_config(reader_name(settings.name), settings.max_batch_size, version)
+    config = python_config(reader_name(settings.recipe.name), settings.recipe.max_batch_size, version)
     config.input.extend(tensor_input(name, kind, [width]) for name, (kind, width) in inputs.items())
     config.output.extend(tensor_output(spec.name, spec.dtype, spec.dims[1:]) for spec in exported.inputs)
     _tell(config, settings)
-    set_parameters(config, **{name: str(getattr(settings, name)) for name in (*LIMITS, PARAMETER)})
+    set_parameters(config, **{name: str(getattr(settings.recipe, name)) for name in (*LIMITS, PARAMETER)})
     return config
 
 
 def estimator_config(settings: EstimatorSettings, exported: Exported, version: int) -> triton.ModelConfig:
     """The graph."""
-    config = network_config(network_name(settings.name), exported, settings.max_batch_size, version)
+    recipe = settings.recipe
+    config = network_config(network_name(recipe.name), exported, recipe.max_batch_size, version)
     _tell(config, settings)
     return config
 
@@ -80,7 +77,7 @@ def ensemble_config(
 ) -> triton.ModelConfig:
     """What users call: the inputs of the first step, the outputs of the last."""
     config = triton.ModelConfig(
-        name=settings.name, platform="ensemble", max_batch_size=settings.max_batch_size
+        name=settings.recipe.name, platform="ensemble", max_batch_size=settings.recipe.max_batch_size
     )
     config.input.extend(steps[0].input)
     config.output.extend(steps[-1].output)

@@ -83,9 +83,15 @@ class EstimatorSubject:
         """See `Subject`; its rows are raw inputs already."""
         return {PRECISION: measure(self.served, self._rows(progress), progress=progress)}
 
-    def ask_original(self, work: Path | None, progress: Silent) -> EstimatorAnswers:
-        """See `Subject`."""
-        return EstimatorAnswers(self.served, self._rows(progress), self.recipe.max_batch_size)
+    def ask_original(self, work: Path | None, progress: Silent) -> EstimatorSubject:
+        """See `Subject`; the sample holds its answers already."""
+        self._rows(progress)
+        return self
+
+    def compared(self, caller: Caller, model: str, precision: str) -> RawEvidence:
+        """See `export.family.Answers`."""
+        rows = self._rows(Silent())
+        return measure_wire(self.served, rows, caller, model, self.recipe.max_batch_size)
 
     def published(self, manifest: Manifest, repository: Path) -> Exported:
         """See `Subject`."""
@@ -109,19 +115,6 @@ class EstimatorSubject:
             with progress.step("Ask the original of rows that hurt"):
                 self._sample = sample(self.estimator, self.own)
         return self._sample
-
-
-@dataclass(frozen=True)
-class EstimatorAnswers:
-    """What the original says of rows; see `export.family.Answers`."""
-
-    served: Served
-    sample: Sample
-    batch: int
-
-    def compared(self, caller: Caller, model: str, precision: str) -> RawEvidence:
-        """See `Answers`."""
-        return measure_wire(self.served, self.sample, caller, model, self.batch)
 
 
 def find(

@@ -30,15 +30,7 @@ def release(proven: Verified, recipe: TabularRecipe, served: Served, task: str, 
         row: one that the model takes, by input, as JSON has it.
     """
     name, columns, reader = recipe.name, served.estimator.columns, served.reader
-    settings = config.EstimatorSettings(
-        name,
-        recipe.max_batch_size,
-        task,
-        row,
-        recipe.max_text_bytes,
-        recipe.max_request_terms,
-        recipe.max_queue_size,
-    )
+    settings = config.EstimatorSettings(recipe, task, row)
     parts = []
     # Without a reader, bytes that are no text would be taken for a category that nobody knows.
     if reader.checks or reader.texts or any(column.kind != NUMBER for column in columns):

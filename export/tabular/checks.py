@@ -10,13 +10,9 @@ import numpy as np
 import xgboost
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
-from sklearn.ensemble import (
-    GradientBoostingClassifier,
-    GradientBoostingRegressor,
-    HistGradientBoostingClassifier,
-    HistGradientBoostingRegressor,
-)
 from sklearn.ensemble._forest import BaseForest
+from sklearn.ensemble._gb import BaseGradientBoosting
+from sklearn.ensemble._hist_gradient_boosting.gradient_boosting import BaseHistGradientBoosting
 from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_extraction.text import HashingVectorizer
@@ -26,13 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from shoal.errors import ExportError
 
-_ENSEMBLES = (
-    BaseForest,
-    GradientBoostingClassifier,
-    GradientBoostingRegressor,
-    HistGradientBoostingClassifier,
-    HistGradientBoostingRegressor,
-)
+_ENSEMBLES = (BaseForest, BaseGradientBoosting, BaseHistGradientBoosting)
 
 
 def check_estimator(model: Any, path: Path) -> None:

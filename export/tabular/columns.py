@@ -7,7 +7,7 @@ missing value is NaN in a column of numbers and the empty string in one of categ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,10 +117,7 @@ def count_of(model: Any) -> int | None:
     for method in ("num_feature", "num_features"):  # of boosters of LightGBM and XGBoost
         if hasattr(model, method):
             return int(getattr(model, method)())
-    try:
-        count = model.n_features_in_
-    except AttributeError:
-        count = None
+    count = getattr(model, "n_features_in_", None)
     if count is None:
         return next((found for entry in inner(model) if (found := count_of(entry)) is not None), None)
     return int(count)
@@ -143,13 +140,12 @@ def inner(model: Any) -> Iterator[Any]:
 
 def first_part(model: Any) -> Any:
     """What an estimator's table meets first."""
+    parts: Iterable[Any] = inner(model)
     if isinstance(model, Pipeline):
-        return next((first_part(step) for step in steps(model)), model)
-    if isinstance(model, FeatureUnion):
-        return next(
-            (first_part(step) for _, step in model.transformer_list if not isinstance(step, str)), model
-        )
-    return next((first_part(entry) for entry in inner(model) if not isinstance(entry, str)), model)
+        parts = steps(model)
+    elif isinstance(model, FeatureUnion):
+        parts = [step for _, step in model.transformer_list]
+    return next((first_part(part) for part in parts if not isinstance(part, str)), model)
 
 
 def steps(model: Pipeline) -> list[Any]:
@@ -174,20 +170,19 @@ def selections(transformer: ColumnTransformer) -> Iterator[tuple[Any, list[int]]
         yield part, [int(index) for index in np.atleast_1d(every[asked])]
 
 
-def wire_names(names: list[str]) -> dict[str, str]:
-    """Column name -> input name, see `shoal.wire`.
+def wire_names(names: list[str]) -> list[str]:
+    """What the inputs of columns are called, see `shoal.wire`.
 
     Raises:
         ExportError: two columns would be one input.
     """
-    made: dict[str, str] = {}
+    made: dict[str, str] = {}  # input -> column
     for name in names:
         wire = wire_name(name)
-        if wire in made.values():
-            other = next(known for known, value in made.items() if value == wire)
+        if wire in made:
             raise ExportError(
-                f"columns {other!r} and {name!r} would both be the input {wire!r}",
+                f"columns {made[wire]!r} and {name!r} would both be the input {wire!r}",
                 hint="rename one of them and fit again",
             )
-        made[name] = wire
-    return made
+        made[wire] = name
+    return list(made)

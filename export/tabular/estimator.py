@@ -60,14 +60,7 @@ class Estimator:
         return {"id": self.id, "kind": self.kind, "revision": self.revision, "sha256": dict(self.sha256)}
 
 
-def make(
-    model: Any,
-    original: Original,
-    source: str,
-    kind: str,
-    hashes: Mapping[str, str],
-    held_out: Rows | None = None,
-) -> Estimator:
+def make(model: Any, original: Original, source: str, kind: str, hashes: Mapping[str, str]) -> Estimator:
     """An estimator that is loaded already.
 
     Raises:
@@ -76,20 +69,8 @@ def make(
     table, named = columns_of(model)
     lists = named and names_of(model) is None and table[0].kind == DOCUMENT
     framed = named or (names_of(model) is not None and kind not in ("xgboost", "lightgbm"))
-    shape = Shape(table, framed, lists)
-    return Estimator(
-        model,
-        table,
-        named,
-        original.classes,
-        original,
-        shape,
-        source,
-        kind,
-        *_library(model),
-        hashes,
-        held_out,
-    )
+    shape, library = Shape(table, framed, lists), _library(model)
+    return Estimator(model, table, named, original.classes, original, shape, source, kind, *library, hashes)
 
 
 def _library(model: Any) -> tuple[str, str]:

@@ -105,17 +105,14 @@ class TabularEvidence(Measured):
     @classmethod
     def columns(cls, entries: Sequence[TabularEvidence]) -> list[Column]:
         """Size, largest difference of a score, agreement of labels, speed of one row and of 256."""
+        apart = figure("#max |Δ|", "max_abs_diff", ".0e")
+        scores = (f"#{entries[0].metric}", lambda entry: f"{entry.value:.4f} of {entry.reference_value:.4f}")
+        scored = entries[0].value is not None
         return [
             figure("#kB", "size_bytes", ".0f", 1e3),
-            *([] if entries[0].value is not None else [figure("#max |Δ|", "max_abs_diff", ".0e")]),
+            *([] if scored else [apart]),
             figure("#agree", "agreement", ".1%"),
             figure("#ms ×1", "latency_ms", ".2f"),
             figure("#×256/s", "throughput", ",.0f"),
-            *cls._scores(entries[0]),
+            *([scores] if scored else []),
         ]
-
-    @staticmethod
-    def _scores(first: TabularEvidence) -> list[Column]:
-        if first.value is None:
-            return []
-        return [(f"#{first.metric}", lambda entry: f"{entry.value:.4f} of {entry.reference_value:.4f}")]

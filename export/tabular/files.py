@@ -64,14 +64,10 @@ def _check_text(path: Path) -> None:
         raise unreadable(path, "lightgbm", f"it is no text: {error.reason}") from error
     rest = text.partition("\nend of parameters")[2].strip()
     parameters = "\nparameters:" not in text or "\nend of parameters" in text
-    if (
-        "\nend of trees" not in text
-        or not parameters
-        or (rest and not rest.startswith("pandas_categorical:"))
-    ):
-        raise unreadable(
-            path, "lightgbm", "it has no end" if text.startswith("tree\n") else "it has no trees"
-        )
+    whole = not rest or rest.startswith("pandas_categorical:")
+    if "\nend of trees" not in text or not parameters or not whole:
+        reason = "it has no end" if text.startswith("tree\n") else "it has no trees"
+        raise unreadable(path, "lightgbm", reason)
 
 
 def _check_json(path: Path) -> None:
@@ -91,6 +87,17 @@ def unreadable(path: Path, kind: str, reason: str) -> ExportError:
     )
 
 
+_OBJECT_WITH = rb'(?s)\s*\{\s*(?=").*'
+# By suffix, what writes such a file, and how it begins.
+_BEGINNINGS = {
+    ".skops": ("skops", rb"PK\x03\x04"),
+    ".pkl": ("pickle", rb"\x80[\x02-\x05]"),
+    ".txt": ("lightgbm", rb"tree\n"),
+    ".json": ("xgboost", _OBJECT_WITH + rb'"(learner|version)"'),
+    ".ubj": ("xgboost", rb"\{L"),
+}
+
+
 def _check_content(path: Path, kind: str) -> None:
     """Whether a file is what its suffix says, by how it begins.
 
@@ -101,23 +108,13 @@ def _check_content(path: Path, kind: str) -> None:
         start = file.read(4096)
     if not start:
         raise ExportError(f"{path.name} cannot be read as {kind}: the file is empty", hint="save it again")
-    is_json = bool(re.match(rb'\s*\{\s*"', start))
-    found, suffix = "", ""
-    if start.startswith(b"PK\x03\x04"):
-        found, suffix = "skops", ".skops"
-    elif re.match(rb"\x80[\x02-\x05]", start):
-        found, suffix = "pickle", ".pkl"
-    elif start.startswith(b"tree\n"):
-        found, suffix = "lightgbm", ".txt"
-    elif is_json and b'"max_feature_idx"' in start:
+    if re.match(_OBJECT_WITH + rb'"max_feature_idx"', start):
         raise ExportError(
             f"{path.name} is a dump of a LightGBM model, which LightGBM cannot load",
             hint="booster.save_model('model.txt')",
         )
-    elif is_json and (b'"learner"' in start or b'"version"' in start):
-        found, suffix = "xgboost", ".json"
-    elif start.startswith(b"{L"):
-        found, suffix = "xgboost", ".ubj"
+    begins = ((found, suffix) for suffix, (found, pattern) in _BEGINNINGS.items() if re.match(pattern, start))
+    found, suffix = next(begins, ("", ""))
     if found and (found != kind or (kind == "xgboost" and suffix != path.suffix.lower())):
         raise ExportError(
             f"{path.name} cannot be read as {kind}: it holds what {found} writes",

@@ -85,7 +85,7 @@ def columns_of(model: Any) -> tuple[tuple[Column, ...], bool]:
             column.input = FEATURES
         return tuple(columns), False
     wanted = [column for column in columns if id(column) in read]
-    for column, wire in zip(wanted, wire_names([c.name for c in wanted]).values(), strict=True):
+    for column, wire in zip(wanted, wire_names([c.name for c in wanted]), strict=True):
         column.input = wire
     return tuple(columns), True
 

@@ -54,7 +54,8 @@ def _distances(graph: Graph, rows: str, absent: str, fitted: NDArray, there: NDA
     total = graph.op("Max", graph.op("Sum", squares, product, others), 0.0)
     shared = graph.op("MatMul", present, there.T.astype(float))
     none = graph.op("Equal", shared, 0.0)
-    share = graph.op("Div", float(fitted.shape[1]), graph.where(none, 1.0, shared))
+    columns = graph.constant(float(fitted.shape[1]))
+    share = graph.op("Div", columns, graph.where(none, 1.0, shared))
     return graph.where(none, float("inf"), graph.op("Sqrt", graph.op("Mul", total, share)))
 
 

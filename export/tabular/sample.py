@@ -101,7 +101,7 @@ def sample(estimator: Estimator, own: Rows | None = None, *, seed: int = 0) -> S
         count,
         None if own is None else own.labels,
         expected,
-        _rounded(ask, rows),
+        _rounded(ask, rows, expected),
         scale_of(expected.take(np.arange(count + len(base)))),
         None if accepted.all() else alone.take(~accepted),
         checks,
@@ -146,8 +146,12 @@ def _base(estimator: Estimator, ask: Asker, own: Rows | None, chance: np.random.
     )
 
 
-def _rounded(ask: Asker, rows: Rows) -> Answers:
-    """Answers to rows as float32 holds them; a row that is refused then gets no number at all."""
+def _rounded(ask: Asker, rows: Rows, expected: Answers) -> Answers:
+    """Answers to rows as float32 holds them; a row that is refused then gets no number at all.
+
+    Args:
+        expected: the answers to the rows as they are.
+    """
     with np.errstate(over="ignore"):  # to infinity
         made = {
             name: column if column.dtype == object else column.astype(np.float32).astype(np.float64)
@@ -155,7 +159,8 @@ def _rounded(ask: Asker, rows: Rows) -> Answers:
         }
     near = Rows(made, rows.origin)
     kept = ask.accepted(near)
-    return Answers.gathered([(kept, ask(near.take(kept)))], len(rows))
+    found = ask(near.take(kept)) if kept.any() else expected.take(kept)
+    return Answers.gathered([(kept, found)], len(rows))
 
 
 def _said(error: Exception) -> str:

@@ -329,3 +329,11 @@ def test_a_forest_of_float32_rows_needs_no_more_on_the_wire(tmp_path: Path) -> N
     model = RandomForestClassifier(3, random_state=0).fit(TABLE, TARGET)
     evidence = proof(model, tmp_path).evidence
     assert (evidence.numbers, evidence.rounding_diff, evidence.failures) == ("FLOAT", 0.0, [])
+
+
+def test_numbers_that_no_float32_can_hold_stay_float64_on_the_wire(tmp_path: Path) -> None:
+    """The original refuses every row whose 0.1, 0.2 or 0.3 was rounded."""
+    table = np.array([[0.1], [0.2], [0.3]] * 10)
+    model = make_pipeline(OrdinalEncoder(), LogisticRegression()).fit(table, [0, 1, 1] * 10)
+    evidence = proof(model, tmp_path).evidence
+    assert (evidence.numbers, evidence.failures) == ("DOUBLE", [])

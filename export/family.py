@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from tritonclient.grpc import model_config_pb2 as triton
+
 from export.evidence import Verified
 from export.exported import Exported
 from export.raw.evidence import RawEvidence
-from export.raw.served import Caller
-from export.repository import Published, Release
+from export.raw.served import Caller, version_folder
+from export.repository import ModelFiles, Published, Release
+from serving.in_process import InProcess, Model
+from shoal import model_config
 from shoal.manifest import Manifest
 from shoal.progress import Silent
 
@@ -40,12 +44,14 @@ class Subject(Protocol):
     @property
     def doubts(self) -> Sequence[str]:
         """Why a version of it may miss its tolerance, in sentences; known once it is built."""
+        return ()
 
     def describe(self) -> dict[str, Any]:
         """The source as the manifest states it."""
 
     def unmeasured(self, repository: Path, work: Path) -> Published | None:
         """Publish what cannot be measured here, where the recipe asks for that; None: it does not."""
+        return None
 
     def build(self, work: Path, progress: Silent) -> Mapping[str, Exported]:
         """One graph for each precision, in the recipe's order.
@@ -78,9 +84,11 @@ class Subject(Protocol):
 
     def published(self, manifest: Manifest, repository: Path) -> Exported:
         """The graph of a version in the repository, whose files have been checked."""
+        return Exported.read(repository / manifest.network / str(manifest.version) / "model.onnx")
 
     def statistics(self, proven: Sequence[Verified], progress: Silent) -> Mapping[str, dict[str, Any] | None]:
         """Give, by precision, what drift is seen by (docs/drift.md); nothing where drift is not watched."""
+        return {}
 
     def release(self, proven: Verified) -> Release:
         """A proven graph and the models around it, as they will stand in the repository."""
@@ -97,6 +105,38 @@ class Compared(Subject, Protocol):
         self, manifest: Manifest, repository: Path, graph: Exported
     ) -> AbstractContextManager[Caller]:
         """A published version, answering in this process from the files in the repository."""
+
+
+class OneModel(Compared, Protocol):
+    """A subject whose version is one model: it reads a text, runs its graphs, and writes a text."""
+
+    def part(self, graph: Exported) -> ModelFiles:
+        """A graph as a version of the model."""
+
+    def answering(self, config: triton.ModelConfig, folder: Path, precision: str) -> InProcess:
+        """A version in this process.
+
+        Args:
+            config: as it is published.
+            folder: of the version, with its graphs, tokenizer and `model.py`.
+        """
+        return InProcess({config.name: Model(config, folder=folder)})
+
+    def in_process(self, graph: Exported, precision: str, work: Path) -> InProcess:
+        """See `Compared`."""
+        part = self.part(graph)
+        folder = version_folder(part.files, work / "raw" / precision / "1")
+        return self.answering(part.config(1), folder, precision)
+
+    def published_in_process(self, manifest: Manifest, repository: Path, graph: Exported) -> InProcess:
+        """See `Compared`."""
+        config = model_config.parse(manifest.configs[manifest.network])
+        return self.answering(config, graph.path.parent, manifest.precision)
+
+    def release(self, proven: Verified) -> Release:
+        """See `Subject`."""
+        part = self.part(proven.exported)
+        return Release(proven, (part,), part.name)
 
 
 class Find(Protocol):
@@ -131,10 +171,8 @@ class Family:
 
     Attributes:
         tools: packages whose versions the manifest states.
-        on_gpu: those precisions of a recipe that must be measured on a GPU.
         find: see `Find`.
     """
 
     tools: tuple[str, ...]
-    on_gpu: Callable[[Any], Sequence[str]]
     find: Find

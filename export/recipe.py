@@ -66,6 +66,11 @@ class Recipe(msgspec.Struct, frozen=True):
         check_name(self.name)
         _check_precisions(self.precisions, self.PRECISIONS)
 
+    @property
+    def on_gpu(self) -> tuple[str, ...]:
+        """Those of its precisions that are measured on a GPU."""
+        return tuple(precision for precision in self.precisions if precision in self.ON_GPU)
+
     def default_name(self) -> str:
         """The model's name where none is given."""
         return name_of(self.source)

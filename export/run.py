@@ -67,7 +67,7 @@ def export(
 
 def _export(recipe: Recipe, repository: Path, progress: Silent, on_evidence: OnEvidence) -> Outcome:
     family = family_of(recipe)
-    require_gpu(family.on_gpu(recipe))
+    require_gpu(recipe.on_gpu)
     open_source = family.find(recipe, progress, eval_data=recipe.eval_data)
     with staging(repository) as work:
         check_kind(repository, recipe.name, recipe.to_dict())
@@ -164,11 +164,9 @@ def _measured(
 ) -> tuple[str, list[Any]]:
     """Task and evidence of versions of one recipe."""
     recipe = recipe_in(versions[-1])
-    family = family_of(recipe)
-    needed = family.on_gpu(recipe)
-    require_gpu([manifest.precision for manifest in versions if manifest.precision in needed])
     published = {manifest.precision: manifest for manifest in versions}
-    open_source = family.find(recipe, progress, eval_data=eval_data, versions=versions)
+    require_gpu([precision for precision in published if precision in recipe.on_gpu])
+    open_source = family_of(recipe).find(recipe, progress, eval_data=eval_data, versions=versions)
     with TemporaryDirectory() as folder:
         subject = open_source(Path(folder))
         graphs = {key: subject.published(manifest, repository) for key, manifest in published.items()}

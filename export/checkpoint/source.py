@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -181,18 +182,20 @@ def _first_module(folder: Path) -> str:
         return ""
 
 
-def check_source(checkpoint: Checkpoint, manifest: Manifest) -> None:
-    """Refuse to measure a version against a checkpoint that it was not made from.
+def check_source(checkpoint: Checkpoint, versions: Sequence[Manifest]) -> None:
+    """Refuse to measure versions against a checkpoint that they were not made from.
 
     Raises:
         RepositoryError: a file is another.
     """
-    now, then = checkpoint.describe()["sha256"], manifest.source["sha256"]
-    if {name: now.get(name) for name in then} != then:
-        raise RepositoryError(
-            f"{checkpoint.id} is not what {manifest.network}/{manifest.version} was made from",
-            hint=f"get revision {manifest.source['revision'] or '(unknown)'} of it, or export again",
-        )
+    now = checkpoint.describe()["sha256"] if versions else {}
+    for manifest in versions:
+        then = manifest.source["sha256"]
+        if {name: now.get(name) for name in then} != then:
+            raise RepositoryError(
+                f"{checkpoint.id} is not what {manifest.network}/{manifest.version} was made from",
+                hint=f"get revision {manifest.source['revision'] or '(unknown)'} of it, or export again",
+            )
 
 
 def read_json(path: Path, default: Any = None) -> Any:

@@ -11,7 +11,7 @@ from export.checkpoint.source import check_source, find_checkpoint
 from export.encoder import raw, verify
 from export.encoder.build import build, compress
 from export.encoder.evidence import EncoderEvidence
-from export.encoder.parts import parts_of, release
+from export.encoder.parts import parts_of
 from export.encoder.prepare import Source, prepare
 from export.encoder.recipe import EncoderRecipe
 from export.encoder.reference import reference_rows, take_reference
@@ -19,15 +19,16 @@ from export.encoder.tasks.task import Row
 from export.encoder.to_onnx import finish, to_onnx
 from export.evidence import Verified
 from export.exported import Exported
-from export.family import Family
+from export.family import Compared, Family
 from export.raw.measure import OriginalAnswers, RawAnswers, compare
-from export.repository import Published, Release
+from export.repository import Release
 from export.tensorrt.engine import published_engine
 from export.tensorrt.library import Library
 from serving.in_process import InProcess
 from shoal import corpus
 from shoal.errors import NotProven
 from shoal.manifest import Manifest
+from shoal.names import ENCODER, part_name
 from shoal.progress import Silent
 from shoal.tensorrt import check_fits
 
@@ -45,7 +46,7 @@ TOOLS = (
 
 
 @dataclass
-class EncoderSubject:
+class EncoderSubject(Compared):
     """A checkpoint, opened for its task; see `export.family.Subject`.
 
     Attributes:
@@ -55,7 +56,6 @@ class EncoderSubject:
 
     source: Source
     eval_data: Path | None
-    doubts: tuple[str, ...] = ()
     _notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     _labelled: list[Row] = field(default_factory=list)
 
@@ -67,10 +67,6 @@ class EncoderSubject:
     def describe(self) -> dict[str, Any]:
         """See `Subject`."""
         return self.source.opened.checkpoint.describe()
-
-    def unmeasured(self, repository: Path, work: Path) -> Published | None:
-        """See `Subject`."""
-        return None
 
     def build(self, work: Path, progress: Silent) -> dict[str, Exported]:
         """See `Subject`."""
@@ -118,7 +114,7 @@ class EncoderSubject:
     def published(self, manifest: Manifest, repository: Path) -> Exported:
         """See `Subject`."""
         if manifest.engine is None:
-            return Exported.read(repository / manifest.network / str(manifest.version) / "model.onnx")
+            return super().published(manifest, repository)
         return published_engine(repository, manifest)
 
     def published_in_process(self, manifest: Manifest, repository: Path, graph: Exported) -> InProcess:
@@ -141,7 +137,8 @@ class EncoderSubject:
 
     def release(self, proven: Verified) -> Release:
         """See `Subject`."""
-        return release(proven, self.source)
+        parts = parts_of(proven.exported, proven.evidence.precision, self.source)
+        return Release(proven, parts, part_name(self.source.recipe.name, ENCODER))
 
     def _check_reading(self, reference: OriginalAnswers, work: Path, progress: Silent) -> None:
         """Compare the exact graph of the whole model where it is not published: what a smaller or a coarser
@@ -169,8 +166,7 @@ def find(
 ) -> Callable[[Path], EncoderSubject]:
     """See `export.family.Find`."""
     checkpoint = find_checkpoint(recipe.source)
-    for manifest in versions:
-        check_source(checkpoint, manifest)
+    check_source(checkpoint, versions)
 
     def load(folder: Path) -> EncoderSubject:
         with progress.step(f"Load {checkpoint.id}"):
@@ -179,9 +175,4 @@ def find(
     return load
 
 
-def on_gpu(recipe: EncoderRecipe) -> tuple[str, ...]:
-    """Those precisions that are measured on a GPU."""
-    return tuple(precision for precision in recipe.precisions if precision in EncoderRecipe.ON_GPU)
-
-
-FAMILY = Family(TOOLS, on_gpu, find)
+FAMILY = Family(TOOLS, find)

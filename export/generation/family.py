@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
+from tritonclient.grpc import model_config_pb2 as triton
 
 from export.checkpoint.loading import load
 from export.checkpoint.opened import open_tokenizer
@@ -16,7 +17,7 @@ from export.checkpoint.source import Checkpoint, check_source
 from export.checkpoint.tokenizer import write_tokenizer
 from export.evidence import Verified
 from export.exported import Exported
-from export.family import Family
+from export.family import Family, OneModel
 from export.generation import publish, raw, verify
 from export.generation.build import build
 from export.generation.checkpoint import decoder_settings, find_decoder
@@ -25,18 +26,16 @@ from export.generation.evidence import GenerationEvidence
 from export.generation.recipe import GenerationRecipe
 from export.generation.reference import prompts_of, take_reference
 from export.raw.measure import RawAnswers
-from export.raw.served import version_folder
-from export.repository import Published, Release
+from export.repository import ModelFiles, Published
 from serving.generation.runner import DecoderRunner
 from serving.generation.sequence import SCORED_TOKENS
 from serving.in_process import InProcess
-from shoal import model_config
 from shoal.manifest import Manifest
 from shoal.progress import Silent
 
 
 @dataclass
-class DecoderSubject:
+class DecoderSubject(OneModel):
     """A checkpoint, opened; see `export.family.Subject`. PyTorch's model is loaded when it is needed first.
 
     Attributes:
@@ -47,7 +46,6 @@ class DecoderSubject:
     decoder: publish.Decoder
     eval_data: Path | None
     task: str = GenerationRecipe.TASK
-    doubts: tuple[str, ...] = ()
     _original: PreTrainedModel | None = field(default=None, repr=False)
 
     def describe(self) -> dict[str, Any]:
@@ -82,21 +80,13 @@ class DecoderSubject:
         answers = raw.reference_of(self._loaded(progress), prompts, progress)
         return RawAnswers(answers, raw.TOLERANCES.__getitem__)
 
-    def in_process(self, graph: Exported, precision: str, work: Path) -> InProcess:
-        """See `Subject`."""
-        files = publish.part_of(graph, self.decoder).files
-        folder = version_folder(files, work / "raw" / precision / "1")
-        config = generation_config(self.decoder.recipe, self.decoder.settings, version=1)
-        return raw.in_process(config, folder, exact=precision == "fp32")
+    def part(self, graph: Exported) -> ModelFiles:
+        """See `OneModel`."""
+        return publish.part_of(graph, self.decoder)
 
-    def published(self, manifest: Manifest, repository: Path) -> Exported:
-        """See `Subject`."""
-        return Exported.read(repository / manifest.network / str(manifest.version) / "model.onnx")
-
-    def published_in_process(self, manifest: Manifest, repository: Path, graph: Exported) -> InProcess:
-        """See `Subject`."""
-        config = model_config.parse(manifest.configs[manifest.network])
-        return raw.in_process(config, graph.path.parent, exact=manifest.precision == "fp32")
+    def answering(self, config: triton.ModelConfig, folder: Path, precision: str) -> InProcess:
+        """See `OneModel`; with a cache for few requests, and guessing ahead as versions in fp32 do."""
+        return super().answering(raw.small(config, exact=precision == "fp32"), folder, precision)
 
     def statistics(self, proven: Sequence[Verified], progress: Silent) -> dict[str, dict[str, Any] | None]:
         """Keep statistics of prompts under the version that will be served; the others' are near."""
@@ -111,10 +101,6 @@ class DecoderSubject:
             )
         return {item.evidence.precision: found for item in proven}
 
-    def release(self, proven: Verified) -> Release:
-        """See `Subject`."""
-        return publish.release(proven, self.decoder)
-
     def _loaded(self, progress: Silent) -> PreTrainedModel:
         if self._original is None:
             with progress.step(f"Load {self.decoder.checkpoint.id}"):
@@ -128,8 +114,7 @@ def find(
     """See `export.family.Find`."""
     with progress.step(f"Find {recipe.source}"):
         checkpoint = find_decoder(recipe.source)
-        for manifest in versions:
-            check_source(checkpoint, manifest)
+        check_source(checkpoint, versions)
     return lambda folder: DecoderSubject(decoder_of(recipe, checkpoint, folder), eval_data)
 
 
@@ -151,13 +136,6 @@ def load_original(checkpoint: Checkpoint) -> PreTrainedModel:
     return load("AutoModelForCausalLM", checkpoint, GenerationRecipe.TASK, **options)
 
 
-def on_gpu(recipe: GenerationRecipe) -> tuple[str, ...]:
-    """Those precisions that are measured on a GPU; what vLLM makes is not measured."""
-    return recipe.precisions if recipe.gpu and recipe.engine != "vllm" else ()
-
-
 FAMILY = Family(
-    ("torch", "transformers", "onnxruntime-genai", "onnx", "onnxruntime", "tokenizers", "numpy"),
-    on_gpu,
-    find,
+    ("torch", "transformers", "onnxruntime-genai", "onnx", "onnxruntime", "tokenizers", "numpy"), find
 )

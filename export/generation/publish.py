@@ -10,13 +10,12 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as triton
 
 from export.checkpoint.source import Checkpoint
-from export.evidence import Verified
 from export.exported import Exported
 from export.generation.checkpoint import DecoderSettings
 from export.generation.config import context_of, generation_config
 from export.generation.recipe import GenerationRecipe
 from export.generation.verify import files_of
-from export.repository import ModelFiles, Published, Release, check_kind, put_in_place, versions
+from export.repository import ModelFiles, Published, check_kind, put_in_place, versions
 from shoal.model_config import to_text
 
 MODEL_PY = "from serving.models.generation import TritonPythonModel  # noqa: F401\n"
@@ -44,11 +43,6 @@ def part_of(exported: Exported, decoder: Decoder) -> ModelFiles:
     return ModelFiles(
         recipe.name, files, lambda version: generation_config(recipe, decoder.settings, version=version)
     )
-
-
-def release(verified: Verified, decoder: Decoder) -> Release:
-    """A proven graph, as it is published."""
-    return Release(verified, (part_of(verified.exported, decoder),), decoder.recipe.name)
 
 
 def write_vllm(repository: Path, work: Path, decoder: Decoder) -> Published:

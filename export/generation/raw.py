@@ -21,8 +21,9 @@ from export.raw.measure import OriginalAnswers, ask_original
 from export.raw.served import Caller
 from export.raw.texts import hard_texts
 from export.raw.tokens import Ids, cause
+from export.triton_config import set_parameters
 from serving.generation.text import encode_prompt
-from serving.in_process import InProcess, Model, Refused
+from serving.in_process import Refused
 from shoal.chat import ChatTemplate
 from shoal.dialect import SAMPLING, TEXT_INPUT, TEXT_OUTPUT
 from shoal.errors import BadInput
@@ -163,17 +164,15 @@ def reference_of(model: Any, prompts: Prompts, progress: Silent) -> OriginalAnsw
     )
 
 
-def in_process(config: triton.ModelConfig, folder: Path, *, exact: bool) -> InProcess:
-    """A decoder in this process, with a cache for few requests.
+def small(config: triton.ModelConfig, *, exact: bool) -> triton.ModelConfig:
+    """A decoder's config, with a cache for few requests.
 
     Args:
-        config: as it is published.
-        folder: of the version, with its graph, tokenizer and `model.py`.
+        config: as it is published; it is not changed.
         exact: whether it guesses ahead, as versions in fp32 do.
     """
-    small = triton.ModelConfig()
-    small.CopyFrom(config)
-    small.parameters["max_num_seqs"].string_value = str(ROWS)
-    small.parameters["speculate"].string_value = str(int(exact))
-    small.parameters.pop("prefix_cache_tokens", None)
-    return InProcess({config.name: Model(small, folder=folder)})
+    made = triton.ModelConfig()
+    made.CopyFrom(config)
+    set_parameters(made, max_num_seqs=str(ROWS), speculate=str(int(exact)))
+    made.parameters.pop("prefix_cache_tokens", None)
+    return made

@@ -46,6 +46,11 @@ class GenerationRecipe(Recipe, frozen=True):
             )
 
     @property
+    def on_gpu(self) -> tuple[str, ...]:
+        """See `Recipe`; what vLLM makes is not measured."""
+        return () if self.engine == "vllm" else super().on_gpu
+
+    @property
     def gpu(self) -> bool:
         """Whether the model is for a GPU."""
         return self.precisions[0] in self.ON_GPU

@@ -153,6 +153,5 @@ def _check_source(manifest: Manifest) -> None:
 
 FAMILY = Family(
     ("skl2onnx", "scikit-learn", "xgboost-cpu", "lightgbm", "onnx", "onnxruntime", "numpy"),
-    lambda recipe: (),
     find,
 )

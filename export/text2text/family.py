@@ -13,12 +13,10 @@ from export.checkpoint.opened import open_tokenizer
 from export.checkpoint.source import Checkpoint, check_source
 from export.checkpoint.tokenizer import write_tokenizer
 from export.encoder.backbone import LONGEST, positions_of
-from export.evidence import Verified
 from export.exported import Exported
-from export.family import Family
+from export.family import Family, OneModel
 from export.raw.measure import RawAnswers
-from export.raw.served import version_folder
-from export.repository import Published, Release
+from export.repository import ModelFiles
 from export.text2text import raw, verify
 from export.text2text.checkpoint import find_encoder_decoder, load_original, search_of
 from export.text2text.evidence import Text2TextEvidence
@@ -27,15 +25,13 @@ from export.text2text.publish import part_of
 from export.text2text.quantize import quantize_int8
 from export.text2text.recipe import Text2TextRecipe
 from export.text2text.to_onnx import Graphs, require_optimum, to_onnx
-from serving.in_process import InProcess
 from serving.models.text2text import Text2TextSettings
-from shoal import model_config
 from shoal.manifest import Manifest
 from shoal.progress import Silent
 
 
 @dataclass(frozen=True)
-class EncoderDecoder:
+class EncoderDecoder(OneModel):
     """A checkpoint, opened; see `export.family.Subject`.
 
     Attributes:
@@ -52,15 +48,10 @@ class EncoderDecoder:
     tokenizer: Path
     labelled: Sequence[Pair]
     task: str = Text2TextRecipe.TASK
-    doubts: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """See `Subject`."""
         return self.checkpoint.describe()
-
-    def unmeasured(self, repository: Path, work: Path) -> Published | None:
-        """See `Subject`."""
-        return None
 
     def build(self, work: Path, progress: Silent) -> dict[str, Graphs]:
         """Both graphs in each precision, and beside them their tokenizer."""
@@ -87,28 +78,13 @@ class EncoderDecoder:
         read = raw.Texts(library, self.tokenizer, self.settings, self.recipe.max_length)
         return RawAnswers(raw.reference_of(self.original, read, progress), raw.TOLERANCES.__getitem__)
 
-    def in_process(self, graph: Exported, precision: str, work: Path) -> InProcess:
-        """See `Subject`."""
-        part = part_of(_both(graph), self.recipe, self.settings)
-        return raw.in_process(part.config(1), version_folder(part.files, work / "raw" / precision / "1"))
+    def part(self, graph: Exported) -> ModelFiles:
+        """See `OneModel`."""
+        return part_of(_both(graph), self.recipe, self.settings)
 
     def published(self, manifest: Manifest, repository: Path) -> Graphs:
         """See `Subject`."""
         return Graphs.read_both(repository / manifest.network / str(manifest.version))
-
-    def published_in_process(self, manifest: Manifest, repository: Path, graph: Exported) -> InProcess:
-        """See `Subject`."""
-        config = model_config.parse(manifest.configs[manifest.network])
-        return raw.in_process(config, graph.path.parent)
-
-    def statistics(self, proven: Sequence[Verified], progress: Silent) -> dict[str, dict[str, Any] | None]:
-        """See `Subject`."""
-        return {}
-
-    def release(self, proven: Verified) -> Release:
-        """See `Subject`."""
-        part = part_of(_both(proven.exported), self.recipe, self.settings)
-        return Release(proven, (part,), self.recipe.name)
 
 
 def _both(graph: Exported) -> Graphs:
@@ -123,8 +99,7 @@ def find(
     if not versions:
         require_optimum()
     checkpoint = find_encoder_decoder(recipe.source)
-    for manifest in versions:
-        check_source(checkpoint, manifest)
+    check_source(checkpoint, versions)
     labelled = read_pairs(eval_data) if eval_data else []
 
     def load(folder: Path) -> EncoderDecoder:
@@ -155,6 +130,5 @@ def settings_of(
 
 FAMILY = Family(
     ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "tokenizers", "numpy"),
-    lambda recipe: (),
     find,
 )

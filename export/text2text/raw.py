@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
-from tritonclient.grpc import model_config_pb2 as triton
 
 from export.originals.original import Row, quiet
 from export.originals.texts import Rewriter
@@ -19,7 +18,7 @@ from export.raw.measure import OriginalAnswers, ask_original
 from export.raw.served import Caller, arrays_of
 from export.raw.texts import hard_texts, too_long_text
 from export.raw.tokens import Ids, cause
-from serving.in_process import InProcess, Model, Refused
+from serving.in_process import Refused
 from serving.models.layouts import load_tokenizer
 from serving.models.text2text import Text2TextSettings
 from shoal.dialect import GENERATED_TEXT, MAX_NEW_TOKENS
@@ -107,12 +106,3 @@ def reference_of(model: Any, read: Texts, progress: Silent) -> OriginalAnswers:
         progress=progress,
         ask=read.ask,
     )
-
-
-def in_process(config: triton.ModelConfig, folder: Path) -> InProcess:
-    """An encoder-decoder in this process.
-
-    Args:
-        folder: of the version, with its graphs, tokenizer and `model.py`.
-    """
-    return InProcess({config.name: Model(config, folder=folder)})

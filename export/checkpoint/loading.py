@@ -89,10 +89,8 @@ def check_generation(given: GenerationConfig, refused: Sequence[str], source: st
 
 def reason_of(error: BaseException) -> str:
     """What an error says, in one line of at most 300 characters."""
-    if (
-        isinstance(error, torch.onnx.OnnxExporterError) and error.__cause__ is not None
-    ):  # says where, not what
-        error = error.__cause__
+    if isinstance(error, torch.onnx.OnnxExporterError):  # says where, not what
+        error = error.__cause__ or error
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # colours
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
     said = lines[0] if lines else type(error).__name__
@@ -136,5 +134,4 @@ def load(kind: str, checkpoint: Checkpoint, purpose: str, **options: Any) -> Pre
             f"{checkpoint.id} has weights of another shape than its config says: {name} is {list(stored)},"
             f" not {list(wanted)}"
         )
-    made: PreTrainedModel = model.eval()
-    return made
+    return model.eval()

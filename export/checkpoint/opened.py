@@ -34,7 +34,8 @@ class Opened:
     Attributes:
         checkpoint: the files.
         config: transformers' config of the model.
-        tokenizer: as the library has it, with everything its files say merged; None: of a picture model.
+        tokenizer: transformers' `PreTrainedTokenizerFast`, as the library has it, with everything its files
+            say merged; None: of a picture model.
         image_processor: of a picture model; else None.
         library: sentence-transformers' `SentenceTransformer` or `CrossEncoder` of a model that is called
             through it; else None.
@@ -42,7 +43,7 @@ class Opened:
 
     checkpoint: Checkpoint
     config: PretrainedConfig
-    tokenizer: PreTrainedTokenizerFast | None = None
+    tokenizer: Any = None
     image_processor: Any = None
     library: Any = None
 
@@ -71,7 +72,6 @@ class Opened:
     @property
     def longest(self) -> int | None:
         """Tokens of an input at most, as the library truncates it; None: it does not."""
-        assert self.tokenizer is not None  # noqa: S101 - asked of texts only
         stated = self.tokenizer.model_max_length
         return int(stated) if stated is not None and stated < NO_LIMIT else None
 
@@ -130,16 +130,7 @@ def _fast(tokenizer: Any, checkpoint: Checkpoint) -> PreTrainedTokenizerFast:
 
 def _sentence_transformer(checkpoint: Checkpoint, truncate_dim: int | None) -> Opened:
     with of_a_library(f"sentence-transformers cannot open {checkpoint.id}", hint=_hint(checkpoint)):
-        from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - slow to import, rarely needed
-
-        _check_pickles(checkpoint)
-        opened = SentenceTransformer(
-            str(checkpoint.folder),
-            device="cpu",
-            truncate_dim=truncate_dim,
-            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-            **SAFELY,
-        )
+        opened = _by_sentence_transformers("SentenceTransformer", checkpoint, truncate_dim=truncate_dim)
     if "text" not in opened.modalities:
         read = ", ".join(map(str, opened.modalities)) or "nothing"
         raise ExportError(
@@ -151,26 +142,27 @@ def _sentence_transformer(checkpoint: Checkpoint, truncate_dim: int | None) -> O
 
 def _cross_encoder(checkpoint: Checkpoint) -> Opened:
     with of_a_library(f"sentence-transformers cannot open {checkpoint.id} as a cross-encoder"):
-        from sentence_transformers import CrossEncoder  # noqa: PLC0415
-
-        _check_pickles(checkpoint)
-        opened = CrossEncoder(
-            str(checkpoint.folder),
-            device="cpu",
-            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-            **SAFELY,
-        )
+        opened = _by_sentence_transformers("CrossEncoder", checkpoint)
     return Opened(checkpoint, opened.config, tokenizer=_fast(opened.tokenizer, checkpoint), library=opened)
 
 
-def _check_pickles(checkpoint: Checkpoint) -> None:
-    """Refuse modules whose weights are a pickle and nothing else."""
+def _by_sentence_transformers(kind: str, checkpoint: Checkpoint, **options: Any) -> Any:
+    """A checkpoint in one of the library's classes; refuse modules whose weights are a pickle alone."""
+    import sentence_transformers  # noqa: PLC0415 - slow to import, rarely needed
+
     for pickled in sorted(checkpoint.folder.glob("*/pytorch_model.bin")):
         if not any(pickled.parent.glob("*.safetensors")):
             raise ExportError(
                 f"{pickled} is a pickle, which is not read",
                 hint="load it where you trust it, and save it again: SentenceTransformer(DIR).save(DIR)",
             )
+    return getattr(sentence_transformers, kind)(
+        str(checkpoint.folder),
+        device="cpu",
+        model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+        **SAFELY,
+        **options,
+    )
 
 
 def _hint(checkpoint: Checkpoint) -> str:

@@ -23,7 +23,8 @@ from shoal.manifest import Manifest
 
 # What is fetched from a hub, and what a checkpoint is known by: configuration, tokenizer, safetensors. Never
 # pickled weights, never code.
-_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
+_NAMES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
+_FILES = [*_NAMES, *(f"*/{name}" for name in _NAMES)]
 CONFIG = "config.json"
 _POINTER = b"version https://git-lfs"
 
@@ -49,10 +50,7 @@ class Checkpoint:
         """The transformer's folder: the checkpoint's own, or one that sentence-transformers made in it."""
         if (self.folder / CONFIG).exists():
             return self.folder
-        modules = read_json(self.folder / "modules.json", [])
-        first = modules[0] if isinstance(modules, list) and modules else {}
-        path = first.get("path") if isinstance(first, dict) else ""
-        return self.folder / str(path or "")
+        return self.folder / str(_first_module(self.folder).get("path") or "")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -69,8 +67,7 @@ class Checkpoint:
 
     def describe(self) -> dict[str, Any]:
         """Describe it for the manifest: identity, and the hash of every file that decides on an answer."""
-        patterns = [*_FILES, *(f"*/{pattern}" for pattern in _FILES)]
-        found = sorted({path for pattern in patterns for path in self.folder.glob(pattern) if path.is_file()})
+        found = sorted({path for pattern in _FILES for path in self.folder.glob(pattern) if path.is_file()})
         hashes = {str(path.relative_to(self.folder)): sha256(path) for path in found}
         return {"id": self.id, "kind": self.kind, "revision": self.revision, "sha256": hashes}
 
@@ -119,8 +116,7 @@ def _from_hub(source: str) -> Checkpoint:
     from huggingface_hub import snapshot_download  # noqa: PLC0415
 
     try:
-        patterns = [*_FILES, *(f"*/{pattern}" for pattern in _FILES)]
-        folder = Path(snapshot_download(source, allow_patterns=patterns))
+        folder = Path(snapshot_download(source, allow_patterns=_FILES))
     except Exception as error:  # what requests raises, or httpx: that depends on the client's version
         raise UsageError(
             f"{source} is not a folder, not an installed package, and could not be had from the hub",
@@ -136,12 +132,12 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
             f"{folder} holds an adapter and no model",
             hint="put it into its model with PEFT: model.merge_and_unload().save_pretrained(FOLDER)",
         )
-    if not (folder / CONFIG).is_file() and (first := _first_module(checkpoint.folder)):
-        raise ExportError(
-            f"{checkpoint.folder} begins with the module {first}, which is no transformer",
-            hint="a transformer, Pooling, Dense, LayerNorm and Normalize can be exported",
-        )
     if not (folder / CONFIG).is_file():
+        if first := str(_first_module(checkpoint.folder).get("type", "")).rpartition(".")[2]:
+            raise ExportError(
+                f"{checkpoint.folder} begins with the module {first}, which is no transformer",
+                hint="a transformer, Pooling, Dense, LayerNorm and Normalize can be exported",
+            )
         raise ExportError(
             f"{folder} has no {CONFIG}", hint="give the folder that a Hugging Face model was saved to"
         )
@@ -173,13 +169,11 @@ def _check_whole(path: Path) -> None:
         ) from error
 
 
-def _first_module(folder: Path) -> str:
-    """The class of the first module that sentence-transformers would make; "": it has saved none there."""
+def _first_module(folder: Path) -> dict[str, Any]:
+    """What sentence-transformers has saved of its first module; empty: it has saved none there."""
     modules = read_json(folder / "modules.json", [])
-    try:
-        return str(modules[0]["type"]).rpartition(".")[2]
-    except (IndexError, KeyError, TypeError):
-        return ""
+    first = modules[0] if isinstance(modules, list) and modules else {}
+    return first if isinstance(first, dict) else {}
 
 
 def check_source(checkpoint: Checkpoint, versions: Sequence[Manifest]) -> None:

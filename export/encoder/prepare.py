@@ -70,9 +70,8 @@ def prepare(recipe: EncoderRecipe, checkpoint: Checkpoint, folder: Path) -> Sour
     inputs = network_inputs(head, task, opened)
     encode: TextEncoder | ImageEncoder
     if task.layout is None:
-        encode = ImageEncoder(processor_of(checkpoint))
+        encode = ImageEncoder(processor_of(opened))
     else:
-        assert opened.tokenizer is not None  # noqa: S101 - a task over texts
         stated = min(length for length in (opened.longest, positions_of(head.backbone), LONGEST) if length)
         length = min(recipe.max_length or task.longest, stated)
         encode = TextEncoder(
@@ -89,11 +88,8 @@ def prepare(recipe: EncoderRecipe, checkpoint: Checkpoint, folder: Path) -> Sour
 
 def _pad_id(opened: Opened) -> int:
     """The token that fills a sequence up; the mask hides it, and some families count positions by it."""
-    tokenizer = opened.tokenizer.pad_token_id if opened.tokenizer is not None else None
-    known = (
-        token for token in (getattr(opened.config, "pad_token_id", None), tokenizer) if token is not None
-    )
-    return int(next(known, 0))
+    stated = (getattr(opened.config, "pad_token_id", None), opened.tokenizer.pad_token_id, 0)
+    return int(next(token for token in stated if token is not None))
 
 
 def as_model(head: Head, inputs: Sequence[str]) -> verify.Model:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from export.checkpoint.loading import of_a_library
-from export.checkpoint.opened import Opened
 from export.encoder import verify
 from export.encoder.prepare import Source
 from export.encoder.rows import ImageEncoder, TextEncoder
@@ -66,7 +64,7 @@ def reference_of(source: Source, progress: Silent) -> OriginalAnswers:
     tokens = None
     if isinstance(encode, TextEncoder):
         tokens = Sequences(
-            _tokenizer(opened),
+            opened.tokenizer,
             part_name(source.recipe.name, TOKENIZER),
             encode.path,
             str(source.task.layout),
@@ -91,24 +89,14 @@ def reference_of(source: Source, progress: Silent) -> OriginalAnswers:
 
 def _original(source: Source) -> Original:
     task, opened = source.task.name, source.opened
-    folder = opened.checkpoint.transformer
     # A user who wants shorter inputs compares with the original on inputs as short.
     longest = source.recipe.max_length and source.encode.max_length
     if task == tasks.EMBEDDING:
         return sentences.Embeddings(opened.library, longest)
     if task == tasks.RANKING:
         return sentences.Scores(opened.library, longest)
-    if task == "fill-mask":
-        return pipelines.Masked(folder, longest, top_k=source.recipe.top_k)
-    made: dict[str, type[Any]] = {
-        tasks.CLASSIFICATION: pipelines.Classifier,
-        "zero-shot-classification": pipelines.ZeroShot,
-        "token-classification": pipelines.Entities,
-        "question-answering": pipelines.Answers,
-        "image-classification": pipelines.Pictures,
-    }
-    original: Original = made[task](folder, longest)
-    return original
+    options = {"top_k": source.recipe.top_k} if task == tasks.MASKS else {}
+    return pipelines.BY_TASK[task](opened.checkpoint.transformer, longest, **options)
 
 
 def _limits(source: Source) -> Limits:
@@ -119,13 +107,8 @@ def _limits(source: Source) -> Limits:
         encode.max_length,
         source.recipe.max_text_bytes,
         tuple(source.opened.prompts),
-        str(_tokenizer(source.opened).mask_token or ""),
+        str(source.opened.tokenizer.mask_token or ""),
     )
-
-
-def _tokenizer(opened: Opened) -> Any:
-    assert opened.tokenizer is not None  # noqa: S101 - a model of texts
-    return opened.tokenizer
 
 
 def in_process(parts: Sequence[ModelFiles], exported: Exported, precision: str, work: Path) -> InProcess:

@@ -18,7 +18,6 @@ from serving.models.layouts import LAYOUTS, Layout
 
 def served_settings(opened: Opened) -> dict[str, str]:
     """What the served tokenizer must know besides `tokenizer.json`; see `serving.models.layouts`."""
-    assert opened.tokenizer is not None  # noqa: S101
     settings = {}
     if opened.tokenizer.truncation_side != "right":
         settings["truncation_side"] = str(opened.tokenizer.truncation_side)

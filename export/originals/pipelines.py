@@ -125,5 +125,10 @@ class Pictures(_Pipeline):
         return _scores(self._ask(picture, top_k=1_000_000))
 
 
+BY_TASK: dict[str, type[_Pipeline]] = {
+    kind.task: kind for kind in (Classifier, ZeroShot, Entities, Answers, Masked, Pictures)
+}
+
+
 def _scores(found: Any) -> dict[str, float]:
     return {entry["label"]: float(entry["score"]) for entry in found}

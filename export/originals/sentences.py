@@ -15,15 +15,14 @@ from export.originals.original import Original, Row, quiet
 _TOGETHER = 400
 
 
-class Embeddings(Original):
-    """`SentenceTransformer.encode`, all of its modules: a vector [width] for each text.
+class _Sentences(Original):
+    """What is called in sentence-transformers.
 
     Args:
-        library: an opened SentenceTransformer.
+        library: an opened SentenceTransformer or CrossEncoder.
         longest: its `max_seq_length`, where a user wants another.
     """
 
-    call = "SentenceTransformer.encode"
     package = "sentence-transformers"
 
     def __init__(self, library: Any, longest: int | None = None) -> None:
@@ -31,20 +30,26 @@ class Embeddings(Original):
         if longest is not None:
             library.max_seq_length = longest
 
+
+class Embeddings(_Sentences):
+    """`SentenceTransformer.encode`, all of its modules: a vector [width] for each text."""
+
+    call = "SentenceTransformer.encode"
+
     def answer(self, row: Row) -> NDArray[np.float32]:
-        return self._encode([row["text"][0]], _prompt(row))[0]
+        return self._encode([row["text"][0]], _named(row))[0]
 
     def answers(self, rows: Sequence[Row], advance: Callable[[], None] = lambda: None) -> list[Any]:
         """See `Original.answers`; short texts of one prompt go together, as the library batches them."""
         found: list[Any] = []
-        for (prompt, long), group in groupby(rows, lambda row: (_prompt(row), _long(row))):
+        for (named, long), group in groupby(rows, lambda row: (_named(row), _long(row))):
             together = list(group)
             if long:
                 found += super().answers(together, advance)
                 continue
             try:
                 with quiet():
-                    vectors = self._encode([row["text"][0] for row in together], prompt)
+                    vectors = self._encode([row["text"][0] for row in together], named)
             except Exception:  # noqa: BLE001 - one of them is at fault: which, shows each alone
                 found += super().answers(together, advance)
                 continue
@@ -53,32 +58,23 @@ class Embeddings(Original):
                 advance()
         return found
 
-    def _encode(self, texts: list[str], prompt: str | None) -> NDArray[np.float32]:
-        named = {} if prompt is None else {"prompt_name": prompt}
+    def _encode(self, texts: list[str], named: dict[str, str]) -> NDArray[np.float32]:
         return np.asarray(self._library.encode(texts, show_progress_bar=False, **named), np.float32)
 
 
-class Scores(Original):
-    """`CrossEncoder.predict`: a number for each query and text; arguments as those of `Embeddings`."""
+class Scores(_Sentences):
+    """`CrossEncoder.predict`: a number for each query and text."""
 
     call = "CrossEncoder.predict"
-    package = "sentence-transformers"
-
-    def __init__(self, library: Any, longest: int | None = None) -> None:
-        self._library = library
-        if longest is not None:
-            library.max_seq_length = longest
 
     def answer(self, row: Row) -> float:
-        prompt = _prompt(row)
-        named = {} if prompt is None else {"prompt_name": prompt}
         pairs = [(row["query"][0], row["text"][0])]
-        return float(self._library.predict(pairs, show_progress_bar=False, **named)[0])
+        return float(self._library.predict(pairs, show_progress_bar=False, **_named(row))[0])
 
 
 def _long(row: Row) -> bool:
     return len(row["text"][0]) > _TOGETHER
 
 
-def _prompt(row: Row) -> str | None:
-    return row["prompt_name"][0] if "prompt_name" in row else None
+def _named(row: Row) -> dict[str, str]:
+    return {"prompt_name": row["prompt_name"][0]} if "prompt_name" in row else {}

@@ -13,8 +13,7 @@ import onnx
 from PIL import Image
 from transformers import PreTrainedModel
 
-from export.checkpoint.opened import Opened, open_image_processor
-from export.checkpoint.source import Checkpoint
+from export.checkpoint.opened import Opened
 from export.encoder.tasks import heads, labels
 from export.encoder.tasks.task import Row, Task
 from export.encoder.tasks.text import accuracy, in_order
@@ -56,17 +55,16 @@ class ImageClassification(Task):
         return accuracy([opened.labels[index] for index in found.argmax(1)], wanted)
 
 
-def processor_of(checkpoint: Checkpoint) -> Processor:
+def processor_of(opened: Opened) -> Processor:
     """How the checkpoint wants its pictures, as transformers' image processor does it.
 
     What the processor's own settings mean is not taken on trust: pictures of several shapes are prepared by
     both, and must come out the same.
 
     Raises:
-        ExportError: transformers cannot open it, or it does something else than resize, crop the centre,
-            rescale and normalize.
+        ExportError: it does something else than resize, crop the centre, rescale and normalize.
     """
-    library = open_image_processor(checkpoint)
+    library = opened.image_processor
     kind = type(library).__name__
     try:
         made = _derived(library)
@@ -76,7 +74,7 @@ def processor_of(checkpoint: Checkpoint) -> Processor:
     if not apart < _PIXEL:
         others = ", ".join(_others(library)) or f"pixels differ by {apart:.2g}"
         raise ExportError(
-            f"{checkpoint.id} prepares pictures with {kind} in a way that is not supported: {others}",
+            f"{opened.checkpoint.id} prepares pictures with {kind} in a way that is not supported: {others}",
             hint="resize, crop of the centre, rescale and normalize are: choose a model that needs no more",
         )
     return made

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from export.checkpoint.opened import Opened
@@ -132,14 +131,13 @@ class FillMask(Task):
     auto = "AutoModelForMaskedLM"
 
     def head(self, backbone: PreTrainedModel, opened: Opened) -> heads.Head:
-        return heads.FillMask(backbone, int(_tokenizer(opened).token_to_id(_mask_token(opened))))
+        return heads.FillMask(
+            backbone, int(opened.tokenizer.backend_tokenizer.token_to_id(_mask_token(opened)))
+        )
 
     def finish(self, model: onnx.ModelProto, head: heads.Head, opened: Opened, top_k: int) -> None:
-        labels.name_classes(model, self._words(opened, int(head.config.vocab_size)), top=top_k)
-
-    def _words(self, opened: Opened, size: int) -> list[str]:
-        assert opened.tokenizer is not None  # noqa: S101
-        return [opened.tokenizer.decode([index]) for index in range(size)]
+        words = [opened.tokenizer.decode([index]) for index in range(int(head.config.vocab_size))]
+        labels.name_classes(model, words, top=top_k)
 
     def layout_options(self, opened: Opened, max_length: int) -> dict[str, str]:
         return {"mask_token": _mask_token(opened)}
@@ -151,14 +149,8 @@ class FillMask(Task):
         rows = read_csv(eval_data, ("text", "token"))
         asked: list[Row] = [{"text": [text]} for text, _ in rows]
         best = in_order(answers, asked, lambda out, _: out["probabilities"].argmax(1))
-        assert opened.tokenizer is not None  # noqa: S101
         found = [opened.tokenizer.decode([int(index)]).strip() for index in best]
         return accuracy(found, [token for _, token in rows])
-
-
-def _tokenizer(opened: Opened) -> Tokenizer:
-    assert opened.tokenizer is not None  # noqa: S101 - these tasks are over texts
-    return opened.tokenizer.backend_tokenizer
 
 
 def _mask_token(opened: Opened) -> str:
@@ -167,7 +159,6 @@ def _mask_token(opened: Opened) -> str:
     Raises:
         ExportError: the tokenizer has no such token.
     """
-    assert opened.tokenizer is not None  # noqa: S101
     if opened.tokenizer.mask_token is None:
         raise ExportError(
             f"the tokenizer of {opened.checkpoint.id} has no mask token", hint="choose another --task"
@@ -177,7 +168,7 @@ def _mask_token(opened: Opened) -> str:
 
 def _begins_with_special(opened: Opened) -> bool:
     """Whether sequences begin with a token (CLS) that can stand for "no answer"."""
-    return bool(_tokenizer(opened).encode("a", "b").special_tokens_mask[0])
+    return bool(opened.tokenizer.backend_tokenizer.encode("a", "b").special_tokens_mask[0])
 
 
 def _read_entities(path: Path) -> list[dict[str, Any]]:

@@ -96,14 +96,18 @@ class Graph:
         (SkipLayerNormalization) is three times slower than the two it replaces.
         """
         for name, readers in self.consumers.items():
-            node = self.producer.get(name)
+            node = self.maker(name)
             normalized = any(reader.op_type == "LayerNormalization" for reader in readers)
-            if node is not None and node.op_type == "Add" and normalized:
+            if node.op_type == "Add" and normalized:
                 node.op_type = "Sum"
 
-    def is_product(self, node: onnx.NodeProto | None) -> bool:
+    def maker(self, name: str) -> onnx.NodeProto:
+        """The node that makes a value; an empty one of what no node makes."""
+        return self.producer.get(name, onnx.NodeProto())
+
+    def is_product(self, node: onnx.NodeProto) -> bool:
         """Whether a node multiplies an activation with a constant matrix."""
-        return node is not None and node.op_type == "MatMul" and node.input[1] in self.constants
+        return node.op_type == "MatMul" and node.input[1] in self.constants
 
     def products(self) -> dict[str, list[onnx.NodeProto]]:
         """The products with a constant matrix, by the activation they read."""
@@ -112,6 +116,12 @@ class Graph:
             if self.is_product(node) and self.constants[node.input[1]].ndim == 2:
                 groups[node.input[0]].append(node)
         return dict(groups)
+
+    def table(self, gather: onnx.NodeProto) -> NDArray[np.float32]:
+        """The constant [tokens, width] that a node takes vectors from; a tied one behind its Transpose."""
+        name = gather.input[0]
+        tied = self.producer.get(name)
+        return self.constants[name] if tied is None else self.constants[tied.input[0]].T
 
     def drop(self, node: onnx.NodeProto) -> None:
         """Leave a node out."""
@@ -126,7 +136,7 @@ class Graph:
                 node.input[3] = ""
         del graph.node[:]
         wanted = {value.name for value in graph.output}
-        graph.node.extend(_in_order(_read_by_somebody(nodes + self._added, wanted)))
+        graph.node.extend(_in_order(nodes + self._added, wanted))
         used = {name for node in graph.node for name in _read_by(node)}
         used.update(value.name for value in graph.output)
         weights = [weight for weight in graph.initializer if weight.name in used]
@@ -141,27 +151,18 @@ class Graph:
         onnx.save(self.finish(), path)
 
 
-def _read_by_somebody(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
-    """The nodes from which an output can be reached."""
+def _in_order(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
+    """The nodes from which a wanted value can be reached, each behind those whose values it reads."""
     producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
-    alive: set[int] = set()
+    behind: dict[int, list[int]] = {}
     pending = [producer[name] for name in wanted if name in producer]
     while pending:
         index = pending.pop()
-        if index not in alive:
-            alive.add(index)
-            pending.extend(producer[name] for name in _read_by(nodes[index]) if name in producer)
-    return [node for index, node in enumerate(nodes) if index in alive]
-
-
-def _in_order(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The nodes, each behind those whose values it reads."""
-    producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
-    behind = {
-        index: [producer[name] for name in _read_by(node) if name in producer]
-        for index, node in enumerate(nodes)
-    }
-    return [nodes[index] for index in TopologicalSorter(behind).static_order()]
+        if index not in behind:
+            behind[index] = [producer[name] for name in _read_by(nodes[index]) if name in producer]
+            pending += behind[index]
+    order = TopologicalSorter({index: behind[index] for index in sorted(behind)})
+    return [nodes[index] for index in order.static_order()]
 
 
 def _read_by(node: onnx.NodeProto) -> Iterator[str]:

@@ -20,7 +20,6 @@ In both the table of token vectors is int8 with one scale a token.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +43,7 @@ from export.generation.to_onnx import (
 )
 from export.graph import CONTRIB, Graph
 from export.quantization.int4 import quantize_weights
-from export.quantization.int8 import WEIGHT_MAX, quantize_table, symmetric_scales
+from export.quantization.int8 import WEIGHT_MAX, quantize_table, smoothing_factors, symmetric_scales
 from export.quantization.rotate import rotate
 from export.quantization.rounding import round_with_gram
 from serving.onnxruntime.sessions import measured_session
@@ -79,7 +78,7 @@ def quantize_int8(
     rotate(graph, INPUT_IDS)
     with TemporaryDirectory(dir=path.parent) as scratch:
         graph, session = _opened(graph.finish(), Path(scratch) / "rotated.onnx")
-    groups = _products(graph)
+    groups = graph.products()
     _quantize_embedding(graph)
     widths = {name: len(graph.constants[products[0].input[1]]) for name, products in groups.items()}
     parts = _within(GRAM_BYTES, widths)
@@ -100,8 +99,7 @@ def quantize_int8(
 def quantize_int4(exported: Exported, path: Path, progress: Silent) -> Exported:
     """Quantize the token vectors, and the weights of every product; see the module."""
     with progress.step("Quantize to int4"):
-        model = onnx.load(exported.path)
-        graph = Graph(model)
+        graph = Graph(onnx.load(exported.path))
         _quantize_embedding(graph)
         model = graph.finish()
         products = [node.name for node in model.graph.node if node.op_type == "MatMul"]
@@ -121,17 +119,10 @@ def _sensitive(model: onnx.ModelProto) -> set[str]:
         for node in model.graph.node
         if node.op_type == "MatMul" and node.input[0] in makers and makers[node.input[0]].op_type == "Mul"
     }
-    return (
-        behind_gates
-        | {
-            made.name
-            for node in model.graph.node
-            if node.op_type == "GroupQueryAttention"
-            for name in node.input[:3]
-            if (made := _product_behind(makers, name)) is not None
-        }
-        | {made.name for made in [_product_behind(makers, LOGITS)] if made is not None}
-    )
+    attentions = (node for node in model.graph.node if node.op_type == "GroupQueryAttention")
+    read = [LOGITS, *(name for node in attentions for name in node.input[:3])]
+    made = (_product_behind(makers, name) for name in read)
+    return behind_gates | {node.name for node in made if node is not None}
 
 
 def _product_behind(makers: dict[str, onnx.NodeProto], name: str) -> onnx.NodeProto | None:
@@ -155,15 +146,6 @@ def _within(size: int, widths: Mapping[str, int]) -> list[list[str]]:
     return parts
 
 
-def _products(graph: Graph) -> dict[str, list[onnx.NodeProto]]:
-    """The products with a constant matrix, by the activation they read."""
-    groups = defaultdict(list)
-    for node in graph.model.graph.node:
-        if graph.is_product(node):
-            groups[node.input[0]].append(node)
-    return groups
-
-
 def _opened(model: onnx.ModelProto, path: Path) -> tuple[Graph, onnxruntime.InferenceSession]:
     """A graph, and a session that also gives what its products read.
 
@@ -172,7 +154,7 @@ def _opened(model: onnx.ModelProto, path: Path) -> tuple[Graph, onnxruntime.Infe
     """
     outputs = len(model.graph.output)
     model.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in _products(Graph(model))
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in Graph(model).products()
     )
     save(model, path)
     session = measured_session(path, threads=available_cpus())
@@ -223,8 +205,7 @@ def _smooth(graph: Graph, activation: str, products: Sequence[onnx.NodeProto], s
     magnitude, by_weights = (
         values.reshape(heads).max(axis=1).ravel() for values in (seen.magnitude, np.abs(weight).max(axis=1))
     )
-    factors = np.maximum(magnitude, 1e-5) ** MIGRATION / np.maximum(by_weights, 1e-5) ** (1 - MIGRATION)
-    factors = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
+    factors = smoothing_factors(magnitude, by_weights, MIGRATION)
     maker = graph.constants[before.input[1]].copy()
     maker[:, first:] /= factors
     graph.replace(before.input[1], maker)
@@ -240,21 +221,17 @@ def _linear_before(graph: Graph, activation: str) -> tuple[onnx.NodeProto, int, 
         The product, its first such column, how many heads share one of its heads, and a head's width;
         None where there is no such product.
     """
-    node = graph.producer.get(activation)
-    if node is None:
-        return None
+    node = graph.maker(activation)
     if node.op_type == "Mul":
         for name in node.input:
-            before = graph.producer.get(name)
+            before = graph.maker(name)
             if graph.is_product(before) and len(graph.consumers[name]) == 1:
-                assert before is not None  # noqa: S101
                 return before, 0, 1, graph.constants[before.input[1]].shape[1]
     if node.op_type == "GroupQueryAttention":
         numbers = {attribute.name: attribute.i for attribute in node.attribute}
         heads, shared = numbers["num_heads"], numbers["kv_num_heads"]
-        before = graph.producer.get(node.input[2] or node.input[0])
+        before = graph.maker(node.input[2] or node.input[0])
         if graph.is_product(before):
-            assert before is not None  # noqa: S101
             columns = graph.constants[before.input[1]].shape[1]
             # Queries, keys and values in one product, or values alone.
             head = columns // shared if node.input[2] else columns // (heads + 2 * shared)
@@ -292,10 +269,10 @@ def _quantize_group(
     outputs = [node.output[0] for node in products]
     for node in products:
         graph.drop(node)
-    if len(outputs) == 1:
-        graph.add("Mul", [product, magnitude], outputs[0])
+    alone = len(products) == 1
+    scaled = graph.add("Mul", [product, magnitude], outputs[0] if alone else f"{prefix}/scaled")
+    if alone:
         return
-    scaled = graph.add("Mul", [product, magnitude], f"{prefix}/scaled")
     sizes = graph.constant(f"{prefix}/sizes", np.array([w.shape[1] for w in weights], np.int64))
     graph.add_many("Split", [scaled, sizes], outputs, axis=-1)
 

@@ -105,10 +105,9 @@ def quantize_table(graph: Graph, gather: onnx.NodeProto) -> None:
     """Quantize a table of token vectors, in place: int8 with one scale a token.
 
     Args:
-        gather: the node that takes vectors from the table; a tied table is found behind its Transpose.
+        gather: the node that takes vectors from the table.
     """
-    tied = graph.producer.get(gather.input[0])
-    table = graph.constants[gather.input[0]] if tied is None else graph.constants[tied.input[0]].T
+    table = graph.table(gather)
     scales = symmetric_scales(table, 1, TOKEN_MAX)[:, None]
     ids = gather.input[1]
     graph.drop(gather)
@@ -172,7 +171,7 @@ def _quantize_group(
     graph: Graph, activation: str, products: list[onnx.NodeProto], seen: Range, dynamic: bool
 ) -> None:
     """Quantize the products that read one activation: it is quantized once for all of them."""
-    producer = graph.producer.get(activation, onnx.NodeProto())  # a graph input has none
+    producer = graph.maker(activation)
     weights = [graph.constants[node.input[1]] for node in products]
     prefix = f"{activation}/int8"
     quantized, row_maximum = activation, None
@@ -207,13 +206,10 @@ def _quantize_group(
             graph.add("MatMulIntegerToFloat", operands, output, domain=CONTRIB)
             continue
         product = graph.add("MatMulIntegerToFloat", operands, f"{name}/product", domain=CONTRIB)
-        if bias is None:
-            graph.add("Mul", [product, row_maximum], output)
-            continue
-        scaled = graph.add("Mul", [product, row_maximum], f"{name}/scaled")
-        # Three dimensions keep ONNX Runtime from fusing this into BiasGelu, which is slower than both.
-        bias_name = graph.constant(f"{name}/bias", bias.reshape(1, 1, -1))
-        graph.add("Add", [scaled, bias_name], output)
+        scaled = graph.add("Mul", [product, row_maximum], output if bias is None else f"{name}/scaled")
+        if bias is not None:
+            # Three dimensions keep ONNX Runtime from fusing this into BiasGelu, which is slower than both.
+            graph.add("Add", [scaled, graph.constant(f"{name}/bias", bias.reshape(1, 1, -1))], output)
 
 
 def smooth(
@@ -228,13 +224,26 @@ def smooth(
     The first one stays, for the residual path. Returns the new output and the factors [channels].
     """
     by_weights = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
-    factors = seen.magnitude**MIGRATION / np.maximum(by_weights, 1e-5) ** (1 - MIGRATION)
-    factors = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
+    factors = smoothing_factors(seen.magnitude, by_weights, MIGRATION)
     inputs = [norm.input[0]]
     for name, role in zip(norm.input[1:], ("gamma", "beta"), strict=False):
         inputs.append(graph.constant(f"{prefix}/{role}", graph.constants[name] / factors))
     attributes = {a.name: helper.get_attribute_value(a) for a in norm.attribute}
     return graph.add(norm.op_type, inputs, f"{prefix}/smoothed", domain=norm.domain, **attributes), factors
+
+
+def smoothing_factors(
+    magnitude: NDArray[np.float32], by_weights: NDArray[np.float32], migration: float
+) -> NDArray[np.float32]:
+    """SmoothQuant's factors of channels, whose geometric mean is 1: float32 [channels].
+
+    Args:
+        magnitude: of each channel on sample input.
+        by_weights: the largest weight that each channel is multiplied with.
+        migration: how much of the difficulty moves from activations to weights.
+    """
+    factors = np.maximum(magnitude, 1e-5) ** migration / np.maximum(by_weights, 1e-5) ** (1 - migration)
+    return (factors / np.exp(np.log(factors).mean())).astype(np.float32)
 
 
 def normalize_rows(graph: Graph, activation: str, prefix: str, bounded: bool) -> tuple[str, str]:

@@ -35,12 +35,10 @@ def rotate(graph: Graph, tokens: str) -> bool:
     if norms is None:
         return False
     readers = {norm.input[-1]: _readers(graph, norm) for norm in norms}
-    writers = [graph.producer.get(norm.input[1]) for norm in norms if len(norm.input) > 2]
+    writers = [graph.maker(norm.input[1]) for norm in norms if len(norm.input) > 2]
     if any(found is None for found in readers.values()) or not all(graph.is_product(w) for w in writers):
         return False
-    embedding = graph.producer.get(gather.input[0])  # a tied table stands behind a Transpose
-    table = graph.constants[gather.input[0] if embedding is None else embedding.input[0]]
-    table = table if embedding is None else table.T
+    table = graph.table(gather)
     matrix = _orthogonal(table.shape[1])
     # The head gets weights of its own: it takes over the last norm's weight, which the table must not.
     gather.input[0] = graph.constant("rotated/tokens", (table @ matrix).astype(np.float32))
@@ -51,7 +49,6 @@ def rotate(graph: Graph, tokens: str) -> bool:
             node.input[1] = graph.constant(f"rotated/{node.input[1]}", turned.astype(np.float32))
         graph.replace(gamma, np.ones_like(graph.constants[gamma]))
     for node in writers:
-        assert node is not None  # noqa: S101 - seen above
         turned = graph.constants[node.input[1]] @ matrix
         node.input[1] = graph.constant(f"rotated/{node.input[1]}", turned.astype(np.float32))
     return True

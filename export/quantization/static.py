@@ -127,10 +127,10 @@ def _smoothed(path: Path, written: Path, calibration: Sequence[Feed], progress: 
         raise ExportError("int8-static: the graph has no product with a constant matrix to quantize")
     ranges = observe_ranges(path, list(groups), calibration, progress, total=len(calibration))
     for activation, products in groups.items():
-        producer = graph.producer.get(activation)
+        producer = graph.maker(activation)
         weights = [graph.constants[node.input[1]] for node in products]
         factors, source = None, activation
-        if producer is not None and producer.op_type == "LayerNormalization":
+        if producer.op_type == "LayerNormalization":
             source, factors = smooth(graph, producer, weights, ranges[activation], f"{activation}/smooth")
         for index, (node, weight) in enumerate(zip(products, weights, strict=True)):
             node.name = node.name or node.output[0]

@@ -82,8 +82,8 @@ def _gather(graph: Graph) -> onnx.NodeProto:
     """The node that takes token vectors from their table: by the ids, or by a view of them."""
 
     def made_from(name: str) -> str:
-        node = graph.producer.get(name)
-        return made_from(node.input[0]) if node is not None and node.op_type == "Reshape" else name
+        node = graph.maker(name)
+        return made_from(node.input[0]) if node.op_type == "Reshape" else name
 
     nodes = (node for node in graph.model.graph.node if node.op_type == "Gather")
     (gather,) = (node for node in nodes if made_from(node.input[1]) == INPUT_IDS)

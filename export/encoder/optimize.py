@@ -10,20 +10,19 @@ import copy
 import io
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnxruntime.transformers import optimizer
 from onnxruntime.transformers.fusion_options import FusionOptions
 
+from export.encoder.tasks.task import Feed, Outputs
+from export.encoder.verify import open_session
 from export.exported import Exported
-from serving.onnxruntime.sessions import measured_session
 
-Feed = Mapping[str, NDArray]
 _LAST = 2e-3  # of what is compared: sums in another order
 _LOGGERS = (
     *("onnxruntime.transformers", "fusion_base", "fusion_attention"),
@@ -61,7 +60,8 @@ def _fused(
     """
     options_without_rotary = copy.copy(options)
     options_without_rotary.enable_rotary_embeddings = False
-    expected = [_run(exported.path, feed) for feed in feeds]
+    plain = open_session(exported.path)
+    expected = [plain(feed) for feed in feeds]
     for tried in (options, options_without_rotary):
         if _optimize(exported, path, config, tried) and _gives(path, feeds, expected):
             return Exported.read(path)
@@ -91,20 +91,17 @@ def _optimize(exported: Exported, path: Path, config: Any, options: FusionOption
     return True
 
 
-def _gives(path: Path, feeds: Sequence[Feed], expected: Sequence[Sequence[NDArray]]) -> bool:
+def _gives(path: Path, feeds: Sequence[Feed], expected: Sequence[Outputs]) -> bool:
     """Whether a graph runs and gives what is expected, up to the last digits."""
     try:
-        found = [_run(path, feed) for feed in feeds]
+        fused = open_session(path)
+        found = [fused(feed) for feed in feeds]
     except Exception:  # noqa: BLE001 - onnxruntime raises its own classes, which share no base but this
         return False
-    pairs = ((a, b) for row in zip(found, expected, strict=True) for a, b in zip(*row, strict=True))
+    pairs = (
+        (got[name], value) for got, row in zip(found, expected, strict=True) for name, value in row.items()
+    )
     return all(a.shape == b.shape and np.allclose(a, b, rtol=_LAST, atol=_LAST) for a, b in pairs)
-
-
-def _run(path: Path, feed: Feed) -> list[NDArray]:
-    session = measured_session(path)
-    found: list[NDArray] = session.run(None, {value.name: feed[value.name] for value in session.get_inputs()})
-    return found
 
 
 def _attention_sizes(config: Any) -> tuple[int, int]:

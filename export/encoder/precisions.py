@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -120,12 +120,8 @@ def _plain(material: Material, path: Path) -> tuple[Exported, Notes]:
     return material.plain, {}
 
 
-def _int8(material: Material, path: Path) -> tuple[Exported, Notes]:
-    return quantize_int8(material.fused, path, material.calibration, material.progress), {}
-
-
-def _int8_dynamic(material: Material, path: Path) -> tuple[Exported, Notes]:
-    graph = quantize_int8(material.fused, path, material.calibration, material.progress, dynamic=True)
+def _int8(material: Material, path: Path, *, dynamic: bool = False) -> tuple[Exported, Notes]:
+    graph = quantize_int8(material.fused, path, material.calibration, material.progress, dynamic=dynamic)
     return graph, {}
 
 
@@ -143,7 +139,7 @@ def _int4(material: Material, path: Path) -> tuple[Exported, Notes]:
 MAKERS: Mapping[str, Callable[[Material, Path], tuple[Exported, Notes]]] = {
     "fp32": _fp32,
     "int8": _int8,
-    "int8-dynamic": _int8_dynamic,
+    "int8-dynamic": partial(_int8, dynamic=True),
     "int8-static": _int8_static,
     "int4": _int4,
     "fp16": _fp16,

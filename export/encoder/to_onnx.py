@@ -14,13 +14,15 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from onnx import helper
 
 from export.checkpoint.loading import of_a_library
 from export.checkpoint.opened import Opened
 from export.encoder.tasks.heads import Head
 from export.encoder.tasks.task import Task
+from export.encoder.verify import open_session
 from export.exported import Exported
-from serving.onnxruntime.sessions import measured_session
+from export.likeness import difference
 from shoal.errors import ExportError
 from shoal.progress import Silent
 
@@ -56,7 +58,7 @@ def to_onnx(head: Head, path: Path, feed: Feed, progress: Silent | None = None) 
         try:
             with progress.step(f"Export to ONNX through {name}"), of_a_library(f"{name} gives up"):
                 exporters[name](head, path, first, inputs, outputs)
-                _state_sizes(path, {key: result for key, result in results[0].items()}, outputs)
+                _state_sizes(path, results[0], outputs)
             with of_a_library(f"ONNX Runtime cannot run the graph of {name}"):
                 _check(path, (first, second), results, name)
             return Exported.read(path)
@@ -82,19 +84,16 @@ def _check(
     Raises:
         ExportError: it does.
     """
-    session = measured_session(path)
-    names = [value.name for value in session.get_outputs()]
-    known = {value.name for value in session.get_inputs()}
+    model = open_session(path)
     for sample, expected in zip(samples, results, strict=True):
-        feed = {name: value.numpy() for name, value in sample.items() if name in known}
-        found = dict(zip(names, session.run(names, feed), strict=True))
+        found = model({name: value.numpy() for name, value in sample.items()})
         for name, value in expected.items():
             wanted = value.numpy()
             if found[name].shape != wanted.shape:
                 raise ExportError(
                     f"the graph of {exporter} gives {name} {found[name].shape}, not {wanted.shape}"
                 )
-            apart = float(np.abs(found[name] - wanted).max()) / max(1.0, float(np.abs(wanted).max()))
+            apart = difference(found[name], wanted)
             if not apart < _LAST:
                 raise ExportError(
                     f"the graph of {exporter} gives another {name} than the model, by {apart:.2g}"
@@ -211,14 +210,8 @@ def _state_sizes(path: Path, outputs: Mapping[str, torch.Tensor], free: Mapping[
     """Write the fixed sizes of outputs into the graph: the tracer leaves them free after a reduction."""
     model = onnx.load(path)
     for value in model.graph.output:
-        axes = value.type.tensor_type.shape
-        del axes.dim[:]
-        for axis, size in enumerate(outputs[value.name].shape):
-            dim = axes.dim.add()
-            if axis in free[value.name]:
-                dim.dim_param = free[value.name][axis]
-            else:
-                dim.dim_value = size
+        shape = [free[value.name].get(axis, size) for axis, size in enumerate(outputs[value.name].shape)]
+        value.type.CopyFrom(helper.make_tensor_type_proto(value.type.tensor_type.elem_type, shape))
     onnx.save(model, path)
 
 

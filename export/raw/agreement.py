@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from export.likeness import TIE
 from shoal import tasks
 
-TIE = 1e-3  # two choices whose scores are closer than this are equally right
 _BEGINNING = 3  # characters of a text that tell whether its first token is the original's
 OTHER = float("inf")  # another answer altogether
 
@@ -91,8 +91,8 @@ def entities(original: list[tuple[str, int, int, float]], got: Outputs) -> Apart
 def spans(original: Mapping[str, Any], got: Outputs) -> Apart:
     """An answer in a context. Two places with one score are equally right."""
     distance = _difference(original["score"], got["score"][0])
-    places = [(answer["start"], answer["end"]) for answer in (original, _first(got))]
-    return Apart(distance, places[0] == places[1] or distance <= TIE / 10)
+    same_place = (original["start"], original["end"]) == (got["start"][0], got["end"][0])
+    return Apart(distance, same_place or distance <= TIE / 10)
 
 
 def texts(original: str, got: Outputs) -> Apart:
@@ -103,10 +103,6 @@ def texts(original: str, got: Outputs) -> Apart:
     same = next((i for i, (a, b) in enumerate(zip(original, found, strict=False)) if a != b), None)
     same = min(len(original), len(found)) if same is None else same
     return Apart(1.0 - same / max(1, len(original), len(found)), original[:_BEGINNING] == found[:_BEGINNING])
-
-
-def _first(got: Outputs) -> dict[str, Any]:
-    return {name: values[0] for name, values in got.items()}
 
 
 def _difference(a: float, b: float) -> float:

@@ -7,7 +7,6 @@ the fusions for ONNX Runtime leave behind, and strings (see `prepare.numeric_par
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,18 +30,11 @@ class Plan:
 
     Attributes:
         size: in bytes.
-        seconds: how long it took to build.
     """
 
     path: Path
     fingerprint: Fingerprint
     size: int
-    seconds: float
-
-    @property
-    def profiles(self) -> tuple[Profile, ...]:
-        """Profiles in the engine's order."""
-        return self.fingerprint.profiles
 
 
 def build_engine(
@@ -78,7 +70,6 @@ def build_engine(
         raise UsageError("an engine needs a profile", hint="see shapes.from_buckets")
     library = Library(flavour)
     targets = _targets(library, compute_capabilities)
-    start = time.monotonic()
     builder = library.builder()
     network, _parser = _parse(library, builder, exported.path)
     config = builder.create_builder_config()
@@ -98,7 +89,6 @@ def build_engine(
             raise KeyboardInterrupt
         if engine is None:
             raise library.failure(f"cannot build {exported.path.name}")
-    seconds = time.monotonic() - start
     write_atomic(path, memoryview(engine))
     if cache is not None and timing_cache is not None:
         write_atomic(timing_cache, memoryview(cache.serialize()))
@@ -110,7 +100,7 @@ def build_engine(
         strongly_typed=True,
         profiles=tuple(profiles),
     )
-    return Plan(path, fingerprint, path.stat().st_size, seconds)
+    return Plan(path, fingerprint, path.stat().st_size)
 
 
 def _targets(library: Library, asked: Sequence[str]) -> tuple[str, ...]:

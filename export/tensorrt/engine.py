@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnx
 
 from export.exported import Exported, TensorSpec
@@ -95,15 +96,11 @@ def _saved(model: onnx.ModelProto, path: Path) -> Exported:
 
 def published_engine(repository: Path, manifest: Manifest) -> Engine:
     """The engine of a version in the repository, whose files have been checked."""
-    tails = [
-        repository / name
-        for name in manifest.files
-        if name.startswith(f"{part_name(manifest.model, LABELS)}/")
-    ]
+    labels = f"{part_name(manifest.model, LABELS)}/"
+    tails = [repository / name for name in manifest.files if name.startswith(labels)]
     stated = manifest.onnx
     inputs, outputs = (
-        tuple(TensorSpec(spec["name"], spec["dtype"], tuple(spec["dims"])) for spec in stated[side])
-        for side in ("inputs", "outputs")
+        msgspec.convert(stated[side], tuple[TensorSpec, ...]) for side in ("inputs", "outputs")
     )
     return Engine(
         repository / manifest.network / str(manifest.version) / FILENAME,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from export.tensorrt.shapes import Profile, Shape
+import msgspec
+
+from export.tensorrt.shapes import Profile
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,10 @@ class Fingerprint:
 
     def to_dict(self) -> dict[str, Any]:
         """Give the value as plain JSON types."""
-        return vars(self) | {
-            "compute_capabilities": list(self.compute_capabilities),
-            "profiles": [{key: list(shape) for key, shape in vars(p).items()} for p in self.profiles],
-        }
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        return plain
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Fingerprint:
         """Make the value from what `to_dict` gave."""
-        profiles = tuple(
-            Profile(**{key: Shape(*dims) for key, dims in profile.items()}) for profile in values["profiles"]
-        )
-        capabilities = tuple(values["compute_capabilities"])
-        return cls(**(values | {"compute_capabilities": capabilities, "profiles": profiles}))
+        return msgspec.convert(values, cls)

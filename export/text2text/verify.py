@@ -49,7 +49,7 @@ class ExpectedAnswers:
         answers: as its own generation settings have it.
     """
 
-    texts: tuple[tuple[int, ...], ...]
+    texts: Sequence[tuple[int, ...]]
     cross: Mapping[str, NDArray[np.float32]]
     greedy: tuple[tuple[int, ...], ...]
     logits: tuple[NDArray[np.float32], ...]
@@ -74,7 +74,10 @@ def measure(
     """
     search = settings.search
     answerers = {name: TextGenerator(graphs.path.parent, settings) for name, graphs in candidates.items()}
-    reference = _measure_reference(original, search, _samples(next(iter(answerers.values()))), progress)
+    tokenizer = next(iter(answerers.values()))  # they share it
+    # Their lengths are spread as those of real requests are.
+    texts = [tuple(tokenizer.tokens(text)) for text in corpus.texts(SAMPLES, seed=7)]
+    reference = _measure_reference(original, search, texts, progress)
     found: dict[str, dict[str, Any]] = {}
     with progress.step("Compare with the PyTorch original", total=len(answerers)) as advance:
         for name, answerer in answerers.items():
@@ -100,13 +103,8 @@ def measure(
     }
 
 
-def _samples(answerer: TextGenerator) -> tuple[tuple[int, ...], ...]:
-    """Token ids of texts whose lengths are spread as real requests are."""
-    return tuple(tuple(answerer.tokens(text)) for text in corpus.texts(SAMPLES, seed=7))
-
-
 def _measure_reference(
-    model: PreTrainedModel, search: Search, texts: Sequence[Sequence[int]], progress: Silent
+    model: PreTrainedModel, search: Search, texts: Sequence[tuple[int, ...]], progress: Silent
 ) -> ExpectedAnswers:
     """Answers of the PyTorch original in fp32 to the texts as one padded batch, and its logits."""
     torch.set_num_threads(available_cpus())
@@ -122,7 +120,7 @@ def _measure_reference(
         answers = _generated(model, short, texts)
     pairs = [value for layer in output.past_key_values.to_legacy_cache() for value in layer[2:4]]
     cross = {name: value.numpy() for name, value in zip(cross_names(len(pairs) // 2), pairs, strict=True)}
-    return ExpectedAnswers(tuple(map(tuple, texts)), cross, greedy, logits, answers)
+    return ExpectedAnswers(texts, cross, greedy, logits, answers)
 
 
 def _short(search: Search) -> Search:
@@ -156,6 +154,7 @@ def _compare(runner: EncoderDecoderRunner, reference: ExpectedAnswers, search: S
     read, expected_read = _vectors_of_texts(runner, reference, search.pad)
     found, expected = _next_tokens(runner, reference, search)
     greedy = [_answers(runner, msgspec.structs.replace(short, num_beams=1), [text])[0] for text in texts]
+    rows = zip(greedy, reference.greedy, reference.logits, strict=True)
     alone = [_answers(runner, short, [text])[0] for text in texts]
     return {
         "encoder_max_abs_diff": difference(read, expected_read),
@@ -163,7 +162,7 @@ def _compare(runner: EncoderDecoderRunner, reference: ExpectedAnswers, search: S
         "logits_max_abs_diff": difference(found, expected),
         "logits_min_cosine": float(cosines(found, expected).min()),
         "agreement": float(same_choice(found, expected, relative=True).mean()),
-        "greedy_match": float(np.mean([_same_greedily(*row) for row in _rows(greedy, reference)])),
+        "greedy_match": float(np.mean([_same_greedily(*row) for row in rows])),
         "answer_match": share_equal(alone, reference.answers),
         "batch_invariance": share_equal(alone, _answers(runner, short, texts)),
     }
@@ -230,10 +229,6 @@ def _next_tokens(
         running = runner.start([text], search.pad)
         found += [running.step(np.array([token])) for token in (search.start, *tokens[:-1])]
     return np.concatenate(found), np.concatenate(reference.logits)
-
-
-def _rows(greedy: Sequence[Sequence[int]], reference: ExpectedAnswers) -> list[tuple[Any, Any, Any]]:
-    return list(zip(greedy, reference.greedy, reference.logits, strict=True))
 
 
 def _same_greedily(found: Sequence[int], expected: Sequence[int], logits: NDArray[np.float32]) -> bool:

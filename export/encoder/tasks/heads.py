@@ -172,8 +172,7 @@ def _class_logits(backbone: PreTrainedModel, inputs: dict[str, Tensor]) -> Tenso
     ):
         hidden = backbone.base_model(**inputs).last_hidden_state
         return backbone.score(_last(hidden, inputs["attention_mask"]))
-    logits: Tensor = backbone(**inputs).logits
-    return logits
+    return backbone(**inputs).logits
 
 
 class Score(Head):

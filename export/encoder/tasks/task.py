@@ -84,9 +84,9 @@ class Task(ABC):
         """Module in `serving.models` and parameters of the model behind the network, where it needs one."""
         return None
 
-    @abstractmethod
     def row(self, passage: str, index: int, opened: Opened) -> Row:
         """A row of sample input made from a paragraph of text."""
+        return {"text": [passage]}
 
     def compared(self, outputs: Outputs, feed: Feed) -> NDArray[np.float32]:
         """The outputs of the head as vectors that are compared with the original's, [vectors, width]."""

@@ -38,9 +38,6 @@ class SentenceSimilarity(Task):
     def layout_options(self, opened: Opened, max_length: int) -> dict[str, str]:
         return {} if Sentence.of(opened).include_prompt else {"include_prompt": "false"}
 
-    def row(self, passage: str, index: int, opened: Opened) -> Row:
-        return {"text": [passage]}
-
     def compared(self, outputs: Outputs, feed: Feed) -> NDArray[np.float32]:
         return outputs["embedding"]
 
@@ -73,9 +70,6 @@ class TextClassification(Task):
 
     def finish(self, model: onnx.ModelProto, head: heads.Head, opened: Opened, top_k: int) -> None:
         labels.name_classes(model, opened.labels, top=top_k)
-
-    def row(self, passage: str, index: int, opened: Opened) -> Row:
-        return {"text": [passage]}
 
     def score(self, answers: Any, eval_data: Path, opened: Opened) -> float:
         rows = read_csv(eval_data, ("text", "label"), ("text", "text_pair", "label"))

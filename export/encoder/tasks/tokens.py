@@ -44,9 +44,6 @@ class TokenClassification(Task):
             "aggregation_strategy": "simple",
         }
 
-    def row(self, passage: str, index: int, opened: Opened) -> Row:
-        return {"text": [passage]}
-
     def compared(self, outputs: Outputs, feed: Feed) -> NDArray[np.float32]:
         return outputs["probabilities"][feed["attention_mask"].astype(bool)]
 

@@ -218,10 +218,10 @@ def put_in_place(repository: Path, staged: Path, order: Sequence[str], texts: di
     """Let staged versions appear, then serve them: all of it or, where something fails, nothing.
 
     Args:
-        staged: holds a folder for each model that is new or has new versions. order: models, each after those
-        that it needs. texts: files that select what is served, as `shoal.change.write_together` takes them. A
-        new model's appear
-            with it.
+        staged: holds a folder for each model that is new or has new versions.
+        order: models, each after those that it needs.
+        texts: files that select what is served, as `shoal.change.write_together` takes them. A new model's
+            appear with it.
 
     Raises:
         OSError: see `write`.

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from export.checkpoint.source import find_checkpoint
 from export.encoder import verify
-from export.encoder.build import build, compress
+from export.encoder.build import build
+from export.encoder.compress.apply import compress
 from export.encoder.prepare import prepare
 from export.encoder.recipe import EncoderRecipe
 from export.evidence import evidence_table

@@ -49,10 +49,9 @@ class Kind:
     @property
     def headed(self) -> bool:
         """Whether the class has a head for one use: neither a bare transformer nor one for pre-training."""
-        return registered(self.architecture).task != tasks.EMBEDDING and (
-            self.architecture not in _names("MODEL_FOR_PRETRAINING_MAPPING_NAMES")
-            or registered(self.architecture).task is not None
-        )
+        task = registered(self.architecture).task
+        pretrains = self.architecture in _names("MODEL_FOR_PRETRAINING_MAPPING_NAMES")
+        return task != tasks.EMBEDDING and not (pretrains and task is None)
 
 
 def kind_of(checkpoint: Checkpoint) -> Kind:
@@ -80,9 +79,7 @@ def registered(architecture: str) -> Kind:
     for register, task in _REGISTERS:
         if architecture in _names(f"MODEL_FOR_{register}_MAPPING_NAMES"):
             return Kind(architecture, task)
-    if architecture in _names("MODEL_MAPPING_NAMES") or architecture in _names(
-        "MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES"
-    ):
+    if architecture in _names("MODEL_MAPPING_NAMES") | _names("MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES"):
         return Kind(architecture, tasks.EMBEDDING)  # whether it reads texts, sentence-transformers tells
     for name in dir(modeling_auto):
         if (match := re.fullmatch(r"MODEL_FOR_(\w+)_MAPPING_NAMES", name)) and architecture in _names(name):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from export.encoder import precisions
-from export.encoder.compress.apply import compressed
 from export.encoder.parts import profiles_of
 from export.encoder.prepare import Source
-from export.encoder.to_onnx import finish, to_onnx
+from export.encoder.to_onnx import to_onnx
 from export.exported import Exported
 from export.tensorrt import ENGINES
 from export.tensorrt.engine import Engine, make_engine
@@ -18,26 +16,6 @@ from shoal import corpus
 from shoal.paths import cache_dir
 from shoal.progress import Silent
 from shoal.tensorrt import compute_capability
-
-
-def compress(source: Source, progress: Silent) -> tuple[Source, dict[str, Any]]:
-    """The source with a smaller model to export, where its recipe wants one; and what was done.
-
-    Raises:
-        UsageError, ExportError: see `export.encoder.compress.apply.compressed`.
-    """
-    if not source.recipe.compresses:
-        return source, {}
-    small, report = compressed(
-        source.head,
-        source.recipe,
-        lambda text: source.task.row(text, 0, source.opened),
-        source.encode,
-        progress,
-        names=source.inputs,
-        weights=source.opened.checkpoint.describe()["sha256"],
-    )
-    return replace(source, head=small), {"compression": report}
 
 
 def build(
@@ -53,9 +31,7 @@ def build(
     notes: dict[str, precisions.Notes] = {}
     for precision in source.recipe.precisions:
         graph, notes[precision] = precisions.MAKERS[precision](material, work / f"{precision}-bare.onnx")
-        finished = finish(
-            graph, work / f"{precision}.onnx", head, source.task, source.opened, source.recipe.top_k
-        )
+        finished = source.finished(graph, work / f"{precision}.onnx")
         made[precision] = _engine(finished, source, progress) if precision in ENGINES else finished
     return made, notes
 

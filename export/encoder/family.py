@@ -9,14 +9,15 @@ from typing import Any
 
 from export.checkpoint.source import check_source, find_checkpoint
 from export.encoder import raw, verify
-from export.encoder.build import build, compress
+from export.encoder.build import build
+from export.encoder.compress.apply import compress
 from export.encoder.evidence import EncoderEvidence
 from export.encoder.parts import parts_of
 from export.encoder.prepare import Source, prepare
 from export.encoder.recipe import EncoderRecipe
 from export.encoder.reference import reference_rows, take_reference
 from export.encoder.tasks.task import Row
-from export.encoder.to_onnx import finish, to_onnx
+from export.encoder.to_onnx import to_onnx
 from export.evidence import Verified
 from export.exported import Exported
 from export.family import Compared, Family
@@ -149,9 +150,7 @@ class EncoderSubject(Compared):
         """
         source = self.source
         made = to_onnx(source.head, work / "exact-bare.onnx", source.feed(corpus.passages()[:2]), progress)
-        graph = finish(
-            made, work / "exact.onnx", source.head, source.task, source.opened, source.recipe.top_k
-        )
+        graph = source.finished(made, work / "exact.onnx")
         with (
             progress.step("Compare answers of the exact graph to raw inputs"),
             raw.in_process(parts_of(graph, "fp32", source), graph, "fp32", work / "exact") as caller,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 
 from export.checkpoint.opened import Opened, open_checkpoint
@@ -21,6 +22,7 @@ from export.encoder.tasks.heads import Head
 from export.encoder.tasks.images import processor_of
 from export.encoder.tasks.task import Feed, Outputs, Task
 from export.encoder.verify import Subject
+from export.exported import Exported
 from shoal.machine import available_cpus
 
 
@@ -53,6 +55,13 @@ class Source:
         """The network's inputs, of rows that are made from some texts."""
         features = self.encode(self.subject.rows(texts))
         return {name: features[name] for name in self.inputs}
+
+    def finished(self, exported: Exported, path: Path) -> Exported:
+        """Add what PyTorch cannot express to a graph, after its precision was chosen: labels."""
+        model = onnx.load(exported.path)
+        self.task.finish(model, self.head, self.opened, self.recipe.top_k)
+        onnx.save(model, path)
+        return Exported.read(path)
 
 
 def prepare(recipe: EncoderRecipe, checkpoint: Checkpoint, folder: Path) -> Source:

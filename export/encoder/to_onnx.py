@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from export.checkpoint.loading import of_a_library
-from export.checkpoint.opened import Opened
 from export.encoder.tasks.heads import Head
-from export.encoder.tasks.task import Task
 from export.encoder.verify import open_session
 from export.exported import Exported
 from export.likeness import difference
@@ -213,11 +211,3 @@ def _state_sizes(path: Path, outputs: Mapping[str, torch.Tensor], free: Mapping[
         shape = [free[value.name].get(axis, size) for axis, size in enumerate(outputs[value.name].shape)]
         value.type.CopyFrom(helper.make_tensor_type_proto(value.type.tensor_type.elem_type, shape))
     onnx.save(model, path)
-
-
-def finish(exported: Exported, path: Path, head: Head, task: Task, opened: Opened, top_k: int) -> Exported:
-    """Add what PyTorch cannot express to a graph, after its precision was chosen: labels."""
-    model = onnx.load(exported.path)
-    task.finish(model, head, opened, top_k)
-    onnx.save(model, path)
-    return Exported.read(path)

@@ -149,7 +149,8 @@ def measure(
     if eval_data is not None:
         with progress.step("Score the labelled data", total=len(models) + 1) as advance:
             for name, model in {"reference": reference, **models}.items():
-                answer = _answering(model, subject, on_labelled if model is reference else None)
+                told = on_labelled if model is reference else None
+                answer = partial(_answered, model, subject, told)
                 scores[name] = task.score(answer, eval_data, subject.opened)
                 advance()
     return {
@@ -223,16 +224,13 @@ def is_embedding(task: Task) -> bool:
     return task.name == SentenceSimilarity.name
 
 
-def _answering(
-    model: Model, subject: Subject, on_rows: Callable[[Sequence[Row]], None] | None = None
-) -> Callable[[Sequence[Row]], tuple[Outputs, Feed]]:
-    def answer(rows: Sequence[Row]) -> tuple[Outputs, Feed]:
-        if on_rows is not None:
-            on_rows(rows)
-        feed = subject.feed(rows)
-        return model(feed), feed
-
-    return answer
+def _answered(
+    model: Model, subject: Subject, on_rows: Callable[[Sequence[Row]], None] | None, rows: Sequence[Row]
+) -> tuple[Outputs, Feed]:
+    if on_rows is not None:
+        on_rows(rows)
+    feed = subject.feed(rows)
+    return model(feed), feed
 
 
 def _cases(subject: Subject) -> dict[tuple[int, int], Feed]:

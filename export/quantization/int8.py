@@ -78,27 +78,29 @@ def quantize_int8(
     Raises:
         ExportError: there is nothing to quantize, as in a network of convolutions.
     """
-    graph = Graph(onnx.load(fused.path))
-    names = list(graph.products())
-    if not names:
-        raise ExportError("the graph has no product with a constant matrix", hint="--precision fp32")
-    progress = progress or Silent()
-    ranges = observe_ranges(fused.path, names, calibration, progress, total=len(calibration))
-    quantize_products(graph, ranges, dynamic=dynamic)
+    total = len(calibration)
+    graph = quantized(fused.path, calibration, progress or Silent(), total=total, dynamic=dynamic)
     graph.save(path)
     return Exported.read(path)
 
 
-def quantize_products(graph: Graph, ranges: Mapping[str, Range], *, dynamic: bool) -> None:
-    """Quantize every product with a constant matrix, in place; see the module for how.
+def quantized(
+    path: Path, calibration: Iterable[Feed], progress: Silent, *, total: int, dynamic: bool
+) -> Graph:
+    """A graph whose products are quantized, still to be finished; arguments as those of `quantize_int8`.
 
     Args:
-        ranges: of what the products read, from `observe_ranges`.
-        dynamic: no scale comes from `ranges`, which serve to smooth alone.
+        total: how many feeds there are in `calibration`.
     """
-    for activation, products in graph.products().items():
+    graph = Graph(onnx.load(path))
+    groups = graph.products()
+    if not groups:
+        raise ExportError("the graph has no product with a constant matrix", hint="--precision fp32")
+    ranges = observe_ranges(path, list(groups), calibration, progress, total=total)
+    for activation, products in groups.items():
         _quantize_group(graph, activation, products, ranges[activation], dynamic)
     graph.keep_residual_sums_apart()
+    return graph
 
 
 def quantize_table(graph: Graph, gather: onnx.NodeProto) -> None:

@@ -17,7 +17,7 @@ import onnx
 from export.exported import Exported
 from export.generation.to_onnx import save
 from export.graph import Graph
-from export.quantization.int8 import Feed, observe_ranges, quantize_products, quantize_table
+from export.quantization.int8 import Feed, quantize_table, quantized
 from export.text2text.to_onnx import Graphs
 from serving.models.text2text import Text2TextSettings, TextGenerator
 from serving.text2text import rules
@@ -70,10 +70,7 @@ def _written(
 def _quantize(
     exported: Exported, path: Path, calibration: Iterable[Feed], total: int, progress: Silent
 ) -> None:
-    graph = Graph(onnx.load(exported.path))
-    names = list(graph.products())
-    ranges = observe_ranges(exported.path, names, calibration, progress, total=total)
-    quantize_products(graph, ranges, dynamic=True)
+    graph = quantized(exported.path, calibration, progress, total=total, dynamic=True)
     quantize_table(graph, _gather(graph))
     save(graph.finish(), path)
 

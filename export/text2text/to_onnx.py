@@ -46,18 +46,13 @@ class Graphs(Exported):
     encoder: Exported
 
     @classmethod
-    def of(cls, encoder: Exported, decoder: Exported) -> Graphs:
-        """Join the two graphs."""
-        return cls(**vars(decoder), encoder=encoder)
-
-    @classmethod
     def read_both(cls, folder: Path) -> Graphs:
         """`encoder.onnx` and `decoder.onnx` of a folder.
 
         Raises:
             ValueError: see `Exported.read`.
         """
-        return cls.of(Exported.read(folder / ENCODER), Exported.read(folder / DECODER))
+        return cls(**vars(Exported.read(folder / DECODER)), encoder=Exported.read(folder / ENCODER))
 
     @property
     def files(self) -> list[Path]:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 
 from export.encoder.compress.distill import Distillation, distill
 from export.encoder.compress.prune import prune
 from export.encoder.compress.texts import read_texts
-from export.encoder.recipe import EncoderRecipe
-from export.encoder.tasks.heads import Head
-from export.encoder.tasks.task import Row
+from export.encoder.prepare import Source
 from serving.models.layouts import BadText
 from shoal import corpus
 from shoal.errors import UsageError
@@ -28,45 +25,31 @@ IMPORTANCE_TEXTS = 64  # on which it is measured what is needed least
 BATCH = 8
 MAX_TOKENS = 64
 
-# Rows to features: (rows, max_length=tokens).
-Encode = Callable[..., Mapping[str, NDArray]]
 
-
-def compressed(
-    head: Head,
-    recipe: EncoderRecipe,
-    row: Callable[[str], Row],
-    encode: Encode,
-    progress: Silent,
-    *,
-    names: Sequence[str],
-    weights: Mapping[str, str],
-) -> tuple[Head, dict[str, Any]]:
-    """A copy of a model with fewer layers, heads and columns, as the recipe wants it; the model stays.
+def compress(source: Source, progress: Silent) -> tuple[Source, dict[str, Any]]:
+    """The source with a copy of its model to export that has fewer layers, heads and columns.
 
     A training that was stopped goes on where it was: its state is kept in the cache, by what it depends on.
 
-    Args:
-        row: a row of the task's input made from a text.
-        encode: rows to features.
-        names: of the features that the network reads.
-        weights: hashes of the checkpoint's files.
-
     Returns:
-        The smaller model, and what was done, as plain JSON types.
+        The source as its recipe wants it, and what was done, as plain JSON types.
 
     Raises:
         UsageError: there is too little text, a text cannot be a row of the task, or the recipe asks for more
             than there is.
         ExportError: the architecture is not known.
     """
+    recipe, head = source.recipe, source.head
+    if not recipe.compresses:
+        return source, {}
 
     def inputs(texts: Sequence[str], max_length: int = MAX_TOKENS) -> Mapping[str, NDArray]:
         try:
-            features = encode([row(text) for text in texts], max_length=max_length)
+            rows = [source.task.row(text, 0, source.opened) for text in texts]
+            features = source.encode(rows, max_length=max_length)
         except BadText as error:
             raise UsageError(f"a text to learn from cannot be: {error}", hint="leave it out") from error
-        return network_feed(features, names)
+        return network_feed(features, source.inputs)
 
     teaching: Sequence[str] = corpus.passages()
     if recipe.distill_text:  # read first, so that a file that cannot be read is told of at once
@@ -76,7 +59,8 @@ def compressed(
     small, pruned = prune(
         head, feeds, layers=recipe.layers, heads=recipe.heads, ffn=recipe.ffn, progress=progress
     )
-    report: dict[str, Any] = {"pruned": pruned, "parameters": [count(head), count(small)]}
+    counts = [sum(weight.numel() for weight in module.parameters()) for module in (head, small)]
+    report: dict[str, Any] = {"pruned": pruned, "parameters": counts}
     if recipe.distill_steps:
         settings = Distillation(steps=recipe.distill_steps)
         report["distilled"] = distill(
@@ -85,10 +69,10 @@ def compressed(
             teaching,
             inputs,
             settings=settings,
-            folder=_state_folder(recipe, settings, weights),
+            folder=_state_folder(source, settings),
             progress=progress,
         )
-    return small, report
+    return replace(source, head=small), {"compression": report}
 
 
 def network_feed(features: Mapping[str, NDArray], names: Sequence[str]) -> dict[str, NDArray]:
@@ -104,13 +88,9 @@ def network_feed(features: Mapping[str, NDArray], names: Sequence[str]) -> dict[
     return {name: array[real][:, None] for name, array in feed.items()}
 
 
-def count(module: torch.nn.Module) -> int:
-    """Parameters of a module."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _state_folder(recipe: EncoderRecipe, settings: Distillation, weights: Mapping[str, str]) -> Path:
+def _state_folder(source: Source, settings: Distillation) -> Path:
     keys = ("task", "max_length", "layers", "heads", "ffn", "distill_text")
-    asked = {key: value for key, value in recipe.to_dict().items() if key in keys}
-    name = json.dumps([asked, asdict(settings), dict(weights)], sort_keys=True)
+    asked = {key: value for key, value in source.recipe.to_dict().items() if key in keys}
+    weights = source.opened.checkpoint.describe()["sha256"]
+    name = json.dumps([asked, asdict(settings), weights], sort_keys=True)
     return cache_dir() / "distill" / hashlib.sha256(name.encode()).hexdigest()[:16]

@@ -26,8 +26,8 @@ def name_classes(model: onnx.ModelProto, labels: Sequence[str], *, top: int) -> 
     """
     top = min(top, len(labels))
     table = numpy_helper.from_array(np.array([label.encode() for label in labels], object), "labels/names")
-    _sort(model, helper.make_tensor("labels/top", TensorProto.INT64, [1], [top]))
-    model.graph.initializer.append(table)
+    model.graph.initializer.extend([helper.make_tensor("labels/top", TensorProto.INT64, [1], [top]), table])
+    _sort(model, top)
     model.graph.node.append(helper.make_node("Gather", ["labels/names", "labels/order"], [LABEL], axis=0))
     _output(model, TensorProto.STRING, LABEL, top)
 
@@ -40,7 +40,7 @@ def order_candidates(model: onnx.ModelProto, candidates: str, *, along: str, sor
     graph = model.graph
     graph.input.append(helper.make_tensor_value_info(candidates, TensorProto.STRING, ["rows", "sequences"]))
     graph.node.append(helper.make_node("Shape", [candidates], ["labels/top"], start=1))
-    _sort(model, None)
+    _sort(model, "sequences")
     for name, output, kind in (
         (candidates, LABEL, TensorProto.STRING),
         (along, sorted_along, TensorProto.FLOAT),
@@ -49,12 +49,9 @@ def order_candidates(model: onnx.ModelProto, candidates: str, *, along: str, sor
         _output(model, kind, output, "sequences")
 
 
-def _sort(model: onnx.ModelProto, top: onnx.TensorProto | None) -> None:
-    if top is not None:
-        model.graph.initializer.append(top)
+def _sort(model: onnx.ModelProto, size: int | str) -> None:
     inputs, outputs = ["probabilities", "labels/top"], [SCORE, "labels/order"]
     model.graph.node.append(helper.make_node("TopK", inputs, outputs, axis=-1, largest=1, sorted=1))
-    size = "sequences" if top is None else int(numpy_helper.to_array(top)[0])
     _output(model, TensorProto.FLOAT, SCORE, size)
 
 

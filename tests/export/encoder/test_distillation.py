@@ -21,8 +21,7 @@ from torch.nn import functional
 from transformers import AutoTokenizer
 
 from export.checkpoint.source import find_checkpoint
-from export.encoder.build import compress
-from export.encoder.compress.apply import network_feed
+from export.encoder.compress.apply import compress, network_feed
 from export.encoder.compress.distill import Distillation, _rise_and_fall, distill
 from export.encoder.compress.importance import measure_importance
 from export.encoder.compress.losses import Distance

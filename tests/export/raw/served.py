@@ -15,7 +15,7 @@ from export.encoder import raw as encoder
 from export.encoder.parts import parts_of
 from export.encoder.prepare import Source, prepare
 from export.encoder.recipe import EncoderRecipe
-from export.encoder.to_onnx import finish, to_onnx
+from export.encoder.to_onnx import to_onnx
 from export.originals.original import Row
 from export.raw.evidence import RawEvidence, RawTolerance
 from export.raw.measure import compare
@@ -33,7 +33,7 @@ def served(folder: Path, work: Path, **recipe: Any) -> Iterator[tuple[Source, Ca
     work.mkdir(parents=True, exist_ok=True)
     source = prepare(settings, find_checkpoint(str(folder)), work)
     bare = to_onnx(source.head, work / "bare.onnx", source.feed(corpus.passages()[:2]))
-    graph = finish(bare, work / "fp32.onnx", source.head, source.task, source.opened, settings.top_k)
+    graph = source.finished(bare, work / "fp32.onnx")
     with encoder.in_process(parts_of(graph, "fp32", source), graph, "fp32", work) as caller:
         yield source, caller
 

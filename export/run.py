@@ -112,12 +112,10 @@ def _compare_answers(
         model: the name that users call.
         answering: opens the version of each precision; one is open at a time.
     """
-    with progress.step("Compare answers to raw inputs", total=len(evidence)) as advance:
-        for precision, opened in answering.items():
-            with opened() as caller:
-                found = answers.compared(caller, model, precision)
-            evidence[precision] = replace(evidence[precision], raw=found)
-            advance()
+    for precision, opened in progress.each("Compare answers to raw inputs", answering.items()):
+        with opened() as caller:
+            found = answers.compared(caller, model, precision)
+        evidence[precision] = replace(evidence[precision], raw=found)
 
 
 def verify(

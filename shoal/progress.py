@@ -1,10 +1,11 @@
-"""Progress of long work, told to whoever wants to show it. Library code knows only `Progress.step`."""
+"""Progress of long work, told to whoever wants to show it. Library code knows only `step` and `each`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from shoal.interrupts import check
 
 Advance = Callable[[], None]
+Item = TypeVar("Item")
 
 
 class Silent:
@@ -21,6 +23,13 @@ class Silent:
     def step(self, description: str, total: int | None = None) -> Iterator[Advance]:
         """A named step of `total` parts (None: unknown). Yields the function to call after each part."""
         yield lambda: None
+
+    def each(self, description: str, items: Collection[Item]) -> Iterator[Item]:
+        """The items one after the other, each of them a part of a named step."""
+        with self.step(description, total=len(items)) as advance:
+            for item in items:
+                yield item
+                advance()
 
 
 class Bars(Silent):

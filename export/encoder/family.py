@@ -126,14 +126,10 @@ class EncoderSubject(Compared):
         """See `Subject`; by precision, because each answers a little otherwise."""
         rows = reference_rows(self.source.subject, self._labelled)
         found = {}
-        with progress.step("Keep statistics to see drift by", total=len(proven)) as advance:
-            for item in proven:
-                precision = item.evidence.precision
-                model = verify.open_network(item.exported, precision)
-                found[precision] = take_reference(
-                    self.source.subject, model, rows, labelled=bool(self._labelled)
-                )
-                advance()
+        for item in progress.each("Keep statistics to see drift by", proven):
+            precision = item.evidence.precision
+            model = verify.open_network(item.exported, precision)
+            found[precision] = take_reference(self.source.subject, model, rows, labelled=bool(self._labelled))
         return found
 
     def release(self, proven: Verified) -> Release:

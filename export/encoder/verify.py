@@ -132,27 +132,23 @@ def measure(
     models = {precision: open_network(exported, precision) for precision, exported in candidates.items()}
     cases = _cases(subject)
     parity = {precision: Parity() for precision in models}
-    with progress.step("Compare with the PyTorch original", total=len(cases)) as advance:
-        for feed in cases.values():
-            expected = task.compared(reference(feed), feed)
-            for precision, model in models.items():
-                parity[precision].add(task.compared(model(feed), feed), expected)
-            advance()
-    with progress.step("Compare each row alone and in a batch", total=len(models)) as advance:
-        invariance = {}
+    for feed in progress.each("Compare with the PyTorch original", cases.values()):
+        expected = task.compared(reference(feed), feed)
         for precision, model in models.items():
-            invariance[precision] = batch_invariance(model, subject)
-            advance()
+            parity[precision].add(task.compared(model(feed), feed), expected)
+    invariance = {
+        precision: batch_invariance(model, subject)
+        for precision, model in progress.each("Compare each row alone and in a batch", models.items())
+    }
     likeness = _likeness(reference, models, subject) if is_embedding(task) else {}
     speeds = _speeds(models, subject, progress)
     scores: dict[str, float] = {}
     if eval_data is not None:
-        with progress.step("Score the labelled data", total=len(models) + 1) as advance:
-            for name, model in {"reference": reference, **models}.items():
-                told = on_labelled if model is reference else None
-                answer = partial(_answered, model, subject, told)
-                scores[name] = task.score(answer, eval_data, subject.opened)
-                advance()
+        every = {"reference": reference, **models}
+        for name, model in progress.each("Score the labelled data", every.items()):
+            told = on_labelled if model is reference else None
+            answer = partial(_answered, model, subject, told)
+            scores[name] = task.score(answer, eval_data, subject.opened)
     return {
         precision: EncoderEvidence(
             task=task.name,

@@ -64,11 +64,9 @@ def _calibration(checkpoint: Checkpoint, plain: Exported, progress: Silent) -> l
     runner = DecoderRunner(plain.path, rows=CALIBRATION_WRITTEN, max_length=CALIBRATION_WINDOW)
     chance = np.random.default_rng(0)
     written = chance.integers(runner.vocabulary, size=(CALIBRATION_WRITTEN, 1))
-    with progress.step("Let the model write sample text", total=CALIBRATION_WINDOW - 1) as advance:
-        for length in range(CALIBRATION_WINDOW - 1):
-            logits = runner.decode(written[:, -1].tolist(), [length] * len(written))
-            # The likeliest after Gumbel noise is a sample at temperature 1.
-            following = (logits + chance.gumbel(size=logits.shape)).argmax(axis=1)
-            written = np.column_stack([written, following])
-            advance()
+    for length in progress.each("Let the model write sample text", range(CALIBRATION_WINDOW - 1)):
+        logits = runner.decode(written[:, -1].tolist(), [length] * len(written))
+        # The likeliest after Gumbel noise is a sample at temperature 1.
+        following = (logits + chance.gumbel(size=logits.shape)).argmax(axis=1)
+        written = np.column_stack([written, following])
     return windows + written.tolist()

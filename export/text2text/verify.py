@@ -78,11 +78,10 @@ def measure(
     # Their lengths are spread as those of real requests are.
     texts = [tuple(tokenizer.tokens(text)) for text in corpus.texts(SAMPLES, seed=7)]
     reference = _measure_reference(original, search, texts, progress)
-    found: dict[str, dict[str, Any]] = {}
-    with progress.step("Compare with the PyTorch original", total=len(answerers)) as advance:
-        for name, answerer in answerers.items():
-            found[name] = _compare(answerer.runner, reference, search)
-            advance()
+    found = {
+        name: _compare(answerer.runner, reference, search)
+        for name, answerer in progress.each("Compare with the PyTorch original", answerers.items())
+    }
     speeds = _speeds({name: answerer.runner for name, answerer in answerers.items()}, search, progress)
     scores = _scores(original, answerers, search, labelled, progress) if labelled else {}
     return {

@@ -85,18 +85,16 @@ def measure_importance(
     sums = [np.zeros(groups) for _, groups in points]
     squares = 0.0
     chance = torch.Generator().manual_seed(seed)
-    with (progress or Silent()).step("Weigh heads and columns", total=len(feeds)) as advance:
-        for feed in feeds:
-            inputs = tensors(feed)
-            with torch.enable_grad(), _gated(points, len(inputs["input_ids"])) as gates:
-                output = flat(module(**inputs), inputs["attention_mask"])
-                squares += float(output.detach().square().sum())
-                for _ in range(PROBES):
-                    signs = torch.randint(0, 2, output.shape, generator=chance) * 2.0 - 1.0
-                    moved = torch.autograd.grad((output * signs).sum(), gates, retain_graph=True)
-                    for place, gradient in enumerate(moved):
-                        sums[place] += gradient.double().square().sum(0).numpy() / PROBES
-            advance()
+    for feed in (progress or Silent()).each("Weigh heads and columns", feeds):
+        inputs = tensors(feed)
+        with torch.enable_grad(), _gated(points, len(inputs["input_ids"])) as gates:
+            output = flat(module(**inputs), inputs["attention_mask"])
+            squares += float(output.detach().square().sum())
+            for _ in range(PROBES):
+                signs = torch.randint(0, 2, output.shape, generator=chance) * 2.0 - 1.0
+                moved = torch.autograd.grad((output * signs).sum(), gates, retain_graph=True)
+                for place, gradient in enumerate(moved):
+                    sums[place] += gradient.double().square().sum(0).numpy() / PROBES
     scores = [total / squares for total in sums]
     return Importance(scores[: len(layers)], scores[len(layers) :])
 

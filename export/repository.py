@@ -62,6 +62,11 @@ class ModelFiles:
     config: Callable[[int], triton.ModelConfig]
 
 
+def model_py(module: str) -> str:
+    """The text of `model.py`: a module of `serving.models`, as Triton's Python backend wants it."""
+    return f"from serving.models.{module} import TritonPythonModel  # noqa: F401\n"
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Where versions come from: what the manifest records beside the evidence."""

@@ -179,6 +179,5 @@ def _wire_inputs(task: Task, encode: RowEncoder | None = None) -> list[triton.Mo
     """What users send; with prompts, where there are some, also which of them."""
     found = [input_of(name, "STRING", [count]) for name, count in task.contract.inputs.items()]
     if isinstance(encode, TextEncoder) and PROMPTS in encode.options:
-        found.append(input_of(PROMPT_NAME, "STRING", [1]))
-        found[-1].optional = True
+        found.append(input_of(PROMPT_NAME, "STRING", [1], optional=True))
     return found

@@ -12,7 +12,7 @@ from export.encoder import config
 from export.encoder.prepare import Source
 from export.encoder.rows import TextEncoder
 from export.exported import Exported
-from export.repository import ModelFiles
+from export.repository import ModelFiles, model_py
 from export.tensorrt import ACCELERATED
 from export.tensorrt.config import ENGINE_CACHE, accelerated_config, plan_config
 from export.tensorrt.engine import Engine
@@ -28,13 +28,13 @@ def parts_of(exported: Exported, precision: str, source: Source) -> tuple[ModelF
     if isinstance(source.encode, TextEncoder):
         files: dict[str, Path | str] = {
             "tokenizer.json": source.encode.path.read_text(encoding="utf-8"),
-            "model.py": _model_py("tokenizer"),
+            "model.py": model_py("tokenizer"),
         }
         make = partial(config.tokenizer_config, recipe, task, source.encode)
         parts.append(ModelFiles(part_name(name, TOKENIZER), files, make))
     else:
         make = partial(config.image_config, recipe, task, source.encode.processor)
-        parts.append(ModelFiles(part_name(name, PREPROCESSOR), {"model.py": _model_py("images")}, make))
+        parts.append(ModelFiles(part_name(name, PREPROCESSOR), {"model.py": model_py("images")}, make))
     make = partial(_network_config, exported, precision, source)
     parts.append(ModelFiles(part_name(name, ENCODER), {exported.filename: exported.path}, make))
     if isinstance(exported, Engine) and exported.tail is not None:
@@ -44,7 +44,7 @@ def parts_of(exported: Exported, precision: str, source: Source) -> tuple[ModelF
     if (output := task.output_model(source.opened)) is not None:
         module, parameters = output
         make = partial(config.output_config, recipe, task, exported, parameters)
-        parts.append(ModelFiles(part_name(name, OUTPUT), {"model.py": _model_py(module)}, make))
+        parts.append(ModelFiles(part_name(name, OUTPUT), {"model.py": model_py(module)}, make))
     steps = [part.config(1) for part in parts]
     make = partial(
         config.ensemble_config,
@@ -55,10 +55,6 @@ def parts_of(exported: Exported, precision: str, source: Source) -> tuple[ModelF
         config.facts_of(source.opened, task),
     )
     return (*parts, ModelFiles(name, {}, make))
-
-
-def _model_py(module: str) -> str:
-    return f"from serving.models.{module} import TritonPythonModel  # noqa: F401\n"
 
 
 def _network_config(exported: Exported, precision: str, source: Source, version: int) -> triton.ModelConfig:

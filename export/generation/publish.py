@@ -15,10 +15,8 @@ from export.generation.checkpoint import DecoderSettings
 from export.generation.config import context_of, generation_config
 from export.generation.recipe import GenerationRecipe
 from export.generation.verify import files_of
-from export.repository import ModelFiles, Published, check_kind, put_in_place, versions
+from export.repository import ModelFiles, Published, check_kind, model_py, put_in_place, versions
 from shoal.model_config import to_text
-
-MODEL_PY = "from serving.models.generation import TritonPythonModel  # noqa: F401\n"
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,10 @@ def part_of(exported: Exported, decoder: Decoder) -> ModelFiles:
     """A graph as a version of one model that tokenizes and generates."""
     recipe = decoder.recipe
     files: dict[str, Path | str] = {part.name: part for part in files_of(exported.path)}
-    files |= {"tokenizer.json": decoder.tokenizer.read_text(encoding="utf-8"), "model.py": MODEL_PY}
+    files |= {
+        "tokenizer.json": decoder.tokenizer.read_text(encoding="utf-8"),
+        "model.py": model_py("generation"),
+    }
     return ModelFiles(
         recipe.name, files, lambda version: generation_config(recipe, decoder.settings, version=version)
     )

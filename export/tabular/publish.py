@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from export.evidence import Verified
-from export.repository import ModelFiles, Release
+from export.repository import ModelFiles, Release, model_py
 from export.tabular import config
 from export.tabular.agreement import Served
 from export.tabular.columns import NUMBER
@@ -35,7 +35,7 @@ def release(proven: Verified, recipe: TabularRecipe, served: Served, task: str, 
     # Without a reader, bytes that are no text would be taken for a category that nobody knows.
     if reader.checks or reader.texts or any(column.kind != NUMBER for column in columns):
         files: dict[str, Path | str] = {
-            "model.py": "from serving.models.rows import TritonPythonModel  # noqa: F401\n",
+            "model.py": model_py("rows"),
             FILENAME: reader.to_json(),
         }
         inputs = config.wire_inputs(columns, served.numbers)

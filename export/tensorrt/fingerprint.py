@@ -32,8 +32,7 @@ class Fingerprint:
 
     def to_dict(self) -> dict[str, Any]:
         """Give the value as plain JSON types."""
-        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
-        return plain
+        return msgspec.json.decode(msgspec.json.encode(self), type=dict[str, Any])
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Fingerprint:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from onnx.helper import get_node_attr_value
 from onnx.utils import Extractor
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
@@ -19,6 +20,7 @@ from shoal.errors import ExportError
 
 # Sums over many values, exponentials and squares: in fp16 they lose digits or pass 65,504.
 IN_FP32 = ("Softmax", "LogSoftmax", "LayerNormalization", "ReduceSum", "ReduceMean", "ReduceL2", "Pow")
+FLOAT = onnx.TensorProto.FLOAT
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
 
 
@@ -70,7 +72,7 @@ def _drop_round_trips(model: onnx.ModelProto) -> None:
     outputs = {value.name for value in graph.output}
     renamed: dict[str, str] = {}
     for name, node in list(unique.items()):
-        if _is_cast_to_fp32(node) and node.input[0] in down:
+        if node.op_type == "Cast" and get_node_attr_value(node, "to") == FLOAT and node.input[0] in down:
             source = down[node.input[0]].input[0]
             renamed[source if name in outputs else name] = name if name in outputs else source
             del unique[name]
@@ -84,12 +86,6 @@ def _drop_round_trips(model: onnx.ModelProto) -> None:
     cleaned = OnnxModel(model)
     cleaned.prune_graph()
     cleaned.topological_sort()
-
-
-def _is_cast_to_fp32(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Cast" and any(
-        a.name == "to" and a.i == onnx.TensorProto.FLOAT for a in node.attribute
-    )
 
 
 @dataclass(frozen=True)

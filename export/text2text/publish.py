@@ -6,20 +6,18 @@ from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as triton
 
-from export.repository import ModelFiles
+from export.repository import ModelFiles, model_py
 from export.text2text.recipe import Text2TextRecipe
 from export.text2text.to_onnx import Graphs
 from export.triton_config import input_of, output_of, python_config, set_parameters
 from serving.models.text2text import TOKENIZER, Text2TextSettings
 from shoal import dialect
 
-MODEL_PY = "from serving.models.text2text import TritonPythonModel  # noqa: F401\n"
-
 
 def part_of(graphs: Graphs, recipe: Text2TextRecipe, settings: Text2TextSettings) -> ModelFiles:
     """Graphs, and the `tokenizer.json` that lies beside them, as a version of the model."""
     files: dict[str, Path | str] = {part.name: part for part in graphs.files}
-    files |= {TOKENIZER: graphs.path.parent / TOKENIZER, "model.py": MODEL_PY}
+    files |= {TOKENIZER: graphs.path.parent / TOKENIZER, "model.py": model_py("text2text")}
     return ModelFiles(recipe.name, files, lambda version: config_of(recipe, settings, version=version))
 
 

@@ -27,12 +27,12 @@ MAX_TOKENS = 64
 
 
 def compress(source: Source, progress: Silent) -> tuple[Source, dict[str, Any]]:
-    """The source with a copy of its model to export that has fewer layers, heads and columns.
+    """The source with a smaller model to export, where its recipe wants one; the original stays.
 
     A training that was stopped goes on where it was: its state is kept in the cache, by what it depends on.
 
     Returns:
-        The source as its recipe wants it, and what was done, as plain JSON types.
+        The source, and what was done, as plain JSON types.
 
     Raises:
         UsageError: there is too little text, a text cannot be a row of the task, or the recipe asks for more

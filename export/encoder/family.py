@@ -12,7 +12,7 @@ from export.encoder import raw, verify
 from export.encoder.build import build
 from export.encoder.compress.apply import compress
 from export.encoder.evidence import EncoderEvidence
-from export.encoder.parts import parts_of
+from export.encoder.parts import parts_of, release
 from export.encoder.prepare import Source, prepare
 from export.encoder.recipe import EncoderRecipe
 from export.encoder.reference import reference_rows, take_reference
@@ -29,7 +29,6 @@ from serving.in_process import InProcess
 from shoal import corpus
 from shoal.errors import NotProven
 from shoal.manifest import Manifest
-from shoal.names import ENCODER, part_name
 from shoal.progress import Silent
 from shoal.tensorrt import check_fits
 
@@ -134,8 +133,7 @@ class EncoderSubject(Compared):
 
     def release(self, proven: Verified) -> Release:
         """See `Subject`."""
-        parts = parts_of(proven.exported, proven.evidence.precision, self.source)
-        return Release(proven, parts, part_name(self.source.recipe.name, ENCODER))
+        return release(proven, self.source)
 
     def _check_reading(self, reference: OriginalAnswers, work: Path, progress: Silent) -> None:
         """Compare the exact graph of the whole model where it is not published: what a smaller or a coarser

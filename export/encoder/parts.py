@@ -11,14 +11,21 @@ from tritonclient.grpc import model_config_pb2 as triton
 from export.encoder import config
 from export.encoder.prepare import Source
 from export.encoder.rows import TextEncoder
+from export.evidence import Verified
 from export.exported import Exported
-from export.repository import ModelFiles, model_py
+from export.repository import ModelFiles, Release, model_py
 from export.tensorrt import ACCELERATED
 from export.tensorrt.config import ENGINE_CACHE, accelerated_config, plan_config
 from export.tensorrt.engine import Engine
 from export.tensorrt.shapes import Profile, from_buckets, from_traffic, read_traffic, whole
 from export.triton_config import network_config
 from shoal.names import ENCODER, LABELS, OUTPUT, PREPROCESSOR, TOKENIZER, part_name
+
+
+def release(proven: Verified, source: Source) -> Release:
+    """A proven graph and the models around it, as they will stand in the repository."""
+    parts = parts_of(proven.exported, proven.evidence.precision, source)
+    return Release(proven, parts, part_name(source.recipe.name, ENCODER))
 
 
 def parts_of(exported: Exported, precision: str, source: Source) -> tuple[ModelFiles, ...]:

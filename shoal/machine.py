@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -50,33 +51,41 @@ def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return max(1, min(affinity, math.ceil(quota) if quota else affinity))
 
 
+def memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that this process may use: the smaller of the machine's and of its cgroup's limit."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in [*_cgroup_files(cgroup, "memory.max"), cgroup / "memory" / "memory.limit_in_bytes"]:
+        with suppress(OSError, ValueError):  # "max": no limit
+            limits.append(int(path.read_text()))
+    return min(limits)
+
+
 def _cgroup_cpus(root: Path) -> float | None:
     """The CPU quota in CPUs, or None where there is no limit."""
-    candidates = [root / "cpu.max"]
-    try:
-        # A process in a nested v2 group (systemd, a container runtime without a cgroup namespace).
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            if line.startswith("0::"):
-                group = root / line[3:].lstrip("/")
-                candidates += [p / "cpu.max" for p in (group, *group.parents) if p.is_relative_to(root)]
-    except OSError:
-        pass
     limits = []
-    for path in candidates:
-        try:
+    for path in _cgroup_files(root, "cpu.max"):
+        with suppress(OSError, ValueError):
             quota, period = path.read_text().split()
-        except (OSError, ValueError):
-            continue
-        if quota != "max":
-            limits.append(int(quota) / int(period))
-    try:
+            if quota != "max":
+                limits.append(int(quota) / int(period))
+    with suppress(OSError, ValueError):
         v1 = root / "cpu"
         micros = int((v1 / "cpu.cfs_quota_us").read_text())
         if micros > 0:
             limits.append(micros / int((v1 / "cpu.cfs_period_us").read_text()))
-    except (OSError, ValueError):
-        pass
     return min(limits) if limits else None
+
+
+def _cgroup_files(root: Path, name: str) -> list[Path]:
+    """Where a limit of cgroup v2 may be stated for this process: at the root, and for each group it is in."""
+    found = [root / name]
+    # A process in a nested group: of systemd, or of a container runtime without a cgroup namespace.
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::"):
+                group = root / line[3:].lstrip("/")
+                found += [p / name for p in (group, *group.parents) if p.is_relative_to(root)]
+    return found
 
 
 def cpu_model() -> str:

@@ -17,9 +17,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from serving.generation.cache import Cache, DeviceCache, HostCache
-from serving.onnxruntime.options import session_options
+from serving.onnxruntime.options import BadConfig, session_options
 from serving.onnxruntime.sessions import providers_of
-from shoal.machine import available_cpus
+from shoal.machine import available_cpus, memory_bytes
 from shoal.paths import named
 
 INPUT_IDS, PAST_LENGTHS, TOTAL_LENGTH, LOGIT_ROWS, LOGITS = (
@@ -46,7 +46,8 @@ class DecoderRunner:
         vocabulary: width of the logits.
 
     Raises:
-        BadConfig: a GPU is asked for, and this onnxruntime has no CUDA.
+        BadConfig: a GPU is asked for, and this onnxruntime has no CUDA; or not even one full context fits
+            into the memory.
     """
 
     def __init__(
@@ -66,8 +67,14 @@ class DecoderRunner:
         shape = (len(self._keys_and_values), rows, heads, max_length, width)
         self._element = _ELEMENTS[first.type]
         self._cache: Cache
+        self._shape = shape
+        self._weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
         if gpu is None:
-            self._cache = HostCache(shape, self._element)
+            self._check_memory()
+            try:
+                self._cache = HostCache(shape, self._element)
+            except MemoryError:  # more than the kernel lends, though it would not be written soon
+                raise BadConfig(self.describe_memory()[0]) from None
         else:
             mover = onnxruntime.InferenceSession(named(mover_of(path)), options, providers=providers)
             self._cache = DeviceCache(shape, self._element, mover, "cuda", gpu)
@@ -78,8 +85,32 @@ class DecoderRunner:
     @property
     def bytes_per_token(self) -> int:
         """What one token of one row takes in the cache."""
-        layers, _, heads, _, width = self._cache.shape
+        layers, _, heads, _, width = self._shape
         return layers * heads * width * np.dtype(self._element).itemsize
+
+    def describe_memory(self) -> tuple[str, bool]:
+        """A sentence on what the cache takes, and whether all rows fit into the memory when they are full."""
+        weights, token, most = self._weights, self.bytes_per_token, memory_bytes()
+        needed = weights + self.rows * self.max_length * token
+        told = (
+            f"{_mb(weights)} of weights; keys and values take {token / 1e3:.0f} kB a token, at most"
+            f" {_mb(token * self.max_length)} a request, and memory is taken as they are written"
+        )
+        if needed <= most:
+            return told, True
+        return (
+            f"{told}; {self.rows} requests at their longest need {_mb(needed)}, and this process may use"
+            f" {_mb(most)}: lower max_num_seqs or max_model_len"
+        ), False
+
+    def _check_memory(self) -> None:
+        row = self.max_length * self.bytes_per_token
+        if self._weights + row > memory_bytes():
+            raise BadConfig(
+                f"one context of {self.max_length} tokens needs {_mb(row)} beside {_mb(self._weights)} of"
+                f" weights, and this process may use {_mb(memory_bytes())}: lower max_model_len in"
+                " config.pbtxt"
+            )
 
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
         """Add one token to each of the first rows.
@@ -170,3 +201,7 @@ class DecoderRunner:
 def mover_of(path: Path) -> Path:
     """The graph beside a GPU's that moves parts of its cache."""
     return path.with_name(f"{path.name}.moves")
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"

@@ -140,6 +140,9 @@ class TritonPythonModel:
             threads=settings.intra_op_thread_count,
             gpu=int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None,
         )
+        told, fits = runner.describe_memory()
+        log = pb_utils.Logger.log_info if fits else pb_utils.Logger.log_warn
+        log(f"{args['model_name']}: {told}")
         self._tokenizer = Tokenizer.from_file(named(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

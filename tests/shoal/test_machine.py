@@ -1,14 +1,15 @@
-"""How many CPUs a process may use."""
+"""How many CPUs and how much memory a process may use."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import psutil
 import pytest
 
 from shoal import machine
-from shoal.machine import available_cpus
+from shoal.machine import available_cpus, memory_bytes
 
 
 def test_without_a_quota_affinity_decides(tmp_path: Path) -> None:
@@ -38,6 +39,14 @@ def test_cgroup_v1_quota(tmp_path: Path) -> None:
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("100000\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
     assert available_cpus(tmp_path) == 1
+
+
+@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
+@pytest.mark.parametrize(("text", "expected"), [("4096", 4096), ("max", None), ("9223372036854771712", None)])
+def test_memory_of_a_cgroup(tmp_path: Path, name: str, text: str, expected: int | None) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(f"{text}\n")
+    assert memory_bytes(tmp_path) == (expected or psutil.virtual_memory().total)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ from tokenizers import Tokenizer
 from clients import AsyncGrpcClient
 from export.generation.checkpoint import find_decoder, find_gguf
 from loadtest.neighbours import watched
+from loadtest.peers.environment import kept_by, python_of
+from loadtest.peers.server import ROOT
 from serving import embedded
 from serving.generation.engine import Engine
 from serving.generation.params import SamplingParams
@@ -43,11 +45,9 @@ from serving.generation.scheduler import Limits
 from serving.generation.sequence import Chunk, Request
 from shoal import corpus, machine, model_config, show
 from shoal.manifest import Manifest, manifests
-from shoal.paths import cache_dir
 from shoal.progress import Bars
 
 PEERS = {"openvino": "run_openvino", "llama_cpp": "run_llama_cpp", "vllm": "run_vllm"}
-PEER_FOLDER = Path(__file__).with_name("peers")
 CHAT = "chat"
 WORKLOADS = ("30/64", "500/64", "1500/100", CHAT)  # tokens of a prompt and of its answer
 CHAT_USERS, CHAT_TURNS = 8, 4
@@ -246,16 +246,16 @@ def run_peer(
     """One peer in its own environment; None where it cannot run here, which is told."""
     source = str(manifest.source["id"])
     checkpoint = find_decoder(source)
-    setup = subprocess.run([PEER_FOLDER / "setup.sh", peer], stdout=subprocess.PIPE, text=True, check=False)
-    if setup.returncode:
+    python = python_of(peer)
+    if python is None:
         err.print(f"{peer}: its environment cannot be made")
         return None
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "prompts.json"
         command = [
-            *(str(Path(setup.stdout.strip()) / "bin" / "python"), "-m", f"loadtest.peers.{PEERS[peer]}"),
+            *(str(python), "-m", f"loadtest.peers.{PEERS[peer]}"),
             *("--model", str(checkpoint.folder), "--new-tokens", str(new_tokens)),
-            *("--cache", str(cache_dir() / "peers" / peer / "cache"), "--rounds", str(options.rounds)),
+            *("--cache", str(kept_by(peer)), "--rounds", str(options.rounds)),
         ]
         if workload == CHAT:
             chats = [
@@ -273,8 +273,7 @@ def run_peer(
                 err.print(f"{peer}: {source} ships no GGUF file")
                 return None
             command += ["--gguf", str(gguf)]
-        root = PEER_FOLDER.parent.parent
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=root)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT)
     if done.returncode:
         why = "cannot run on this CPU" if done.returncode == CANNOT_RUN_HERE else "failed"
         err.print(f"{peer} {why}, as told above")

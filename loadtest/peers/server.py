@@ -17,6 +17,8 @@ from typing import Any
 from loadtest.peers.load import Answer, Send, give_up, say
 
 HOST = "127.0.0.1"
+# A script of a peer finds `loadtest` from here.
+ROOT = Path(__file__).parent.parent.parent
 
 
 def free_port() -> int:
@@ -37,23 +39,46 @@ def _healthy(port: int) -> bool:
         connection.close()
 
 
+class NotServing(Exception):
+    """A server that ended, or was not ready in time; the message says so in one line."""
+
+
 @contextmanager
 def running(
     command: Sequence[str | Path], port: int, log: Path, environment: dict[str, str], seconds: float = 600
 ) -> Iterator[None]:
-    """The server, from its first healthy answer on. It is stopped at the end, however that comes."""
+    """As `serving`, for a script whose only server it is: it ends where the server does not come up."""
     say(f"starting the server (log: {log})")
+    start = time.monotonic()
+    try:
+        with serving(command, port, log, environment, seconds):
+            say(f"ready after {time.monotonic() - start:.0f} s")
+            yield
+    except NotServing as error:
+        give_up(str(error))
+
+
+@contextmanager
+def serving(
+    command: Sequence[str | Path], port: int, log: Path, environment: dict[str, str], seconds: float = 600
+) -> Iterator[None]:
+    """The server, from its first healthy answer on. It is stopped at the end, however that comes.
+
+    Raises:
+        NotServing: it does not come up.
+    """
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | environment)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=os.environ | environment, cwd=ROOT
+        )
     try:
         start = time.monotonic()
         while not _healthy(port):
             if process.poll() is not None:
-                give_up(f"the server ended with {process.returncode} (log: {log})")
+                raise NotServing(f"the server ended with {process.returncode} (log: {log})")
             if time.monotonic() - start > seconds:
-                give_up(f"the server is not ready after {seconds:.0f} s (log: {log})")
+                raise NotServing(f"the server is not ready after {seconds:.0f} s (log: {log})")
             time.sleep(0.2)
-        say(f"ready after {time.monotonic() - start:.0f} s")
         yield
     finally:
         process.terminate()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# usage: setup.sh openvino|vllm|llama_cpp
+# usage: setup.sh openvino|vllm|llama_cpp|infinity|fastapi
 # Makes the peer's own virtual environment, once, and prints its folder.
 set -euo pipefail
 
@@ -52,8 +52,10 @@ make_venv() {
     else
         # torch brings what its build needs, as the list says. The list is complete: left to itself, pip would
         # add torchvision, and one built for CUDA breaks a torch built for the CPU.
-        nice "$venv/bin/pip" install -c "$list" torch &&
-            nice "$venv/bin/pip" install --no-deps -r "$list"
+        if grep -q '^torch==' "$list"; then
+            nice "$venv/bin/pip" install -c "$list" torch || return
+        fi
+        nice "$venv/bin/pip" install --no-deps -r "$list"
     fi
 }
 

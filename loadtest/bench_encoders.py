@@ -3,7 +3,9 @@
 Texts have 5 to 120 words. What the machine can do is measured in process: the same texts, sorted by length,
 through the tokenizer and the session, in batches of the size that is fastest here. Beside it, turn by turn,
 callers in a process of their own ask a service of `shoal serve` over gRPC: one text a call, or 32 texts a
-call. A caller sends its next request once it has its answer.
+call. A caller sends its next request once it has its answer. The same callers ask the peers for the same
+texts: infinity's server, made of the checkpoint that the served version was made from, over HTTP. All servers
+run all the time, and one of them is asked at a time.
 """
 
 from __future__ import annotations
@@ -12,29 +14,45 @@ import argparse
 import asyncio
 import json
 import random
-import statistics
-import subprocess
-import sys
 import time
+from base64 import b64decode
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from clients import AsyncGrpcClient
+from export.checkpoint.source import check_source, find_checkpoint
 from export.encoder.rows import TextEncoder
+from loadtest.callers import called, in_a_process, medians
+from loadtest.peers.environment import kept_by, served_by
+from loadtest.peers.server import NotServing
 from serving import service
 from serving.onnxruntime.options import Options
 from serving.onnxruntime.sessions import open_session
 from serving.ports import Ports
 from shoal import corpus, machine, show
+from shoal.errors import ShoalError
 from shoal.manifest import Manifest, served_manifests
+from shoal.progress import Bars
 
 WORDS = (5, 120)
 TEXTS, BATCHES = 256, (4, 8, 16, 32)
 # Callers, and texts of each call.
 LOADS = ((1, 1), (8, 1), (16, 1), (32, 1), (4, 32))
+OURS = "Shoal, gRPC"
+# The engines of infinity, by what they are called here.
+PEERS = {"infinity-torch": "torch", "infinity-optimum": "optimum"}
+# Cosine of a peer's vector and ours; below it is another model, or one that pools otherwise, and not INT8.
+ALIKE = 0.98
+Embed = Callable[[Sequence[str]], Awaitable[NDArray[np.float32]]]
+err = Console(stderr=True)
 
 
 def main() -> None:
@@ -44,33 +62,81 @@ def main() -> None:
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each load in a block")
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--client", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.client:
         print(json.dumps(asyncio.run(_call(json.loads(options.client)))))
         return
     manifest = next(iter(served_manifests(options.repository, options.model)))
-    texts = mixed_texts(TEXTS)
     alone = InProcess(options.repository, manifest)
-    running = service.start(options.repository, ports=Ports(0, 0, 0))
-    blocks: list[dict[str, Any]] = []
-    try:
-        for number in range(options.blocks + 1):
-            block: dict[str, Any] = {"in process": alone.rate(texts)}
-            for callers, size in LOADS:
-                asked = {"url": running.grpc, "model": options.model, "callers": callers, "size": size}
-                block[f"{callers} x {size}"] = _client(asked | {"seconds": options.seconds})
-            if number:  # the first warms up
-                blocks.append(block)
-    finally:
-        service.stop(running)
-    rows = {key: _median([block[key] for block in blocks]) for key in blocks[0]}
+    with ExitStack() as servers:
+        running = service.start(options.repository, ports=Ports(0, 0, 0))
+        servers.callback(service.stop, running)
+        engines = [{"engine": OURS, "url": running.grpc, "model": options.model}]
+        engines += peers(servers, options.peers, manifest)
+        asyncio.run(check_alike(engines))
+        # The first warms up.
+        blocks = [_block(alone, engines, options.seconds) for _ in range(options.blocks + 1)][1:]
+    rows = medians(blocks)
     out = Console()
     out.print(
         f"{machine.cpu_model()}, {machine.available_cpus()} CPUs, {manifest.precision}, medians of blocks"
     )
     out.print(_table(rows))
     print(json.dumps({"machine": machine.describe(), "rows": rows, "blocks": blocks}))
+
+
+def peers(servers: ExitStack, chosen: Sequence[str], manifest: Manifest) -> list[dict[str, str]]:
+    """Start the peers' servers with a version's checkpoint; one that cannot run is told, and left out."""
+    started = []
+    progress = Bars(err)
+    for peer in chosen:
+        try:
+            checkpoint = find_checkpoint(str(manifest.source["id"]))
+            check_source(checkpoint, manifest)
+            arguments = (
+                "--model",
+                checkpoint.folder,
+                "--engine",
+                PEERS[peer],
+                "--cache",
+                kept_by("infinity"),
+            )
+            with progress.step(f"Start {peer} (its environment is made once)"):
+                url = servers.enter_context(served_by("infinity", PEERS[peer], arguments))
+        except (NotServing, ShoalError) as error:
+            err.print(f"{peer} is left out: {error}", style="yellow", soft_wrap=True)
+        else:
+            started.append({"engine": f"{peer}, fp32, HTTP", "url": url, "model": "model"})
+    return started
+
+
+async def check_alike(engines: Sequence[dict[str, str]]) -> None:
+    """Warn where a peer gives other vectors than the first engine, which is ours."""
+    texts = mixed_texts(8)
+    found = []
+    for engine in engines:
+        async with _embedder(engine) as embed:
+            vectors = np.asarray(await embed(texts))
+        found.append(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    for engine, vectors in zip(engines, found, strict=True):
+        cosine = float((vectors * found[0]).sum(axis=1).min())
+        if cosine < ALIKE:
+            said = f"{engine['engine']} gives other vectors: a cosine with ours is {cosine:.3f}"
+            err.print(said, style="yellow", soft_wrap=True)
+
+
+def _block(alone: InProcess, engines: Sequence[dict[str, str]], seconds: float) -> dict[str, Any]:
+    """Each load of each engine once, in turn."""
+    loads: dict[str, dict[str, Any]] = {}
+    limit = alone.rate(mixed_texts(TEXTS))
+    for callers, size in LOADS:
+        for engine in engines:
+            asked = engine | {"callers": callers, "size": size, "seconds": seconds}
+            said = in_a_process("loadtest.bench_encoders", asked)
+            loads.setdefault(f"{callers} x {size}", {})[engine["engine"]] = said
+    return {"in process": limit, "loads": loads}
 
 
 def mixed_texts(count: int) -> list[str]:
@@ -111,59 +177,51 @@ class InProcess:
         return len(ordered) / (time.perf_counter() - began)
 
 
-def _client(asked: dict[str, Any]) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "loadtest.bench_encoders", "--client", json.dumps(asked)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return dict(json.loads(done.stdout))
-
-
-async def _call(asked: dict[str, Any]) -> dict[str, Any]:
+async def _call(asked: dict[str, Any]) -> dict[str, float]:
+    """The client process: one load of one engine."""
     texts = mixed_texts(TEXTS)
-    seconds: list[float] = []
+    async with _embedder(asked) as embed:
 
-    async def caller(client: AsyncGrpcClient, number: int, end: float) -> int:
-        chance, done = random.Random(number), 0  # noqa: S311
-        while (began := time.perf_counter()) < end:
-            await client.embed(chance.choices(texts, k=asked["size"]), model=asked["model"])
-            seconds.append(time.perf_counter() - began)
-            done += asked["size"]
-        return done
+        async def ask(chance: random.Random) -> int:
+            return len(await embed(chance.choices(texts, k=asked["size"])))
 
-    async with AsyncGrpcClient(asked["url"], timeout=60) as client:
-        await client.embed(texts[:1], model=asked["model"])
-        used, began = time.process_time(), time.perf_counter()
-        end = began + asked["seconds"]
-        done = await asyncio.gather(*(caller(client, n, end) for n in range(asked["callers"])))
-        elapsed, used = time.perf_counter() - began, time.process_time() - used
-    low, high = np.percentile(1e3 * np.array(seconds), (50, 99))
-    return {
-        "rate": sum(done) / elapsed,
-        "p50_ms": float(low),
-        "p99_ms": float(high),
-        "client_cpus": used / elapsed,
-    }
+        return await called(ask, asked["callers"], asked["seconds"])
 
 
-def _median(values: list[Any]) -> Any:
-    if isinstance(values[0], dict):
-        return {key: statistics.median([value[key] for value in values]) for key in values[0]}
-    return statistics.median(values)
+@asynccontextmanager
+async def _embedder(engine: dict[str, Any]) -> AsyncIterator[Embed]:
+    """What makes vectors of texts with an engine: our client, or one of OpenAI's protocol."""
+    if engine["engine"] == OURS:
+        async with AsyncGrpcClient(engine["url"], timeout=60) as client:
+            yield partial(client.embed, model=engine["model"])
+        return
+
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60), raise_for_status=True) as session:
+
+        async def embed(texts: Sequence[str]) -> NDArray[np.float32]:
+            # As OpenAI's own client asks: base64 is less work for both than digits.
+            body = {"model": engine["model"], "input": list(texts), "encoding_format": "base64"}
+            async with session.post(f"http://{engine['url']}/embeddings", json=body) as response:
+                answer = await response.json()
+            return np.stack(
+                [np.frombuffer(b64decode(row["embedding"]), np.float32) for row in answer["data"]]
+            )
+
+        yield embed
 
 
 def _table(rows: dict[str, Any]) -> Any:
     made = show.table(
-        "mixed lengths", ["callers x texts", "#texts/s", "#share", "#p50 ms", "#p99 ms", "#client CPUs"]
+        "callers x texts of mixed lengths",
+        ["load", "engine", "#texts/s", "#share", "#p50 ms", "#p99 ms", "#client CPUs"],
     )
     limit = rows["in process"]
-    made.add_row("in process, sorted", f"{limit:.0f}", "100%", "", "", "")
-    for key, row in rows.items():
-        if key != "in process":
+    made.add_row("", "in process, sorted", f"{limit:.0f}", "100%", "", "", "")
+    for load, engines in rows["loads"].items():
+        for engine, row in engines.items():
             made.add_row(
-                key,
+                load,
+                engine,
                 f"{row['rate']:.0f}",
                 f"{row['rate'] / limit:.0%}",
                 f"{row['p50_ms']:.1f}",

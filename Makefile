@@ -22,7 +22,8 @@ demo: $(READY)
 	$(BIN)/shoal up --detach --http-port 0 --grpc-port 0 --metrics-port 0 && \
 	trap 'code=$$?; $(BIN)/shoal stop 2>/dev/null; exit $$code' EXIT && \
 	$(BIN)/shoal infer smollm2 "Why do fish swim in shoals?" --set max_tokens=80 && \
-	$(BIN)/shoal loadtest --seconds 10
+	$(BIN)/shoal loadtest --seconds 10 && \
+	echo "The demo's server stops now: shoal serve --detach starts one that stays."
 
 ## test: all tests, with the real server; a test that hangs where the signal of its timeout is not seen ends its worker
 test: $(READY)

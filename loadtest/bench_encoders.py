@@ -94,7 +94,7 @@ def peers(servers: ExitStack, chosen: Sequence[str], manifest: Manifest) -> list
     for peer in chosen:
         try:
             checkpoint = find_checkpoint(str(manifest.source["id"]))
-            check_source(checkpoint, manifest)
+            check_source(checkpoint, [manifest])
             arguments = (
                 "--model",
                 checkpoint.folder,

@@ -111,8 +111,8 @@ def wait_until_served(repository: Path, configs: Mapping[str, str], timeout: flo
         found = states(repository)
         if not found:
             raise ServerError(
-                f"no running server follows {repository}; the next one that starts takes it up",
-                hint="shoal serve, or leave --wait out",
+                f"it is chosen, and not served: no running server follows {repository}",
+                hint="shoal serve takes it up; or leave --wait out",
             )
         if all(_serves(state, configs) for state in found):
             return

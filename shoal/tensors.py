@@ -48,7 +48,8 @@ def arrays_of(
         values[name] += _values(name, value, kinds[name])
     if texts and "text" not in kinds:
         raise UsageError(
-            f"this model has no input text, it has {', '.join(kinds)}", hint="--input NAME=VALUE"
+            f"this model has no input text, it has {', '.join(kinds)}",
+            hint=sample_line(config, metadata, options),
         )
     given = {*values, *_optional(config), *(["text"] if texts else [])}
     missing = [name for name in kinds if name not in given]

@@ -42,6 +42,7 @@ from serving.generation.sequence import Chunk, Failure, Request
 from serving.generation.structure import Compiler, Structures
 from serving.generation.text import bad_word_tokens, encode_prompt
 from serving.generation.trial import Trial
+from serving.models import inputs
 from serving.models.backend_utils import pb_utils, version_folder
 from serving.models.metrics import Metrics
 from serving.models.responses import in_short
@@ -222,17 +223,18 @@ class TritonPythonModel:
 
     def _read(self, request: Any, answer: _Answer) -> Request:
         most = self._settings.limits.max_model_len
-        text = _text(request, TEXT_INPUT, most * BYTES_PER_TOKEN, f"; the context holds {most} tokens")
+        why = f"; the context holds {most} tokens"
+        text = inputs.text_of(request, TEXT_INPUT, most * BYTES_PER_TOKEN, why)
         if not text:
             raise BadRequest(f"{TEXT_INPUT} is empty")
-        given = _text(request, SAMPLING, MAX_BYTES)
+        parameters = json.loads(request.parameters())
+        given = inputs.sampling_of(inputs.text_of(request, SAMPLING, MAX_BYTES), parameters)
         params = SamplingParams.from_json(given, self._settings.default_sampling)
         params.check_tokens(self._vocabulary)
         prompt = encode_prompt(self._tokenizer, text, self._settings.begin_token)
         answer.prepare(text, prompt, params, self._tokenizer)
-        parameters = json.loads(request.parameters())
         probe = is_probe(parameters)
-        timeout = (request.timeout() or _microseconds(parameters.get("timeout", 0))) / 1e6
+        timeout = (request.timeout() or inputs.microseconds(parameters.get("timeout", 0))) / 1e6
         return Request(
             prompt=prompt,
             params=params,
@@ -246,17 +248,6 @@ class TritonPythonModel:
         )
 
 
-def _microseconds(given: Any) -> int:
-    """A timeout as the body of `generate` has it, which Triton hands on as a parameter like any other.
-
-    Raises:
-        BadRequest: it is none.
-    """
-    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
-        raise BadRequest(f"timeout is {str(given)[:40]!r}, it must be a whole number of microseconds")
-    return given
-
-
 class _Answer:
     """The responses to one request.
 
@@ -267,10 +258,10 @@ class _Answer:
     def __init__(self, request: Any) -> None:
         self._sender = request.get_response_sender()
         self.is_cancelled = self._sender.is_cancelled
-        self._wanted = [name for name in ON_DEMAND if _flag(request, f"{RETURN}{name}")]
-        self.stream = _flag(request, STREAM)
-        self._prepends = not self.stream and not _flag(request, EXCLUDE_INPUT)
-        self._bad_flags = self.stream and _flag(request, EXCLUDE_INPUT, default=True) is False
+        self._wanted = [name for name in ON_DEMAND if inputs.flag_of(request, f"{RETURN}{name}")]
+        self.stream = inputs.flag_of(request, STREAM)
+        self._prepends = not self.stream and not inputs.flag_of(request, EXCLUDE_INPUT)
+        self._bad_flags = self.stream and inputs.flag_of(request, EXCLUDE_INPUT, default=True) is False
         self._text = ""
         self._prompt_tokens = 0
         self._cumulated = 0.0
@@ -359,37 +350,3 @@ class _Answer:
 
 def _strings(values: Sequence[str]) -> Any:
     return np.array([value.encode() for value in values], dtype=object)
-
-
-def _first(request: Any, name: str) -> Any:
-    tensor = pb_utils.get_input_tensor_by_name(request, name)
-    if tensor is None:
-        return None
-    values = tensor.as_numpy().reshape(-1)
-    return values[0] if len(values) else None
-
-
-def _flag(request: Any, name: str, *, default: bool = False) -> bool:
-    value = _first(request, name)
-    return default if value is None else bool(value)
-
-
-def _text(request: Any, name: str, most: int, why: str = "") -> str:
-    """A text, "" where it is absent.
-
-    Args:
-        most: bytes of UTF-8 that it may have.
-        why: ends the error of a longer one.
-
-    Raises:
-        BadRequest: it is too long or not UTF-8.
-    """
-    value = _first(request, name)
-    if value is None:
-        return ""
-    if len(value) > most:
-        raise BadRequest(f"{name} has {len(value)} bytes, at most {most} are accepted{why}")
-    try:
-        return bytes(value).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadRequest(f"{name} is not UTF-8: byte {error.start} is 0x{value[error.start]:02x}") from None

@@ -44,7 +44,7 @@ def infer(
     repository: Repository = DEFAULT_REPOSITORY,
     as_json: Json = False,
 ) -> None:
-    """Send a row, or a text and a text, to a served model and print what comes back, whatever its task.
+    """Send texts, or a row of inputs, to a served model, and print its answer, whatever its task.
 
     Example: shoal infer minilm "Fish swim in shoals." "Birds fly in flocks."
 
@@ -53,6 +53,8 @@ def infer(
     Example: shoal infer nli "Fish swim." -i candidate_labels=biology -i candidate_labels=music
 
     Example: shoal infer photos -i image=@photo.png
+
+    Example: shoal infer forest, which prints a line with all inputs that a table model wants
     """
     texts = texts or []
     if texts == ["-"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -111,5 +112,17 @@ def _installed(name: str) -> str:
 
 def _tools() -> Iterator[Finding]:
     docker = shutil.which("docker")
-    remedy = "" if docker else "only for docker compose: install Docker Engine"
-    yield Finding("docker", "ok" if docker else "optional", docker or "not found", remedy)
+    # The program alone is no engine: it must answer.
+    answers = docker is not None and _answers([docker, "version", "--format", "{{.Server.Version}}"])
+    remedy = "" if answers else "only for docker compose: install Docker Engine, and start it"
+    told = f"{docker}, whose engine does not answer" if docker and not answers else docker or "not found"
+    yield Finding("docker", "ok" if answers else "optional", told, remedy)
+
+
+def _answers(command: list[str]) -> bool:
+    """Whether a program ends well within some seconds."""
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0

@@ -40,6 +40,7 @@ from shoal.cli.options import (
     Wire,
 )
 from shoal.cli.steps import (
+    check_startable,
     err,
     exporting,
     find_service,
@@ -204,8 +205,9 @@ def up(
         eval_data=eval_data,
         trust_pickle=trust_pickle,
     )
-    outcome = run_export(settings, repository, as_json)
     ports = (http_port, grpc_port, metrics_port, health_port)
+    check_startable(repository, ports)
+    outcome = run_export(settings, repository, as_json)
     server = start_service(repository, ports, host, detach, timeout, ())
     from serving import service
 

@@ -68,10 +68,19 @@ def run_export(settings: Any, repository: Path, as_json: bool) -> dict[str, Any]
         served = result["published"][-1]
         out.print(f"task: {result['task']}", highlight=False)
         out.print(
-            f"{repository}: {served['network']} serves version {served['version']} ({served['precision']})",
+            f"{repository}: version {served['version']} ({served['precision']}) of {settings.name} is chosen",
             highlight=False,
         )
+        tell_who_takes_it_up(repository)
     return result
+
+
+def tell_who_takes_it_up(repository: Path) -> None:
+    """Say that a running server needs some seconds for what was just exported."""
+    from serving import service
+
+    if running := service.services(repository):
+        out.print(f"the server that runs (process {running[-1].pid}) takes it up within some seconds")
 
 
 def show_evidence(evidence: Sequence[Any], name: str, versions: Sequence[int | None] = ()) -> None:
@@ -113,6 +122,27 @@ def tell_wire(answers: Mapping[str, Any]) -> None:
         err.print(f"[red]refused:[/] {escape(failure)}", highlight=False)
 
 
+def check_startable(repository: Path, ports: tuple[int, int, int, int]) -> None:
+    """Refuse before a long export what would fail after it.
+
+    Raises:
+        ServerError: a port is taken, maybe by this repository's own server.
+    """
+    from serving import service
+    from serving.ports import Ports, free_port, free_ports
+
+    try:
+        free_ports(Ports(*ports[:3]))
+        free_port("health", ports[3])
+    except ServerError as error:
+        if not service.services(repository):
+            raise
+        raise ServerError(
+            f"{error.message}: a server of {repository} runs already, and takes up what is exported",
+            hint="shoal export; or shoal stop before",
+        ) from None
+
+
 def start_service(
     repository: Path,
     ports: tuple[int, int, int, int],
@@ -129,6 +159,12 @@ def start_service(
     from serving import service
     from serving.ports import Ports
 
+    for running in service.services(repository):
+        err.print(
+            f"[yellow]note:[/] {escape(str(repository))} is served already, by process {running.pid};"
+            " `shoal stop` ends both",
+            highlight=False,
+        )
     with Bars(err).step("Start Triton and wait until every model answers"):
         started = service.start(
             repository,

@@ -1,4 +1,4 @@
-"""The models of this room, exported once."""
+"""The models of this package, exported once."""
 
 from __future__ import annotations
 

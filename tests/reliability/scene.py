@@ -1,4 +1,4 @@
-"""What the tests of this room begin with: a world whose answers of each version are known."""
+"""What the tests of this package begin with: a world whose answers of each version are known."""
 
 from __future__ import annotations
 

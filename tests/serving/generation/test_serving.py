@@ -337,6 +337,26 @@ def test_plain_tritonclient_and_curl_stream(decoder_server: Server) -> None:
     assert json.loads(whole.stdout)["text_output"] == PROMPT + expected  # as the vLLM backend does
 
 
+def test_a_request_may_have_its_sampling_parameters_as_its_own(decoder_server: Server) -> None:
+    """As the manual of the vLLM backend writes it; with `sampling_parameters` the others do not count."""
+    expected = GrpcClient(decoder_server.grpc).complete(PROMPT, max_tokens=6, temperature=0).text
+    url = f"http://{decoder_server.http}/v2/models/smollm2/generate"
+
+    def said(**body: Any) -> dict[str, Any]:
+        asked = json.dumps({"text_input": PROMPT, "exclude_input_in_output": True} | body)
+        command = ["curl", "-s", "--max-time", "60", url, "-d", asked]
+        return dict(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
+
+    asked = {"max_tokens": 6, "temperature": 0}
+    assert said(parameters={"stream": False, **asked})["text_output"] == expected
+    assert said(**asked)["text_output"] == expected
+    assert (
+        said(sampling_parameters=json.dumps(asked), parameters={"max_tokens": 2})["text_output"] == expected
+    )
+    assert "unknown in sampling_parameters: nonsense" in said(parameters={"nonsense": 4})["error"]
+    assert "max_tokens is" in said(parameters={"max_tokens": -1})["error"]
+
+
 def test_the_readmes_python_runs(decoder_server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     code = re.findall(
         r"^```python\n(.*?)^```", (ROOT / "docs" / "usage.md").read_text(), re.MULTILINE | re.DOTALL

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from tokenizers import Tokenizer
 
 from clients import AsyncGrpcClient
@@ -83,6 +84,8 @@ def main() -> None:
         with watched(err):
             results[workload] = compared(workload, options, chosen, tokenizer)
         out.print(comparison(workload, results[workload]))
+        for engine in results[workload]:
+            out.print(f"[dim]{escape(engine)}[/]", highlight=False)
     costs = None if options.skip_costs else own_costs(folder / "model.onnx", tokenizer, out)
     print(json.dumps({"machine": machine.describe(), "results": results, "costs": costs}))
 
@@ -282,20 +285,18 @@ def run_peer(
 
 
 def comparison(workload: str, results: dict[str, list[dict[str, Any]]]) -> Any:
-    """Tokens per second with their range, and time to first token behind them."""
+    """Tokens per second with their range, and the time to first token under them."""
     counts = [row["concurrency"] for row in next(iter(results.values()))]
     made = show.table(
-        f"{workload}: tokens/s, median (range) and median time to first token, ms",
+        f"{workload}: tokens/s, median (range), and median time to first token",
         ["engine", *(f"#×{count}" for count in counts)],
-        wraps=["engine"],
     )
     for engine, rows in results.items():
         cells = []
         for row in rows:
-            first = row["ttft_ms_p50"]
             rates = f"{row['tokens_per_second']:.0f} ({min(row['all']):.0f}-{max(row['all']):.0f})"
-            cells.append(f"{rates} {'-' if first is None else f'{first:.0f} ms'}")
-        made.add_row(engine, *cells)
+            cells.append(f"{rates}\n{row['ttft_ms_p50']:.0f} ms")
+        made.add_row(engine.partition(" (")[0], *cells)
     return made
 
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,7 @@ def through_grpc(
     """Rate, gaps between parts, and CPU time in microseconds a token; the client is another process."""
     processes = {"tritonserver": [psutil.Process(server.pid)], "stub": embedded.stubs(server)}
     before = {name: _cpu_seconds(found) for name, found in processes.items()}
+    counted = _engine_seconds(server)
     asked = {"url": server.grpc, "model": model, "prompts": list(prompts), "tokens": tokens, "stream": stream}
     done = subprocess.run(
         [sys.executable, "-m", "loadtest.bench_stream_client"],
@@ -130,7 +133,18 @@ def through_grpc(
     total = len(prompts) * tokens
     cpu = {name: _cpu_seconds(found) - before[name] for name, found in processes.items()}
     cpu["client"] = said.pop("cpu_seconds")
+    engine = {name: seconds - counted[name] for name, seconds in _engine_seconds(server).items()}
+    said["engine"] = engine | {"elapsed": total / said["rate"]}
     return said | {"cpu_us": {name: 1e6 * seconds / total for name, seconds in cpu.items()}}
+
+
+def _engine_seconds(server: embedded.Server) -> dict[str, float]:
+    """Seconds that the engine has spent inside the session (`model`) and in its steps altogether (`busy`)."""
+    time.sleep(0.3)  # they are published between steps, and ten times a second while there are none
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.ports.metrics}/metrics", timeout=10) as page:
+        text = page.read().decode()
+    found = re.findall(r"^shoal_generation_(model|busy)_seconds_total\{.*\} (\S+)$", text, re.MULTILINE)
+    return {name: float(seconds) for name, seconds in found}
 
 
 def _cpu_seconds(processes: Sequence[psutil.Process]) -> float:

@@ -31,8 +31,8 @@ INPUT_IDS, PAST_LENGTHS, TOTAL_LENGTH, LOGIT_ROWS, LOGITS = (
 )
 _ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
-# Tokens of a prompt that a run on a CPU writes at most. ONNX Runtime's attention computes every product of the
-# run's tokens and all before them, also with those that come later: 500 tokens take 8 % less in two runs.
+# Tokens of a prompt that a run on a CPU writes at most. ONNX Runtime's attention computes the products of all
+# tokens of the run, also with those that come later: 500 tokens take 11 % less time in two runs.
 RUN_TOKENS = 256
 
 

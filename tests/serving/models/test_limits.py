@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from serving.generation.params import BadRequest
 from serving.generation.structure import grammar_of
-from serving.models import generation, layouts, stand_in, tokenizer
+from serving.models import inputs, layouts, stand_in, tokenizer
 from serving.models.layouts import BadText, Windows, check_growth
 from serving.models.text2text import batches
 from serving.models.tokenizer import TokenizerSettings
@@ -176,10 +176,10 @@ def test_limits_in_bytes_count_bytes(text: str) -> None:
     for given, taken in ((text, True), (text + "b", False)):
         request = stand_in.InferenceRequest({"text_input": np.array([[given.encode()]], object)}, [])
         if taken:
-            assert generation._text(request, "text_input", 10) == given
+            assert inputs.text_of(request, "text_input", 10) == given
             continue
         with pytest.raises(BadRequest, match="^text_input has 11 bytes, at most 10 are accepted; why$"):
-            generation._text(request, "text_input", 10, "; why")
+            inputs.text_of(request, "text_input", 10, "; why")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ def of_extra(name: str) -> Iterator[str]:
             yield requirement
 
 
-FOR_GPUS = {"onnxruntime": "onnxruntime-gpu", "onnxruntime-genai": "onnxruntime-genai-cuda"}
+# With CUDA and cuDNN, which it loads from there: those of an image may be of another major version.
+FOR_GPUS = {"onnxruntime": "onnxruntime-gpu[cuda,cudnn]", "onnxruntime-genai": "onnxruntime-genai-cuda"}
 
 
 def for_gpus(requirement: str) -> str:

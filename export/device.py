@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import onnx
 import onnxruntime
 
 from export.tensorrt import ACCELERATED, ENGINES
 from export.tensorrt.library import Library
-from serving.onnxruntime.sessions import CPU
+from serving.onnxruntime.options import BadConfig
+from serving.onnxruntime.sessions import CPU, measured_session
 from shoal.errors import ExportError
 from shoal.machine import gpus
 
@@ -43,7 +45,22 @@ def require_gpu(precisions: Sequence[str]) -> None:
     why = f"this onnxruntime has no {missing[0]}: install onnxruntime-gpu in its place" if missing else ""
     if not gpus():
         why = "there is none"
+    for provider in sorted(providers) if not why else ():
+        try:
+            measured_session(smallest_graph(), provider=provider)
+        except BadConfig as error:
+            why = str(error)
     if why:
         raise ExportError(f"{', '.join(precisions)} must be measured on an NVIDIA GPU; {why}")
     if set(precisions).intersection(ENGINES):
         Library("tensorrt")
+
+
+def smallest_graph() -> bytes:
+    """A serialized model of one node, for a session that shows whether a provider can be used."""
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    made = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["y"])], "smallest", [value], [made])
+    opset = onnx.helper.make_opsetid("", 17)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9)
+    return bytes(model.SerializeToString())

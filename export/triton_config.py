@@ -1,6 +1,7 @@
 """What the configs of all models have in common, built from Triton's own protobuf.
 
-No config of a network names an instance kind: Triton places the same file on a CPU or a GPU.
+No config of a network names an instance kind: Triton places the same file on a CPU or a GPU. Where ONNX
+Runtime has no CUDA, the embedded server shows it with a kind, see `serving.placement`.
 """
 
 from __future__ import annotations

@@ -24,11 +24,13 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 from rich.console import Console
 
 from clients import AsyncGrpcClient
 from export.checkpoint.source import check_source, find_checkpoint
+from export.device import CUDA
 from export.encoder.rows import TextEncoder
 from loadtest.callers import called, in_a_process, medians
 from loadtest.peers.environment import kept_by, served_by
@@ -80,9 +82,7 @@ def main() -> None:
         blocks = [_block(alone, engines, options.seconds) for _ in range(options.blocks + 1)][1:]
     rows = medians(blocks)
     out = Console()
-    out.print(
-        f"{machine.cpu_model()}, {machine.available_cpus()} CPUs, {manifest.precision}, medians of blocks"
-    )
+    out.print(f"{machine.name()}, {manifest.precision}, medians of blocks")
     out.print(_table(rows))
     print(json.dumps({"machine": machine.describe(), "rows": rows, "blocks": blocks}))
 
@@ -162,7 +162,10 @@ class InProcess:
         tokenizer = next(repository / name for name in manifest.files if name.endswith("tokenizer.json"))
         self._encode = TextEncoder(tokenizer, "text", 256, 0, ("input_ids", "attention_mask"))
         path = repository / manifest.network / str(manifest.version) / "model.onnx"
-        self._session = open_session(path, Options.from_config({"instance_group": [{"count": 1}]}))
+        one = Options.from_config({"instance_group": [{"count": 1}]})
+        # As Triton places it.
+        gpu = 0 if machine.gpus() and CUDA in onnxruntime.get_available_providers() else None
+        self._session = open_session(path, one, gpu=gpu)
 
     def rate(self, texts: list[str]) -> float:
         """Texts per second, sorted by length, in batches of the size that is fastest here."""

@@ -61,7 +61,7 @@ def main() -> None:
             source.subject, graphs, eval_data=options.eval_data, notes={name: report}, progress=progress
         )
     rows = [entry.to_dict() for entry in evidence.values()]
-    out.print(f"{machine.cpu_model()}, {machine.available_cpus()} CPUs", highlight=False)
+    out.print(machine.name(), highlight=False)
     out.print(evidence_table(list(evidence.values()), "INT8 beside plain dynamic quantization"))
     print(json.dumps(rows))
 

@@ -78,7 +78,7 @@ def main() -> None:
     folder = options.repository / chosen[0].network / str(chosen[0].version)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     out = Console()
-    out.print(f"{machine.cpu_model()}, {machine.available_cpus()} CPUs, {' '.join(machine.cpu_flags())}")
+    out.print(f"{machine.name()}, {' '.join(machine.cpu_flags())}")
     results = {}
     for workload in options.workloads:
         with watched(err):

@@ -91,7 +91,7 @@ def main() -> None:
     blocks = blocks[1:]
     rows = medians(blocks)
     out = Console()
-    out.print(f"{machine.cpu_model()}, {machine.available_cpus()} CPUs", highlight=False)
+    out.print(machine.name(), highlight=False)
     for name, loads in rows.items():
         out.print(_table(name, loads, blocks))
     result = {"machine": machine.describe(), "unlike": unlike, "rows": rows, "blocks": blocks}

@@ -80,9 +80,7 @@ def main() -> None:
                     blocks.append(block)
             rows.append({"streams": streams, **_summary(blocks), "blocks": blocks})
     out = Console()
-    out.print(
-        f"{machine.cpu_model()}, {machine.available_cpus()} CPUs; {options.tokens} tokens each, medians"
-    )
+    out.print(f"{machine.name()}; {options.tokens} tokens each, medians")
     out.print(_table(rows))
     print(json.dumps({"machine": machine.describe(), "precision": options.precision, "rows": rows}))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from serving.check import EMBEDDED
+from serving.placement import on_cpu_without_cuda
 from serving.ragged import with_ragged_batches
 from serving.wheel import Wheel, find_wheel
 from shoal.errors import ServerError
@@ -75,7 +76,7 @@ class Embedded:
         return self.wheel.environment()
 
     def shown(self, name: str, configs: Mapping[str, str]) -> str:
-        return with_ragged_batches(name, configs)
+        return on_cpu_without_cuda(with_ragged_batches(name, configs))
 
     def _lay_out(self, folder: Path) -> None:
         """The backend directory: Triton's Python backend, and ours, each where Triton looks for it.

@@ -126,7 +126,7 @@ def questions(address: str, *, timeout: float = 5.0, headers: Headers | None = N
 
 
 def not_loaded(address: str, *, timeout: float, headers: Headers) -> dict[str, str]:
-    """Models of which no version is ready -> why.
+    """Models of which no version is ready -> why; an ensemble whose models are not loaded has no reason, "".
 
     Raises:
         OSError: the server does not answer.
@@ -134,7 +134,7 @@ def not_loaded(address: str, *, timeout: float, headers: Headers) -> dict[str, s
     """
     index = _json(f"{address}/v2/repository/index", timeout, headers, {})
     ready = {entry["name"] for entry in index if entry.get("state") == "READY"}
-    reasons = {entry["name"]: str(entry.get("reason") or "not loaded") for entry in index}
+    reasons = {entry["name"]: str(entry.get("reason") or "") for entry in index}
     return {name: reason for name, reason in reasons.items() if name not in ready}
 
 

@@ -121,6 +121,11 @@ def gpus() -> list[str]:
     return names
 
 
+def name() -> str:
+    """A line for people: the processor, the CPUs that may be used, and the GPUs."""
+    return ", ".join((cpu_model(), f"{available_cpus()} CPUs", *gpus()))
+
+
 def describe() -> dict[str, object]:
     """One JSON-able record of the machine, for manifests and benchmark tables."""
     return {

@@ -25,6 +25,7 @@ from export.exported import Exported
 from export.likeness import TIE, cosines, difference, same_choice
 from export.speed import median_seconds
 from export.tensorrt.engine import Engine
+from serving.onnxruntime.options import BadConfig
 from serving.onnxruntime.sessions import CPU, measured_session
 from shoal import corpus
 from shoal.errors import ExportError
@@ -70,9 +71,10 @@ def open_session(path: Path, provider: str = CPU) -> Model:
     Raises:
         ExportError: ONNX Runtime cannot use the GPU.
     """
-    session = measured_session(path, threads=available_cpus(), provider=provider)
-    if session.get_providers()[0] != provider:  # it falls back to the CPU without a word
-        raise ExportError(f"{path.name} must be measured on an NVIDIA GPU, and onnxruntime cannot use it")
+    try:
+        session = measured_session(path, threads=available_cpus(), provider=provider)
+    except BadConfig as error:
+        raise ExportError(f"{path.name} must be measured on an NVIDIA GPU: {error}") from None
     inputs = [value.name for value in session.get_inputs()]
     outputs = [value.name for value in session.get_outputs()]
 

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from serving.generation.cache import Cache, DeviceCache, HostCache
 from serving.onnxruntime.options import BadConfig, session_options
-from serving.onnxruntime.sessions import providers_of
+from serving.onnxruntime.sessions import load_session, providers_of
 from shoal.machine import available_cpus, memory_bytes
-from shoal.paths import named
 
 INPUT_IDS, PAST_LENGTHS, TOTAL_LENGTH, LOGIT_ROWS, LOGITS = (
     "input_ids",
@@ -50,8 +49,9 @@ class DecoderRunner:
         vocabulary: width of the logits.
 
     Raises:
-        BadConfig: a GPU is asked for, and this onnxruntime has no CUDA; or not even one full context fits
+        BadConfig: a GPU is asked for, and this onnxruntime cannot use it; or not even one full context fits
             into the memory.
+        RuntimeError: ONNX Runtime cannot load the graph; the message names it.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class DecoderRunner:
     ) -> None:
         options = session_options(threads or available_cpus())
         providers = providers_of(gpu)
-        path = path.resolve()  # weights in another file must lie beside the graph, not beside a link to it
-        self._session = onnxruntime.InferenceSession(named(path), options, providers=providers)
+        path = path.resolve()  # the weights may lie in a second file beside the graph
+        self._session = load_session(path, options, providers)
         inputs = {value.name: value for value in self._session.get_inputs()}
         self._keys_and_values = [name for name in inputs if name.startswith("past_key_values.")]
         first = inputs[self._keys_and_values[0]]
@@ -72,6 +72,7 @@ class DecoderRunner:
         self._element = _ELEMENTS[first.type]
         self._cache: Cache
         self._shape = shape
+        self._gpu = gpu
         self._most_tokens = RUN_TOKENS if gpu is None else max_length
         self._weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
         if gpu is None:
@@ -81,8 +82,11 @@ class DecoderRunner:
             except MemoryError:  # more than the kernel lends, though it would not be written soon
                 raise BadConfig(self.describe_memory()[0]) from None
         else:
-            mover = onnxruntime.InferenceSession(named(mover_of(path)), options, providers=providers)
-            self._cache = DeviceCache(shape, self._element, mover, "cuda", gpu)
+            mover = load_session(mover_of(path), options, providers)
+            try:
+                self._cache = DeviceCache(shape, self._element, mover, "cuda", gpu)
+            except RuntimeError as error:  # ONNX Runtime's arena could not be extended
+                raise BadConfig(f"the GPU has not enough memory: {self.describe_memory()[0]}") from error
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
         # Fresh pages for a step's logits would cost more than choosing from them.
         self._logits = np.empty((rows, self.vocabulary), self._logits_type)
@@ -99,8 +103,14 @@ class DecoderRunner:
         needed = weights + self.rows * self.max_length * token
         told = (
             f"{_mb(weights)} of weights; keys and values take {token / 1e3:.0f} kB a token, at most"
-            f" {_mb(token * self.max_length)} a request, and memory is taken as they are written"
+            f" {_mb(token * self.max_length)} a request"
         )
+        if self._gpu is not None:
+            return (
+                f"{told}, and {_mb(needed - weights)} of the GPU's memory for {self.rows} requests are taken"
+                " at the start; max_num_seqs and max_model_len set them"
+            ), True
+        told = f"{told}, and memory is taken as they are written"
         if needed <= most:
             return told, True
         return (

@@ -5,7 +5,12 @@ Knows ONNX Runtime and numpy, not Triton.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import importlib
+import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +24,10 @@ from shoal.manifest import FILENAME, Manifest
 from shoal.paths import named
 
 Arrays = Mapping[str, NDArray]
+# Execution providers with their options, in the order they are asked for.
+Providers = Sequence[tuple[str, dict[str, int]]]
 CPU = "CPUExecutionProvider"
+DRIVER = "look at NVIDIA's driver: nvidia-smi"
 
 
 def open_session(path: Path, asked: Options, *, gpu: int | None = None) -> onnxruntime.InferenceSession:
@@ -30,7 +38,7 @@ def open_session(path: Path, asked: Options, *, gpu: int | None = None) -> onnxr
         gpu: CUDA device of a GPU instance; None: the CPU.
 
     Raises:
-        BadConfig: an accelerator that was asked for is not installed.
+        BadConfig: an accelerator that was asked for is not installed, or the GPU cannot be used.
         RuntimeError: ONNX Runtime cannot load the file; the message names it.
     """
     options = asked.session_options()
@@ -40,8 +48,8 @@ def open_session(path: Path, asked: Options, *, gpu: int | None = None) -> onnxr
         raise BadConfig(f"the accelerator {misplaced[0]} is not for a {device} instance")
     if gpu is None and "openvino" in asked.accelerators:
         _add_openvino(options)
-        return _load(path, options, None)
-    return _load(path, options, providers_of(gpu, tensorrt="tensorrt" in asked.accelerators))
+        return load_session(path, options, None)
+    return load_session(path, options, providers_of(gpu, tensorrt="tensorrt" in asked.accelerators))
 
 
 def measured_session(
@@ -52,17 +60,18 @@ def measured_session(
     Args:
         model: its file or its content.
         threads: threads inside one operator; 0: as many as ONNX Runtime chooses.
-        provider: the execution provider asked for first; ONNX Runtime may fall back to the CPU.
+        provider: the execution provider asked for first; the CPU takes what it has no kernel for.
 
     Raises:
+        BadConfig: the provider cannot be used.
         Exception: ONNX Runtime cannot load it; its classes share no other base.
     """
     given = model if isinstance(model, bytes) else named(model)
-    providers = list(dict.fromkeys((provider, CPU)))
-    return onnxruntime.InferenceSession(given, session_options(threads, measured=True), providers=providers)
+    options = session_options(threads, measured=True)
+    return _open(given, options, [(name, {}) for name in dict.fromkeys((provider, CPU))])
 
 
-def providers_of(gpu: int | None, *, tensorrt: bool = False) -> list:
+def providers_of(gpu: int | None, *, tensorrt: bool = False) -> Providers:
     """Execution providers in the order they are asked for.
 
     Args:
@@ -82,7 +91,7 @@ def providers_of(gpu: int | None, *, tensorrt: bool = False) -> list:
             f"a GPU instance needs {', '.join(sorted(missing))}, which this onnxruntime lacks;"
             " install onnxruntime-gpu, or set instance_group { kind: KIND_CPU }"
         )
-    return [(name, {} if name.startswith("CPU") else {"device_id": gpu}) for name in wanted]
+    return [(name, {} if gpu is None or name == CPU else {"device_id": gpu}) for name in wanted]
 
 
 def check_runtime(version: Path) -> None:
@@ -106,16 +115,64 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
 
 
-def _load(
-    path: Path, options: onnxruntime.SessionOptions, providers: list | None
+def load_session(
+    path: Path, options: onnxruntime.SessionOptions, providers: Providers | None
 ) -> onnxruntime.InferenceSession:
+    """Load a graph to serve it.
+
+    Args:
+        providers: from `providers_of`; None: those that `options` brings.
+
+    Raises:
+        BadConfig: a provider that was asked for cannot be used.
+        RuntimeError: ONNX Runtime cannot load the file; the message names it.
+    """
+    # Resolved: weights in another file must lie beside the graph, not beside a link to it.
     try:
-        # Resolved: weights in another file must lie beside the graph, not beside a link to it.
-        return onnxruntime.InferenceSession(named(path.resolve()), options, providers=providers)
+        return _open(named(path.resolve()), options, providers)
+    except BadConfig:
+        raise
     except Exception as error:  # onnxruntime raises its own classes, which share no base but this
         raise RuntimeError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {named(path)}: {first_line(error)}"
         ) from error
+
+
+def _open(
+    model: str | bytes, options: onnxruntime.SessionOptions, providers: Providers | None
+) -> onnxruntime.InferenceSession:
+    on_gpu = {name for name, _ in providers or ()} - {CPU}
+    if on_gpu:
+        _find_cuda()
+    session = onnxruntime.InferenceSession(model, options, providers=providers)
+    # Where a provider's libraries cannot be loaded, ONNX Runtime takes the next one and prints a warning.
+    lost = sorted(on_gpu.difference(session.get_providers()))
+    if lost:
+        raise BadConfig(f"ONNX Runtime cannot use {lost[0]}: {_why_not(lost[0])}")
+    return session
+
+
+@functools.cache
+def _find_cuda() -> None:
+    """Load CUDA and cuDNN from NVIDIA's Python packages, where they are installed.
+
+    The dynamic linker does not look there; what it finds elsewhere serves as well.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        onnxruntime.preload_dlls()
+
+
+def _why_not(provider: str) -> str:
+    """What the dynamic linker says of a provider's library."""
+    name = provider.removesuffix("ExecutionProvider").lower()
+    library = Path(onnxruntime.__file__).parent / "capi" / f"libonnxruntime_providers_{name}.so"
+    try:
+        ctypes.CDLL(named(library), os.RTLD_LAZY)
+    except OSError as error:
+        # `libcudnn.so.9: cannot open shared object file: No such file or directory`
+        reason = first_line(error)
+        return f"{reason}; {DRIVER if 'libcuda.so' in reason else install_hint('gpu')}"
+    return f"its libraries load; {DRIVER}"
 
 
 def _add_openvino(options: onnxruntime.SessionOptions) -> None:

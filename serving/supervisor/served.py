@@ -12,7 +12,7 @@ from serving.supervisor.liveness import Liveness
 from serving.supervisor.readiness import Health, Readiness
 from serving.supervisor.rollout import Attempt, Models, Rollout, groups
 from serving.supervisor.snapshot import ModelSpec, Snapshot
-from shoal.errors import ServerError, ShoalError
+from shoal.errors import ServerError, ShoalError, in_one_line
 
 
 class Served:
@@ -60,8 +60,11 @@ class Served:
         for names in groups(chosen):
             group = {name: chosen[name] for name in names}
             try:
-                for name in sorted(names & reasons.keys()):
-                    raise ServerError(f"{name} is not loaded: {reasons[name]}")
+                # What an ensemble needs has the reason, and the ensemble has none.
+                for name in sorted(names & reasons.keys(), key=lambda name: (not reasons[name], name)):
+                    raise ServerError(
+                        f"{name} is not loaded: {in_one_line(reasons[name]) or 'Triton gives no reason'}"
+                    )
                 self._ask(group, names)
                 loaded |= group
                 continue

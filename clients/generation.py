@@ -78,6 +78,13 @@ def joined(parts: Iterable[Part]) -> Answer:
     )
 
 
+def _plain(value: Any) -> Any:
+    """A number or an array of numpy's as JSON has it."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"a value is {type(value).__name__}")
+
+
 def sampling_text(prompt: str, sampling: Mapping[str, Any]) -> str:
     """`sampling_parameters` as JSON, whatever their names: the server knows them.
 
@@ -90,7 +97,7 @@ def sampling_text(prompt: str, sampling: Mapping[str, Any]) -> str:
         raise BadInput("the prompt is empty")
     try:
         prompt.encode()
-        return json.dumps(dict(sampling), allow_nan=False)
+        return json.dumps(dict(sampling), allow_nan=False, default=_plain)
     except UnicodeEncodeError as error:
         raise BadInput(f"the prompt cannot be encoded as UTF-8: {error.reason}") from error
     except RecursionError:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPSConnection, IncompleteRead, RemoteDisconnected
 from typing import Any
 from urllib.parse import quote
 
@@ -86,7 +86,7 @@ class HttpClient(BlockingClient):
             with connection.getresponse() as response:
                 if response.status != 200:
                     raise InferenceServerException(_error_of(response.read()), status=str(response.status))
-                while line := response.readline():
+                while (line := response.readline()).endswith(b"\n"):  # else it was cut off
                     if connection.sock is not None:
                         connection.sock.settimeout(max(0.001, deadline - time.monotonic()))
                     if line.startswith(b"data: "):
@@ -137,9 +137,11 @@ def _transport_errors(url: str) -> Iterator[None]:
     """What HTTP itself raises, typed."""
     try:
         yield
-    except HTTPConnectionClosed as error:
+    except (HTTPConnectionClosed, RemoteDisconnected, IncompleteRead) as error:
         raise Unavailable(f"{url}: the connection was closed before an answer came") from error
     except (HTTPParseError, HTTPException, ValueError) as error:
+        if str(error).startswith("Incomplete response"):  # geventhttpclient has no type for it
+            raise Unavailable(f"{url}: the connection was closed before the answer ended") from error
         raise ServerFault(f"{url}: the answer is not Triton's: {error}") from error
 
 

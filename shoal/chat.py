@@ -67,8 +67,10 @@ class ChatTemplate:
             messages: each with `role` (system, user or assistant) and `content`.
 
         Raises:
-            BadInput: the template does not take this conversation.
+            BadInput: there is no message, or the template does not take this conversation.
         """
+        if not messages:
+            raise BadInput("the conversation is empty", hint="pass at least one message")
         try:
             return self._template.render(
                 messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._tokens

@@ -251,6 +251,9 @@ def _serve(repository: Path, manifest: Manifest, before: Sequence[int]) -> Manif
             raise RepositoryError(f"{repository / model} is missing", hint=f"run: {manifest.rebuild}")
     texts = served_texts(repository, manifest.network, manifest.version, before, manifest.configs)
     write_together(repository, texts)
+    for model in manifest.configs:  # asked for now, also where no text changed: see `ModelSpec.asked`
+        with suppress(OSError):
+            (repository / model / "config.pbtxt").touch()
     return manifest
 
 

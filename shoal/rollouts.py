@@ -107,6 +107,8 @@ def wait_until_served(repository: Path, configs: Mapping[str, str], timeout: flo
         ServerError: no server follows the repository, or it was not served in time.
     """
     deadline, seen = time.monotonic() + timeout, False
+    written = [repository / name / "config.pbtxt" for name in configs]
+    asked = max((path.stat().st_mtime for path in written if path.exists()), default=0.0)
     while True:
         found = states(repository)
         if not found:
@@ -116,8 +118,11 @@ def wait_until_served(repository: Path, configs: Mapping[str, str], timeout: flo
             )
         if all(_serves(state, configs) for state in found):
             return
-        for reason in filter(None, (_refused(state, configs) for state in found)):
-            raise RepositoryError(f"not taken up: {reason}", hint="what was served before still is")
+        for state in found:
+            if reason := _refused(state, configs, asked):
+                before = configs.keys() & state["served"].keys()
+                hint = "what was served before still is" if before else "no version of it is served"
+                raise RepositoryError(f"not taken up: {reason}", hint=hint)
         if all(_seen(state, configs) for state in found):
             seen = True
         elif seen and not any(_seen(state, configs) for state in found):
@@ -142,9 +147,12 @@ def _serves(state: Mapping[str, Any], configs: Mapping[str, str]) -> bool:
     )
 
 
-def _refused(state: Mapping[str, Any], configs: Mapping[str, str]) -> str:
+def _refused(state: Mapping[str, Any], configs: Mapping[str, str], asked: float) -> str:
+    """Why it was refused since it was asked for; "": it was not."""
     for entry in state["refused"]:
         target = entry["target"]
-        if all(target.get(name, {}).get("config") == config for name, config in configs.items()):
+        if entry["asked"] >= asked and all(
+            target.get(name, {}).get("config") == config for name, config in configs.items()
+        ):
             return str(entry["reason"])
     return ""

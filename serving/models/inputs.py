@@ -11,7 +11,17 @@ from serving.models.backend_utils import pb_utils
 from serving.probe import PARAMETER
 
 # Parameters of a request that are not for sampling: those of ours, and of Triton's and its clients.
-_NOT_SAMPLING = (PARAMETER, "timeout", "priority", "binary_data_output")
+# A body of `generate` may hold any of them.
+_NOT_SAMPLING = (
+    PARAMETER,
+    "id",
+    "timeout",
+    "priority",
+    "binary_data_output",
+    "sequence_id",
+    "sequence_start",
+    "sequence_end",
+)
 
 
 def sampling_of(given: str, parameters: Mapping[str, Any]) -> str:

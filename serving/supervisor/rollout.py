@@ -6,7 +6,7 @@ in groups: an ensemble with its steps, and whatever shares a step with it. The s
     served as desired --(the repository shows something else)--> desired
     desired  --attempt--> trying --tried--> taking --taken--> served, and last good
     trying, taking --refused--> refused: the last good goes on
-    refused  --(the repository changes, or RETRY_SECONDS have passed)--> desired
+    refused  --(the repository changes, it is asked for again, or RETRY_SECONDS have passed)--> desired
 
 After a start the last good versions are served, whatever was refused before; what else is desired is tried
 after that, as any change is. Each transition is on disk before the next begins, so that a kill loses none.
@@ -63,12 +63,14 @@ class Refusal:
         target: what was refused.
         reason: in a sentence.
         retry: when it is tried again, on the loop's clock.
+        asked: when it had been asked for last, in seconds since 1970.
     """
 
     names: frozenset[str]
     target: Mapping[str, ModelSpec]
     reason: str
     retry: float
+    asked: float
 
 
 @dataclass
@@ -114,6 +116,7 @@ class Rollout:
                         _models(entry["target"]),
                         str(entry["reason"]),
                         clock() + RETRY_SECONDS,
+                        float(entry.get("asked", 0.0)),
                     )
                     for entry in kept["refused"]
                 ]
@@ -206,7 +209,10 @@ class Rollout:
             if target == before:
                 continue
             retry = max((entry.retry for entry in self.refused if entry.names & names), default=-math.inf)
-            known = any(entry.names == names and entry.target == target for entry in self.refused)
+            known = any(
+                entry.names == names and entry.target == target and entry.asked >= _asked(target)
+                for entry in self.refused
+            )
             if not known or self.clock() >= retry:
                 found.append((retry if known else -math.inf, Attempt(target, before)))
         if not found:
@@ -240,7 +246,10 @@ class Rollout:
         group, reason = frozenset(names), in_one_line(reason)
         known = [refusal for refusal in self.refused if refusal.names & group]
         self.refused = [refusal for refusal in self.refused if refusal not in known]
-        self.refused.append(Refusal(group, dict(target), reason, self.clock() + RETRY_SECONDS))
+        # What was good before a start does not say when it was asked for.
+        asked = _asked(target) or _asked({name: self.desired[name] for name in group & self.desired.keys()})
+        retry = self.clock() + RETRY_SECONDS
+        self.refused.append(Refusal(group, dict(target), reason, retry, asked))
         self.trying = None
         self.save()
         return not any(entry.target == dict(target) and entry.reason == reason for entry in known)
@@ -292,7 +301,12 @@ class Rollout:
             "good": _plain(self.good),
             "trying": None if self.trying is None else _plain(self.trying.target),
             "refused": [
-                {"models": sorted(entry.names), "target": _plain(entry.target), "reason": entry.reason}
+                {
+                    "models": sorted(entry.names),
+                    "target": _plain(entry.target),
+                    "reason": entry.reason,
+                    "asked": entry.asked,
+                }
                 for entry in self.refused
             ],
             "draining": {name: list(versions) for name, versions in self.draining.items()},
@@ -328,6 +342,11 @@ def groups(*shown: Mapping[str, ModelSpec]) -> list[frozenset[str]]:
             found = [*apart, joined]
     known = {name for models in shown for name in models}
     return sorted((frozenset(group & known) for group in found), key=min)
+
+
+def _asked(target: Mapping[str, ModelSpec]) -> float:
+    """When one of these was asked for last: `shoal promote` touches the configs of all, changed or not."""
+    return max((model.asked for model in target.values()), default=0.0)
 
 
 def _plain(models: Mapping[str, ModelSpec]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Source: Model Control Mode EXPLICIT in Triton's model_management.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shoal import model_config
@@ -26,10 +26,12 @@ class ModelSpec:
     Attributes:
         config: text of its `config.pbtxt`.
         versions: those that its config selects, or all; of an ensemble that selects none, none.
+        asked: when its config was written, in seconds since 1970; it makes no difference between two.
     """
 
     config: str
     versions: tuple[int, ...]
+    asked: float = field(default=0.0, compare=False)
 
     @property
     def steps(self) -> frozenset[str]:
@@ -56,7 +58,7 @@ def specs_in(
             ensemble = model_config.is_ensemble(config)
             selected = model_config.selected_versions(config)
             versions = selected or (set() if ensemble else versions_in(path.parent))
-            found[name] = ModelSpec(config, tuple(sorted(versions)))
+            found[name] = ModelSpec(config, tuple(sorted(versions)), path.stat().st_mtime)
         except OSError as error:
             unreadable(name, error)
             if known is not None and name in known:

@@ -66,11 +66,16 @@ Wire = Annotated[
 GrpcAddress = Annotated[
     str | None, typer.Option("--url", help="With --wire: host:port of gRPC. Default: --repository's server.")
 ]
-HttpPort = Annotated[int, typer.Option(help="HTTP port on 127.0.0.1; 0: any free one.")]
-GrpcPort = Annotated[int, typer.Option(help="gRPC port on 127.0.0.1; 0: any free one.")]
-MetricsPort = Annotated[int, typer.Option(help="Metrics port on 127.0.0.1; 0: any free one.")]
+HttpPort = Annotated[int, typer.Option(min=0, max=65_535, help="HTTP port on 127.0.0.1; 0: any free one.")]
+GrpcPort = Annotated[int, typer.Option(min=0, max=65_535, help="gRPC port on 127.0.0.1; 0: any free one.")]
+MetricsPort = Annotated[
+    int, typer.Option(min=0, max=65_535, help="Metrics port on 127.0.0.1; 0: any free one.")
+]
 HealthPort = Annotated[
-    int, typer.Option(help="Port on 127.0.0.1 that says whether it serves, /health; 0: any free one.")
+    int,
+    typer.Option(
+        min=0, max=65_535, help="Port on 127.0.0.1 that says whether it serves, /health; 0: any free one."
+    ),
 ]
 Host = Annotated[str, typer.Option(help="Loopback only; a network is served by docker compose.")]
 StartTimeout = Annotated[

@@ -205,9 +205,13 @@ def serve_until_stopped(running: Any) -> None:
         if error := running.end:
             raise error
     except KeyboardInterrupt:
-        err.print("stopping")
+        err.print("stopping: running requests are finished first")
     finally:
-        service.stop(running)
+        try:
+            service.stop(running)
+        except KeyboardInterrupt:
+            err.print("the server ends by itself when they are finished; shoal status shows whether it runs")
+            raise
 
 
 def find_service(repository: Path, *, dead: bool = False) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 import clients
 from clients import AsyncGrpcClient, GrpcClient, HttpClient, Timeout, Tls, Unavailable
 from clients.errors import from_triton
-from clients.generation import part_of
+from clients.generation import part_of, sampling_text
 from serving.embedded import Server, running
 from shoal.errors import ShoalError
 from tests.conftest import ROOT
@@ -198,6 +199,28 @@ assert not [m for m in sys.modules if m.split(".")[0] in heavy and sys.modules[m
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
+@pytest.mark.parametrize("ask", ["embed", "complete"])
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\ndata: {"])
+def test_an_http_server_that_dies_before_it_has_answered(ask: str, answer: bytes) -> None:
+    import threading
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            with listener.accept()[0] as connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        with (
+            HttpClient(f"127.0.0.1:{listener.getsockname()[1]}", timeout=5.0) as client,
+            pytest.raises(Unavailable),
+        ):
+            client.embed(["x"], model="m") if ask == "embed" else client.complete("x", model="m")
+
+
 @pytest.mark.parametrize(
     "answer", [b"SSH-2.0-nonsense\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"]
 )
@@ -250,3 +273,11 @@ def test_a_connection_is_closed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     del client
     gc.collect()
     assert len(closed) == 1
+
+
+def test_sampling_parameters_may_be_numbers_of_numpy() -> None:
+    asked = {"max_tokens": np.int64(2), "temperature": np.float64(0.5), "stop_token_ids": np.array([1, 2])}
+    plain = {"max_tokens": 2, "temperature": 0.5, "stop_token_ids": [1, 2]}
+    assert json.loads(sampling_text("Fish", asked)) == plain
+    with pytest.raises(clients.BadInput, match="a value is set"):
+        sampling_text("Fish", {"stop": {"a"}})

@@ -190,6 +190,7 @@ def test_up_from_nothing_to_a_first_answer(tmp_path: Path) -> None:
     finally:
         shoal("stop", "-r", own)
     assert json.loads(shoal("status", "-r", own, "--json", code=1)[0]) == {"servers": []}
+    assert shoal("status", "-r", own, code=1)[0].startswith(f"no embedded server of {own} runs")
 
 
 FAILING: dict[str, list[Any]] = {

@@ -111,6 +111,24 @@ def test_waiting_ends_where_another_version_is_asked_for(
         rollouts.wait_until_served(own_repository, {"minilm": "mine"}, 60)
 
 
+def test_a_refusal_from_before_is_no_answer(own_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file has been restored since, and the supervisor is about to try it."""
+    written = (own_repository / "minilm" / "config.pbtxt").stat().st_mtime
+
+    def state(asked: float, served: bool) -> dict[str, object]:
+        target = {"minilm": {"config": "mine"}}
+        refusal = {"target": target, "reason": "SHA-256 differs", "asked": asked}
+        return {"desired": target, "served": target if served else {}, "refused": [] if served else [refusal]}
+
+    said = iter([[state(written - 9, served=False)], [state(written, served=True)]])
+    monkeypatch.setattr(rollouts, "states", lambda _: next(said))
+    rollouts.wait_until_served(own_repository, {"minilm": "mine"}, 60)
+    monkeypatch.setattr(rollouts, "states", lambda _: [state(written, served=False)])
+    with pytest.raises(RepositoryError, match="SHA-256 differs") as refused:
+        rollouts.wait_until_served(own_repository, {"minilm": "mine"}, 60)
+    assert refused.value.hint == "no version of it is served"
+
+
 def test_a_version_that_is_gone_is_named(own_repository: Path) -> None:
     shutil.rmtree(own_repository / "minilm_encoder" / "2")
     with pytest.raises(RepositoryError, match=r"minilm_encoder/2 is missing, which minilm_encoder's config"):

@@ -353,6 +353,8 @@ def test_a_request_may_have_its_sampling_parameters_as_its_own(decoder_server: S
     assert (
         said(sampling_parameters=json.dumps(asked), parameters={"max_tokens": 2})["text_output"] == expected
     )
+    named = said(id="mine", sequence_id=7, sequence_start=True, sequence_end=True, **asked)
+    assert (named["id"], named["text_output"]) == ("mine", expected)
     assert "unknown in sampling_parameters: nonsense" in said(parameters={"nonsense": 4})["error"]
     assert "max_tokens is" in said(parameters={"max_tokens": -1})["error"]
 

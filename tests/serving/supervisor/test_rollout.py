@@ -65,7 +65,7 @@ class Now(Job):
 @pytest.fixture
 def following(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Following]:
     made = Following(tmp_path)
-    monkeypatch.setattr(follow, "specs_in", lambda *_: service("text", made.wanted))
+    monkeypatch.setattr(follow, "specs_in", lambda *_: service("text", made.wanted, made.asked_at))
     yield made
 
 
@@ -73,7 +73,7 @@ class Following:
     """A follower of one service, on a clock of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self.now, self.wanted = 1000.0, 1
+        self.now, self.wanted, self.asked_at = 1000.0, 1, 500.0
         self.told: list[bool] = []
         self.tried: list[float] = []
         self.refuses = False
@@ -106,6 +106,28 @@ def test_what_was_refused_is_tried_again_and_told_once(
     assert set(following.told[:-1]) == {True} and following.told[-1] is False
     assert capfd.readouterr().out.count("not taken up: it does not start") == 1
     assert following.triton.asked == []
+
+
+def test_what_is_asked_for_again_is_tried_at_once(following: Following) -> None:
+    """As `shoal promote` does once a damaged file is restored: no text changes, only when it was written."""
+    following.refuses, following.wanted = True, 2
+    for second in range(20):
+        following.asked_at = 500.0 if second < 10 else 600.0
+        following.refuses = second < 10
+        following.look()
+    assert [round(at - 1000) for at in following.tried] == [1, 11]
+    assert following.rollout.phase("text") == "served"
+
+
+def test_a_refusal_tells_when_its_target_was_asked_for(following: Following) -> None:
+    following.refuses, following.wanted = True, 2
+    for _ in range(3):
+        following.look()
+    (refusal,) = following.rollout.to_dict()["refused"]
+    assert refusal["asked"] == 500.0
+    again = Rollout.load(following.rollout.path, lambda: following.now)
+    again.see(service("text", 2, 500.0))
+    assert again.attempt() is None, "it is not asked for again by a start"
 
 
 def test_a_trial_that_nobody_asks_for_any_more_is_told_so(following: Following) -> None:

@@ -18,6 +18,7 @@ from sklearn.datasets import load_breast_cancer
 
 from clients import ClientError, GrpcClient, Unavailable, UnknownModel
 from export import run
+from serving.supervisor.rollout import RETRY_SECONDS
 from serving.supervisor.snapshot import Snapshot, specs_in
 from shoal.paths import write_atomic
 from shoal.repository import promote, rollback, served_version
@@ -132,6 +133,24 @@ def test_what_is_not_proven_is_not_taken_up(upgraded: Supervised, own_repository
     write_atomic(config, config.read_text().replace(f"versions: {other}", f"versions: {first}"))
     _until(lambda: upgraded.metric("shoal_upgrade_refused") == 0, upgraded)
     assert upgraded.metric("shoal_restarts_total") == 0
+
+
+def test_a_restored_version_is_taken_up_when_it_is_asked_for_again(
+    upgraded: Supervised, own_repository: Path
+) -> None:
+    """`shoal promote` changes no text then, and nobody waits until the supervisor tries again by itself."""
+    first = served_version(own_repository, "minilm_encoder")
+    other = next(v for v in (1, 2) if v != first)
+    file = own_repository / "minilm_encoder" / str(other) / "model.onnx"
+    whole = file.read_bytes()
+    file.unlink()
+    file.write_bytes(whole[:-1] + b"!")
+    config = own_repository / "minilm_encoder" / "config.pbtxt"
+    write_atomic(config, config.read_text().replace(f"versions: {first}", f"versions: {other}"))
+    _until(lambda: upgraded.metric("shoal_upgrade_refused") == 1, upgraded)
+    file.write_bytes(whole)
+    promote(own_repository, "minilm", other)
+    _until(lambda: "serving new versions" in upgraded.log.read_text(), upgraded, RETRY_SECONDS - 5)
 
 
 def test_a_served_file_that_is_overwritten_is_not_loaded(upgraded: Supervised, own_repository: Path) -> None:

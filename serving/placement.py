@@ -7,10 +7,15 @@ CPU, where its version was measured.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from google.protobuf import text_format
 
 from shoal import model_config
 from shoal.machine import gpus
+
+if TYPE_CHECKING:
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 
 def on_cpu_without_cuda(config: str) -> str:
@@ -34,6 +39,12 @@ def on_cpu_without_cuda(config: str) -> str:
         if group.kind == group.KIND_AUTO:
             group.kind = group.KIND_CPU
     return model_config.to_text(read)
+
+
+def on_gpu(config: ModelConfig) -> bool:
+    """Whether the embedded server runs a model on a GPU."""
+    auto = not config.instance_group or any(g.kind == g.KIND_AUTO for g in config.instance_group)
+    return any(g.kind == g.KIND_GPU for g in config.instance_group) or (auto and bool(gpus()) and _has_cuda())
 
 
 def _has_cuda() -> bool:

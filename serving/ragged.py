@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from google.protobuf import text_format
 
 from serving.parameters import IDS, MASK, ROW_PADDING
+from serving.placement import on_gpu
 from shoal import model_config
 from shoal.names import ENCODER, TOKENIZER, part_name
 
@@ -41,8 +42,10 @@ def with_ragged_batches(name: str, configs: Mapping[str, str]) -> str:
         list(entry.dims) == [-1] and entry.data_type == model_config_pb2.TYPE_INT64 for entry in read.input
     )
     fixed = bool(read.output) and all(dim > 0 for entry in read.output for dim in entry.dims)
-    gpu = any(group.kind == group.KIND_GPU for group in read.instance_group)  # one large run suits it better
-    if gpu or not (by_row and fixed and read.HasField("dynamic_batching") and read.max_batch_size > 1):
+    # One large run suits a GPU better.
+    if on_gpu(read) or not (
+        by_row and fixed and read.HasField("dynamic_batching") and read.max_batch_size > 1
+    ):
         return config
     for entry in read.input:
         entry.allow_ragged_batch = True

@@ -47,3 +47,24 @@ def test_triton_chooses_where_it_can(monkeypatch: pytest.MonkeyPatch, found: lis
     monkeypatch.setattr(placement, "gpus", lambda: found)
     monkeypatch.setattr(placement, "_has_cuda", lambda: cuda)
     assert placement.on_cpu_without_cuda(CONFIG) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("groups", "cuda", "expected"),
+    [
+        ("", True, True),
+        ("", False, False),
+        ("instance_group { count: 2 }", True, True),
+        ("instance_group { kind: KIND_CPU }", True, False),
+        ("instance_group { kind: KIND_GPU }", False, True),
+    ],
+)
+def test_what_runs_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, groups: str, cuda: bool, expected: bool
+) -> None:
+    """As was seen on one: Triton gave it to every group without a kind."""
+    monkeypatch.setattr(placement, "gpus", lambda: ["a GPU"])
+    monkeypatch.setattr(placement, "_has_cuda", lambda: cuda)
+    assert placement.on_gpu(parse(f"{CONFIG} {groups}")) is expected
+    monkeypatch.setattr(placement, "gpus", list)
+    assert placement.on_gpu(parse(f"{CONFIG} {groups}")) is ("KIND_GPU" in groups)

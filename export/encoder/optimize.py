@@ -47,6 +47,8 @@ def fuse_around_matmuls(exported: Exported, path: Path, config: Any, feeds: Sequ
     options.enable_skip_layer_norm = False
     options.enable_bias_skip_layer_norm = False
     options.enable_bias_gelu = False
+    # Inside of that operator the table of word vectors could not be quantized, nor the norm smoothed.
+    options.enable_embed_layer_norm = False
     return _fused(exported, path, config, options, feeds)
 
 

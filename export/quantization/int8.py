@@ -12,6 +12,8 @@ looks at another row:
   where one static scale for all tokens costs the most: `m = max|x|` of each row, `x / m` quantized with
   the constant scale 1/127, the product multiplied by `m`.
 
+The table of word vectors, half of a small encoder, is int8 with one scale a word.
+
 In the dynamic form every scale is row-wise, and SmoothQuant's factors stay: more accurate, and slower.
 
 Weights are symmetric int8 of 7 bits with one scale a column; activations uint8, because ONNX Runtime's
@@ -42,6 +44,7 @@ GELU_MINIMUM = 0.17  # GELU is never below -0.16997, so a row's maximum bounds i
 # 7 of 8 bits: on a CPU without VNNI the integer product adds pairs of 16-bit numbers with saturation, and a
 # network of full range is good where it was measured and wrong where it is served.
 WEIGHT_MAX = 63
+LARGE_TABLE = 1 << 20  # values from which a table is worth it: those of positions and types are smaller
 MIGRATION = 0.5  # SmoothQuant's alpha: how much of the difficulty moves from activations to weights
 
 Feed = Mapping[str, NDArray]
@@ -67,7 +70,7 @@ def quantize_int8(
     *,
     dynamic: bool = False,
 ) -> Exported:
-    """Quantize every product with a constant matrix; see the module for how.
+    """Quantize every product with a constant matrix, and the table of word vectors; see the module for how.
 
     Args:
         fused: from `optimize.fuse_around_matmuls`.
@@ -80,6 +83,8 @@ def quantize_int8(
     """
     total = len(calibration)
     graph = quantized(fused.path, calibration, progress or Silent(), total=total, dynamic=dynamic)
+    if gather := _largest_gather(graph):
+        quantize_table(graph, gather)
     graph.save(path)
     return Exported.read(path)
 
@@ -101,6 +106,21 @@ def quantized(
         _quantize_group(graph, activation, products, ranges[activation], dynamic)
     graph.keep_residual_sums_apart()
     return graph
+
+
+def _largest_gather(graph: Graph) -> onnx.NodeProto | None:
+    """The node that takes vectors from the largest table; None: there is no large one."""
+    sizes = [
+        (graph.constants[node.input[0]].size, node)
+        for node in graph.model.graph.node
+        if node.op_type == "Gather"
+        and node.input[0] in graph.constants
+        and graph.constants[node.input[0]].ndim == 2
+        and graph.constants[node.input[0]].dtype == np.float32
+        and not any(attribute.name == "axis" and attribute.i for attribute in node.attribute)
+    ]
+    size, node = max(sizes, key=lambda found: found[0], default=(0, None))
+    return node if size >= LARGE_TABLE else None
 
 
 def quantize_table(graph: Graph, gather: onnx.NodeProto) -> None:
@@ -181,7 +201,7 @@ def _quantize_group(
         quantized, factors = smooth(graph, producer, weights, seen, prefix)
         weights = [weight * factors[:, None] for weight in weights]
         seen = Range(seen.low / factors, seen.high / factors)
-    steady = ("LayerNormalization", "EmbedLayerNormalization", "MultiHeadAttention")
+    steady = ("LayerNormalization", "MultiHeadAttention")
     if producer.op_type in steady and not dynamic:
         scale = graph.constant(f"{prefix}/scale", np.float32(seen.magnitude.max() / 127))
     else:

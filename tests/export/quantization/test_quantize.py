@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 
 from export.exported import Exported
 from export.graph import Graph
+from export.quantization import int8
 from export.quantization.int8 import quantize_int8
 from shoal.errors import ExportError
 
@@ -77,6 +78,29 @@ def test_every_product_is_int8(tmp_path: Path) -> None:
     kinds = [node.op_type for node in onnx.load(quantized.path).graph.node]
     assert kinds.count("MatMulIntegerToFloat") == 3
     assert "MatMul" not in kinds
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_large_table_of_vectors_is_int8_and_a_small_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dynamic: bool
+) -> None:
+    exported = _graph(tmp_path / "fp32.onnx")
+    ids = np.arange(50).reshape(5, 10)
+
+    def made(least: int) -> tuple[list[onnx.TensorProto], NDArray[np.float32]]:
+        monkeypatch.setattr(int8, "LARGE_TABLE", least)
+        path = quantize_int8(exported, tmp_path / "int8.onnx", [_feed(ids)], dynamic=dynamic).path
+        tables = [value for value in onnx.load(path).graph.initializer if list(value.dims) == [50, WIDTH]]
+        return tables, onnxruntime.InferenceSession(str(path)).run(None, _feed(ids))[0]
+
+    (small,), expected = made(50 * WIDTH + 1)
+    (large,), got = made(50 * WIDTH)
+    assert (small.data_type, large.data_type) == (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8)
+    assert 0 < np.abs(got - expected).max() / np.abs(expected).max() < 0.02
+    rows = numpy_helper.to_array(large).astype(np.float32)
+    table = numpy_helper.to_array(small)
+    scales = np.abs(table).max(axis=1, keepdims=True) / 127  # of each word its own
+    assert np.abs(rows * scales - table).max() <= scales.max() / 2 * 1.001
 
 
 def test_dynamic_takes_every_scale_from_the_row(tmp_path: Path) -> None:

@@ -31,15 +31,15 @@ class Limits:
         max_num_seqs: sequences that run at once.
         max_model_len: tokens of a prompt and its answer together.
         max_queue_size: requests that may wait besides those that rows are free for.
-        max_num_batched_tokens: tokens of prompts written in one step while streams run; four times as
-            many while none does.
+        max_num_batched_tokens: tokens of prompts written in one step while streams run; twice as many
+            while none does.
         staging_rows: prompts written at once.
     """
 
     max_num_seqs: int = 32
     max_model_len: int = 2048
     max_queue_size: int = 256
-    max_num_batched_tokens: int = 128
+    max_num_batched_tokens: int = 256
     staging_rows: int = 8
 
     @property
@@ -109,7 +109,7 @@ class Scheduler:
     @property
     def budget(self) -> int:
         """Prompt tokens that this step may write."""
-        return self.limits.max_num_batched_tokens * (1 if self.running else 4)
+        return self.limits.max_num_batched_tokens * (1 if self.running else 2)
 
     def next_prefill(self, budget: int, count_cached: Callable[[Sequence], int]) -> Prefill | None:
         """What to write next, at most `budget` tokens of it; None: nothing, or no row is free.

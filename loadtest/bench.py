@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,7 +27,7 @@ from serving.embedded import running
 from serving.onnxruntime.options import Options
 from serving.onnxruntime.sessions import open_session
 from shoal import corpus, machine, show
-from shoal.errors import RepositoryError
+from shoal.errors import RepositoryError, ShoalError
 from shoal.manifest import manifests, served_versions
 from shoal.paths import write_json
 from shoal.progress import Bars
@@ -74,14 +75,15 @@ def _length(text: str, encode: TextEncoder) -> int:
 
 def measure(repository: Path, model: str) -> dict[str, Any]:
     """All shapes, all ways; seconds per call by round."""
-    versions = {manifest.precision: manifest for manifest in manifests(repository, model)}
-    if set(versions) != {"fp32", "int8"}:
+    known = {manifest.precision: manifest for manifest in manifests(repository, model)}
+    versions = {precision: known[precision] for precision in ("fp32", "int8") if precision in known}
+    if len(versions) < 2:
         raise RepositoryError(
             f"{repository} needs an fp32 and an int8 version of {model}", hint="shoal export"
         )
     served = versions["int8"]
     if served_versions(repository / served.network) != {served.version}:
-        raise RepositoryError(f"{served.network} does not serve its int8 version", hint="shoal export")
+        raise RepositoryError(f"{served.network} does not serve its int8 version", hint="shoal promote")
     tokenizer = next(repository / name for name in served.files if name.endswith("tokenizer.json"))
     encode = TextEncoder(tokenizer, "text", 256, 0, ("input_ids", "attention_mask"))
     texts = {tokens: text_of(tokens, encode, 32) for tokens in LENGTHS}
@@ -177,7 +179,10 @@ def main() -> None:
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--output", type=Path, default=Path("reports/bench.json"))
     options = parser.parse_args()
-    result = measure(options.repository, options.model)
+    try:
+        result = measure(options.repository, options.model)
+    except ShoalError as error:
+        sys.exit(f"error: {error.message} ({error.hint})")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, result)
     print_tables(result, Console())

@@ -79,10 +79,10 @@ def joined(parts: Iterable[Part]) -> Answer:
 
 
 def _plain(value: Any) -> Any:
-    """A number or an array of numpy's as JSON has it."""
+    """Turn a number or an array of numpy into what JSON has."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    raise TypeError(f"a value is {type(value).__name__}")
+    raise TypeError(f"one of them holds a {type(value).__name__}")
 
 
 def sampling_text(prompt: str, sampling: Mapping[str, Any]) -> str:

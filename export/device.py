@@ -45,9 +45,10 @@ def require_gpu(precisions: Sequence[str]) -> None:
     why = f"this onnxruntime has no {missing[0]}: install onnxruntime-gpu in its place" if missing else ""
     if not gpus():
         why = "there is none"
-    for provider in sorted(providers) if not why else ():
+    if not why:
         try:
-            measured_session(smallest_graph(), provider=provider)
+            for provider in sorted(providers):
+                measured_session(smallest_graph(), provider=provider)
         except BadConfig as error:
             why = str(error)
     if why:

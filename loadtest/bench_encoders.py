@@ -24,13 +24,11 @@ from typing import Any
 
 import aiohttp
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from rich.console import Console
 
 from clients import AsyncGrpcClient
 from export.checkpoint.source import check_source, find_checkpoint
-from export.device import CUDA
 from export.encoder.rows import TextEncoder
 from loadtest.callers import called, in_a_process, medians
 from loadtest.peers.environment import kept_by, served_by
@@ -38,8 +36,9 @@ from loadtest.peers.server import NotServing
 from serving import service
 from serving.onnxruntime.options import Options
 from serving.onnxruntime.sessions import open_session
+from serving.placement import on_gpu
 from serving.ports import Ports
-from shoal import corpus, machine, show
+from shoal import corpus, machine, model_config, show
 from shoal.errors import ShoalError
 from shoal.manifest import Manifest, served_manifests
 from shoal.progress import Bars
@@ -163,9 +162,8 @@ class InProcess:
         self._encode = TextEncoder(tokenizer, "text", 256, 0, ("input_ids", "attention_mask"))
         path = repository / manifest.network / str(manifest.version) / "model.onnx"
         one = Options.from_config({"instance_group": [{"count": 1}]})
-        # As Triton places it.
-        gpu = 0 if machine.gpus() and CUDA in onnxruntime.get_available_providers() else None
-        self._session = open_session(path, one, gpu=gpu)
+        config = model_config.parse((repository / manifest.network / "config.pbtxt").read_text())
+        self._session = open_session(path, one, gpu=0 if on_gpu(config) else None)
 
     def rate(self, texts: list[str]) -> float:
         """Texts per second, sorted by length, in batches of the size that is fastest here."""

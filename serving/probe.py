@@ -126,7 +126,7 @@ def questions(address: str, *, timeout: float = 5.0, headers: Headers | None = N
 
 
 def not_loaded(address: str, *, timeout: float, headers: Headers) -> dict[str, str]:
-    """Models of which no version is ready -> why; an ensemble whose models are not loaded has no reason, "".
+    """Models of which no version is ready -> why. Triton gives an ensemble no reason; it is "" then.
 
     Raises:
         OSError: the server does not answer.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -148,10 +149,13 @@ def _serves(state: Mapping[str, Any], configs: Mapping[str, str]) -> bool:
 
 
 def _refused(state: Mapping[str, Any], configs: Mapping[str, str], asked: float) -> str:
-    """Why it was refused since it was asked for; "": it was not."""
+    """Why it was refused since it was asked for; "": it was not.
+
+    A supervisor of an earlier release does not tell when a refused version had been asked for.
+    """
     for entry in state["refused"]:
         target = entry["target"]
-        if entry["asked"] >= asked and all(
+        if entry.get("asked", math.inf) >= asked and all(
             target.get(name, {}).get("config") == config for name, config in configs.items()
         ):
             return str(entry["reason"])

@@ -43,7 +43,13 @@ from export.generation.to_onnx import (
 )
 from export.graph import CONTRIB, Graph
 from export.quantization.int4 import quantize_weights
-from export.quantization.int8 import WEIGHT_MAX, quantize_table, smoothing_factors, symmetric_scales
+from export.quantization.int8 import (
+    WEIGHT_MAX,
+    quantize_table,
+    smoothing_factors,
+    symmetric_scales,
+    token_gathers,
+)
 from export.quantization.rotate import rotate
 from export.quantization.rounding import round_with_gram
 from serving.onnxruntime.sessions import measured_session
@@ -279,6 +285,5 @@ def _quantize_group(
 
 def _quantize_embedding(graph: Graph) -> None:
     """The table of token vectors."""
-    nodes = graph.model.graph.node
-    (gather,) = (node for node in nodes if node.op_type == "Gather" and INPUT_IDS in node.input)
+    (gather,) = token_gathers(graph)
     quantize_table(graph, gather)

@@ -34,6 +34,7 @@ from onnx import TensorProto, helper
 from export.exported import Exported
 from export.graph import CONTRIB, Graph
 from serving.onnxruntime.sessions import measured_session
+from serving.parameters import IDS
 from shoal.errors import ExportError
 from shoal.machine import available_cpus
 from shoal.progress import Silent
@@ -44,7 +45,7 @@ GELU_MINIMUM = 0.17  # GELU is never below -0.16997, so a row's maximum bounds i
 # 7 of 8 bits: on a CPU without VNNI the integer product adds pairs of 16-bit numbers with saturation, and a
 # network of full range is good where it was measured and wrong where it is served.
 WEIGHT_MAX = 63
-LARGE_TABLE = 1 << 20  # values from which a table is worth it: those of positions and types are smaller
+LARGE_TABLE = 1 << 20  # values; a smaller table saves too little for the two operators more
 MIGRATION = 0.5  # SmoothQuant's alpha: how much of the difficulty moves from activations to weights
 
 Feed = Mapping[str, NDArray]
@@ -83,8 +84,9 @@ def quantize_int8(
     """
     total = len(calibration)
     graph = quantized(fused.path, calibration, progress or Silent(), total=total, dynamic=dynamic)
-    if gather := _largest_gather(graph):
-        quantize_table(graph, gather)
+    for gather in token_gathers(graph):
+        if graph.table(gather).size >= LARGE_TABLE:
+            quantize_table(graph, gather)
     graph.save(path)
     return Exported.read(path)
 
@@ -108,19 +110,15 @@ def quantized(
     return graph
 
 
-def _largest_gather(graph: Graph) -> onnx.NodeProto | None:
-    """The node that takes vectors from the largest table; None: there is no large one."""
-    sizes = [
-        (graph.constants[node.input[0]].size, node)
-        for node in graph.model.graph.node
-        if node.op_type == "Gather"
-        and node.input[0] in graph.constants
-        and graph.constants[node.input[0]].ndim == 2
-        and graph.constants[node.input[0]].dtype == np.float32
-        and not any(attribute.name == "axis" and attribute.i for attribute in node.attribute)
-    ]
-    size, node = max(sizes, key=lambda found: found[0], default=(0, None))
-    return node if size >= LARGE_TABLE else None
+def token_gathers(graph: Graph) -> list[onnx.NodeProto]:
+    """The nodes that take vectors from a table by the token ids, or by a view of them."""
+
+    def made_from(name: str) -> str:
+        node = graph.maker(name)
+        return made_from(node.input[0]) if node.op_type in ("Cast", "Reshape") else name
+
+    nodes = (node for node in graph.model.graph.node if node.op_type == "Gather")
+    return [node for node in nodes if made_from(node.input[1]) == IDS]
 
 
 def quantize_table(graph: Graph, gather: onnx.NodeProto) -> None:

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import onnx
 
 from export.exported import Exported
 from export.generation.to_onnx import save
-from export.graph import Graph
-from export.quantization.int8 import Feed, quantize_table, quantized
+from export.quantization.int8 import Feed, quantize_table, quantized, token_gathers
 from export.text2text.to_onnx import Graphs
 from serving.models.text2text import Text2TextSettings, TextGenerator
 from serving.text2text import rules
@@ -71,17 +69,6 @@ def _quantize(
     exported: Exported, path: Path, calibration: Iterable[Feed], total: int, progress: Silent
 ) -> None:
     graph = quantized(exported.path, calibration, progress, total=total, dynamic=True)
-    quantize_table(graph, _gather(graph))
+    (gather,) = token_gathers(graph)
+    quantize_table(graph, gather)
     save(graph.finish(), path)
-
-
-def _gather(graph: Graph) -> onnx.NodeProto:
-    """The node that takes token vectors from their table: by the ids, or by a view of them."""
-
-    def made_from(name: str) -> str:
-        node = graph.maker(name)
-        return made_from(node.input[0]) if node.op_type == "Reshape" else name
-
-    nodes = (node for node in graph.model.graph.node if node.op_type == "Gather")
-    (gather,) = (node for node in nodes if made_from(node.input[1]) == INPUT_IDS)
-    return gather

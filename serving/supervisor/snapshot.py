@@ -26,7 +26,7 @@ class ModelSpec:
     Attributes:
         config: text of its `config.pbtxt`.
         versions: those that its config selects, or all; of an ensemble that selects none, none.
-        asked: when its config was written, in seconds since 1970; it makes no difference between two.
+        asked: when its config was written, in seconds since 1970; specs are compared without it.
     """
 
     config: str

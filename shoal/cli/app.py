@@ -34,6 +34,7 @@ from shoal.cli.steps import (
     find_service,
     out,
     print_json,
+    problems_of,
     serve_until_stopped,
     start_service,
     tell_addresses,
@@ -124,27 +125,17 @@ def status(
     if as_json:
         print_json({"servers": rows})
     elif not rows:
-        out.print(
-            f"no embedded server{f' of {repository}' if repository else ''} runs; start one:"
-            f" shoal serve --detach{f' -r {repository}' if repository else ''}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        of, flag = (f" of {repository}", f" -r {repository}") if repository else ("", "")
+        said = f"no embedded server{of} runs; start one: shoal serve --detach{flag}"
+        out.print(said, highlight=False, markup=False, soft_wrap=True)
     else:
         made = show.table("", ["#pid", "http", "grpc", "repository", "state"], wraps=["repository"])
-        told = []
         for row in rows:
             state = "[red]not serving[/]" if row["problem"] else "[green]serving[/]"
             made.add_row(str(row["pid"]), row["http"], row["grpc"], row["repository"], state)
-            told += [f"[red]{row['pid']}: {escape(row['problem'])}[/]"] if row["problem"] else []
-            # The models of one ensemble are refused together.
-            for reason in dict.fromkeys(row["refused"].values()):
-                names = ", ".join(name for name, why in row["refused"].items() if why == reason)
-                told.append(f"[yellow]{row['pid']}: not taken up: {escape(names)}: {escape(reason)}[/]")
         out.print(made)
-        for line in told:
-            out.print(line, highlight=False, soft_wrap=True)
+        for line in (line for row in rows for line in problems_of(row)):
+            out.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(0 if rows and not any(row["problem"] for row in rows) else 1)
 
 

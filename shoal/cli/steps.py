@@ -194,6 +194,19 @@ def tell_addresses(service: Any, as_json: bool) -> None:
     )
 
 
+def problems_of(row: dict[str, Any]) -> list[str]:
+    """What to tell of a server below the table of `shoal status`: why it does not serve, and what it refused.
+
+    Args:
+        row: `Service.to_dict`, with its `problem`.
+    """
+    told = [f"{row['pid']}: {row['problem']}"] if row["problem"] else []
+    for reason in dict.fromkeys(row["refused"].values()):  # the models of one ensemble are refused together
+        names = ", ".join(name for name, why in row["refused"].items() if why == reason)
+        told.append(f"{row['pid']}: not taken up: {names}: {reason}")
+    return told
+
+
 def serve_until_stopped(running: Any) -> None:
     """Serve until Ctrl-C, SIGTERM (see `main`), `shoal stop`, or the service's own end."""
     from serving import service

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from clients import AsyncGrpcClient, GrpcClient, HttpClient, Timeout, Tls, Unava
 from clients.errors import from_triton
 from clients.generation import part_of, sampling_text
 from serving.embedded import Server, running
+from shoal.chat import ChatTemplate
 from shoal.errors import ShoalError
 from tests.conftest import ROOT
 
@@ -199,9 +202,9 @@ assert not [m for m in sys.modules if m.split(".")[0] in heavy and sys.modules[m
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("ask", ["embed", "complete"])
-@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\ndata: {"])
-def test_an_http_server_that_dies_before_it_has_answered(ask: str, answer: bytes) -> None:
+@contextmanager
+def _answering(answer: bytes) -> Iterator[str]:
+    """The address of a server that gives every request this answer, and closes the connection."""
     import threading
 
     def serve(listener: socket.socket) -> None:
@@ -214,33 +217,26 @@ def test_an_http_server_that_dies_before_it_has_answered(ask: str, answer: bytes
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         threading.Thread(target=serve, args=(listener,), daemon=True).start()
-        with (
-            HttpClient(f"127.0.0.1:{listener.getsockname()[1]}", timeout=5.0) as client,
-            pytest.raises(Unavailable),
-        ):
-            client.embed(["x"], model="m") if ask == "embed" else client.complete("x", model="m")
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("ask", ["embed", "complete"])
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\ndata: {"])
+def test_an_http_server_that_dies_before_it_has_answered(ask: str, answer: bytes) -> None:
+    with _answering(answer) as url, HttpClient(url, timeout=5.0) as client, pytest.raises(Unavailable):
+        client.embed(["x"], model="m") if ask == "embed" else client.complete("x", model="m")
 
 
 @pytest.mark.parametrize(
     "answer", [b"SSH-2.0-nonsense\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"]
 )
 def test_an_http_server_that_is_not_triton(answer: bytes) -> None:
-    import threading
-
-    def serve(listener: socket.socket) -> None:
-        with listener.accept()[0] as connection:
-            connection.recv(65536)
-            connection.sendall(answer)
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        threading.Thread(target=serve, args=(listener,), daemon=True).start()
-        with (
-            HttpClient(f"127.0.0.1:{listener.getsockname()[1]}", timeout=3.0) as client,
-            pytest.raises(clients.ClientError),
-        ):
-            client.embed(["x"])
+    with (
+        _answering(answer) as url,
+        HttpClient(url, timeout=3.0) as client,
+        pytest.raises(clients.ClientError),
+    ):
+        client.embed(["x"])
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://host", "host:port", "host:1/path", "ftp://host:1"])
@@ -279,5 +275,10 @@ def test_sampling_parameters_may_be_numbers_of_numpy() -> None:
     asked = {"max_tokens": np.int64(2), "temperature": np.float64(0.5), "stop_token_ids": np.array([1, 2])}
     plain = {"max_tokens": 2, "temperature": 0.5, "stop_token_ids": [1, 2]}
     assert json.loads(sampling_text("Fish", asked)) == plain
-    with pytest.raises(clients.BadInput, match="a value is set"):
+    with pytest.raises(clients.BadInput, match="one of them holds a set"):
         sampling_text("Fish", {"stop": {"a"}})
+
+
+def test_a_conversation_without_a_message_is_refused() -> None:
+    with pytest.raises(clients.BadInput, match="the conversation is empty"):
+        ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}assistant:").render([])

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import typer.main
 
+from serving import service
 from serving.embedded import Server
 from shoal.cli import app as cli
 from shoal.cli.app import app
+from shoal.cli.steps import problems_of, serve_until_stopped
 from shoal.errors import ServerError
 from tests import tiny
 from tests.conftest import ROOT
@@ -271,3 +273,44 @@ def test_doctor_under_each_extra(
         *missing,
         *(["onnxruntime"] if runtime is None else []),
     ]
+
+
+def test_what_status_tells_below_its_table() -> None:
+    whole = {
+        "pid": 7,
+        "problem": "forest does not answer",
+        "refused": {"a": "damaged", "b": "damaged", "c": "x"},
+    }
+    assert problems_of(whole) == [
+        "7: forest does not answer",
+        "7: not taken up: a, b: damaged",
+        "7: not taken up: c: x",
+    ]
+    assert problems_of({"pid": 7, "problem": None, "refused": {}}) == []
+
+
+@pytest.mark.parametrize("flag", ["--http-port", "--grpc-port", "--metrics-port", "--health-port"])
+def test_a_port_has_a_range(flag: str) -> None:
+    assert "65535" in shoal("serve", "-r", "/nowhere", flag, 65_536, code=2)[1]
+
+
+def test_a_second_ctrl_c_says_that_the_server_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Running:
+        """A server that Ctrl-C comes for."""
+
+        @property
+        def alive(self) -> bool:
+            raise KeyboardInterrupt
+
+    def stop(_: Running) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(service, "stop", stop)
+    with pytest.raises(KeyboardInterrupt):
+        serve_until_stopped(Running())
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.index("stopping: running requests are finished first") < said.index(
+        "the server ends by itself"
+    )

@@ -368,6 +368,19 @@ def test_what_never_serves_ends_with_its_reason(tmp_path: Path) -> None:
     assert '"level": "error"' in done.stdout and "holds no models" in done.stdout
 
 
+def test_a_server_that_loads_nothing_names_the_model_that_has_the_reason(own_repository: Path) -> None:
+    """And not the ensemble before it, of which Triton says no more than that it is not loaded."""
+    for model in own_repository.glob("minilm_tokenizer/*/model.py"):
+        model.write_text("import no_such_module\n")
+    for manifest in own_repository.glob("*/*/manifest.json"):
+        manifest.unlink()  # or the supervisor would refuse the changed file before Triton reads it
+    command = [sys.executable, "-m", "serving.supervisor", str(own_repository)]
+    ports = [f"--{name}-port={free_port()}" for name in ("http", "grpc", "metrics", "health")]
+    done = subprocess.run([*command, *ports], capture_output=True, text=True, check=False, timeout=120)
+    (error,) = [line for line in done.stdout.splitlines() if "no model is served" in line]
+    assert "minilm_tokenizer is not loaded: Internal: ModuleNotFoundError: No module named" in error
+
+
 def test_what_served_once_is_never_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It dies soon, or cannot be started, again and again: the starts come further apart until one lasts."""
     now, pauses = [0.0], list[float]()

@@ -117,17 +117,25 @@ def test_a_process_of_a_new_version_is_looked_after(upgraded: Supervised, own_re
     assert _answer(upgraded).shape == (384,)
 
 
-def test_what_is_not_proven_is_not_taken_up(upgraded: Supervised, own_repository: Path) -> None:
-    before = _answer(upgraded)
-    first = served_version(own_repository, "minilm_encoder")
+def _refused_as_damaged(made: Supervised, repository: Path) -> tuple[int, bytes]:
+    """Ask for the version that is not served, with a damaged graph; its number, and the graph before."""
+    first = served_version(repository, "minilm_encoder")
     other = next(v for v in (1, 2) if v != first)
-    file = own_repository / "minilm_encoder" / str(other) / "model.onnx"
+    file = repository / "minilm_encoder" / str(other) / "model.onnx"
     whole = file.read_bytes()
     file.unlink()
     file.write_bytes(whole[:-1] + b"!")
-    config = own_repository / "minilm_encoder" / "config.pbtxt"
+    config = repository / "minilm_encoder" / "config.pbtxt"
     write_atomic(config, config.read_text().replace(f"versions: {first}", f"versions: {other}"))
-    _until(lambda: upgraded.metric("shoal_upgrade_refused") == 1, upgraded)
+    _until(lambda: made.metric("shoal_upgrade_refused") == 1, made)
+    return other, whole
+
+
+def test_what_is_not_proven_is_not_taken_up(upgraded: Supervised, own_repository: Path) -> None:
+    before = _answer(upgraded)
+    first = served_version(own_repository, "minilm_encoder")
+    other, _ = _refused_as_damaged(upgraded, own_repository)
+    config = own_repository / "minilm_encoder" / "config.pbtxt"
     assert "is not the file that was measured" in upgraded.log.read_text()
     assert upgraded.health() == 200 and _same(_answer(upgraded), before)
     write_atomic(config, config.read_text().replace(f"versions: {other}", f"versions: {first}"))
@@ -139,16 +147,8 @@ def test_a_restored_version_is_taken_up_when_it_is_asked_for_again(
     upgraded: Supervised, own_repository: Path
 ) -> None:
     """`shoal promote` changes no text then, and nobody waits until the supervisor tries again by itself."""
-    first = served_version(own_repository, "minilm_encoder")
-    other = next(v for v in (1, 2) if v != first)
-    file = own_repository / "minilm_encoder" / str(other) / "model.onnx"
-    whole = file.read_bytes()
-    file.unlink()
-    file.write_bytes(whole[:-1] + b"!")
-    config = own_repository / "minilm_encoder" / "config.pbtxt"
-    write_atomic(config, config.read_text().replace(f"versions: {first}", f"versions: {other}"))
-    _until(lambda: upgraded.metric("shoal_upgrade_refused") == 1, upgraded)
-    file.write_bytes(whole)
+    other, whole = _refused_as_damaged(upgraded, own_repository)
+    (own_repository / "minilm_encoder" / str(other) / "model.onnx").write_bytes(whole)
     promote(own_repository, "minilm", other)
     _until(lambda: "serving new versions" in upgraded.log.read_text(), upgraded, RETRY_SECONDS - 5)
 

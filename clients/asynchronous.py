@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from clients import answers
 from clients.answers import Call, Entity, Found, Generated, Label, ZeroShotLabel
 from clients.errors import BadInput, ClientError, ServerFault, Timeout
-from clients.generation import Answer, Part, flags_of, joined, request_arrays
+from clients.generation import Answer, Part, conversation_arrays, flags_of, joined, request_arrays
 from clients.vocabulary import (
     BATCH_SIZE,
     TABLE_BATCH_SIZE,
@@ -32,6 +32,7 @@ from clients.vocabulary import (
     seconds,
 )
 from shoal.chat import ChatTemplate, Message
+from shoal.dialect import MESSAGES
 
 Client = TypeVar("Client", bound="AsyncClient")
 T = TypeVar("T")
@@ -49,7 +50,7 @@ class AsyncClient(ABC):
         self.timeout = seconds(timeout)
         self.closed = False
         self._templates: dict[str, ChatTemplate] = {}
-        self._flags: dict[str, dict[str, NDArray]] = {}
+        self._known: dict[str, frozenset[str]] = {}
         self._kinds: dict[str, dict[str, str]] = {}
 
     # What a transport does. Arguments have been checked.
@@ -175,9 +176,7 @@ class AsyncClient(ABC):
     async def _parts(
         self, model: str, inputs: Arrays, timeout: float, request_id: str
     ) -> AsyncGenerator[Part, None]:
-        if model not in self._flags:
-            self._flags[model] = flags_of(await self.metadata(model))
-        arrays = {**inputs, **self._flags[model]}
+        arrays = {**inputs, **flags_of(await self._names(model))}
         end = time.monotonic() + timeout
         try:
             async with aclosing(self._stream(model, arrays, timeout, request_id)) as parts:
@@ -190,6 +189,13 @@ class AsyncClient(ABC):
             if time.monotonic() < end:
                 raise
             raise Timeout("no answer before the deadline") from error
+
+    async def _names(self, model: str) -> frozenset[str]:
+        """The names of a model's inputs, asked for once."""
+        if model not in self._known:
+            metadata = await self.metadata(model)
+            self._known[model] = frozenset(entry["name"] for entry in metadata["inputs"])
+        return self._known[model]
 
     async def complete(self, prompt: str, **options: Any) -> Answer:
         """The whole answer to a prompt; options are those of `generate`."""
@@ -206,6 +212,9 @@ class AsyncClient(ABC):
     ) -> AsyncGenerator[Part, None]:
         """The assistant's next message, with the model's own chat template; see `generate`.
 
+        The server renders the template. Where a model cannot, this client does, which needs the admin key of
+        a server that has one.
+
         Args:
             messages: each with `role` (system, user or assistant) and `content`.
         """
@@ -221,9 +230,12 @@ class AsyncClient(ABC):
         request_id: str,
         sampling: Mapping[str, Any],
     ) -> AsyncGenerator[Part, None]:
-        if model not in self._templates:
-            self._templates[model] = ChatTemplate.of(await self.config(model))
-        inputs = request_arrays(self._templates[model].render(messages), sampling)
+        if MESSAGES in await self._names(model):
+            inputs = conversation_arrays(messages, sampling)
+        else:  # of another maker, or exported by an earlier Shoal
+            if model not in self._templates:
+                self._templates[model] = ChatTemplate.of(await self.config(model))
+            inputs = request_arrays(self._templates[model].render(messages), sampling)
         async with aclosing(self._parts(model, inputs, timeout, request_id)) as parts:
             async for part in parts:
                 yield part

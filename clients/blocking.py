@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from clients import answers
 from clients.answers import Call, Entity, Found, Generated, Label, ZeroShotLabel
 from clients.errors import BadInput, ClientError, ServerFault, Timeout
-from clients.generation import Answer, Part, flags_of, joined, request_arrays
+from clients.generation import Answer, Part, conversation_arrays, flags_of, joined, request_arrays
 from clients.vocabulary import (
     BATCH_SIZE,
     TABLE_BATCH_SIZE,
@@ -30,6 +30,7 @@ from clients.vocabulary import (
     seconds,
 )
 from shoal.chat import ChatTemplate, Message
+from shoal.dialect import MESSAGES
 
 Client = TypeVar("Client", bound="BlockingClient")
 T = TypeVar("T")
@@ -47,7 +48,7 @@ class BlockingClient(ABC):
         self.timeout = seconds(timeout)
         self.closed = False
         self._templates: dict[str, ChatTemplate] = {}
-        self._flags: dict[str, dict[str, NDArray]] = {}
+        self._known: dict[str, frozenset[str]] = {}
         self._kinds: dict[str, dict[str, str]] = {}
 
     # What a transport does. Arguments have been checked.
@@ -173,9 +174,7 @@ class BlockingClient(ABC):
     def _parts(
         self, model: str, inputs: Arrays, timeout: float, request_id: str
     ) -> Generator[Part, None, None]:
-        if model not in self._flags:
-            self._flags[model] = flags_of(self.metadata(model))
-        arrays = {**inputs, **self._flags[model]}
+        arrays = {**inputs, **flags_of(self._names(model))}
         end = time.monotonic() + timeout
         try:
             with closing(self._stream(model, arrays, timeout, request_id)) as parts:
@@ -188,6 +187,13 @@ class BlockingClient(ABC):
             if time.monotonic() < end:
                 raise
             raise Timeout("no answer before the deadline") from error
+
+    def _names(self, model: str) -> frozenset[str]:
+        """The names of a model's inputs, asked for once."""
+        if model not in self._known:
+            metadata = self.metadata(model)
+            self._known[model] = frozenset(entry["name"] for entry in metadata["inputs"])
+        return self._known[model]
 
     def complete(self, prompt: str, **options: Any) -> Answer:
         """The whole answer to a prompt; options are those of `generate`."""
@@ -204,6 +210,9 @@ class BlockingClient(ABC):
     ) -> Generator[Part, None, None]:
         """The assistant's next message, with the model's own chat template; see `generate`.
 
+        The server renders the template. Where a model cannot, this client does, which needs the admin key of
+        a server that has one.
+
         Args:
             messages: each with `role` (system, user or assistant) and `content`.
         """
@@ -219,9 +228,12 @@ class BlockingClient(ABC):
         request_id: str,
         sampling: Mapping[str, Any],
     ) -> Generator[Part, None, None]:
-        if model not in self._templates:
-            self._templates[model] = ChatTemplate.of(self.config(model))
-        inputs = request_arrays(self._templates[model].render(messages), sampling)
+        if MESSAGES in self._names(model):
+            inputs = conversation_arrays(messages, sampling)
+        else:  # of another maker, or exported by an earlier Shoal
+            if model not in self._templates:
+                self._templates[model] = ChatTemplate.of(self.config(model))
+            inputs = request_arrays(self._templates[model].render(messages), sampling)
         with closing(self._parts(model, inputs, timeout, request_id)) as parts:
             for part in parts:
                 yield part

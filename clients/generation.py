@@ -7,7 +7,7 @@ One client serves Shoal's own decoders and the vLLM backend: what the latter doe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from shoal.dialect import (
     FINISH_REASON,
     INPUT_TOKENS,
     LOGPROBS,
+    MESSAGES,
     OUTPUT_TOKENS,
     RETURN,
     SAMPLING,
@@ -119,9 +120,30 @@ def request_arrays(prompt: str, sampling: Mapping[str, Any]) -> dict[str, NDArra
     return arrays
 
 
-def flags_of(metadata: Mapping[str, Any]) -> dict[str, NDArray]:
-    """Inputs that ask for counts and the finish reason: those of `FLAGS` that a model knows."""
-    known = {entry["name"] for entry in metadata["inputs"]}
+def conversation_arrays(
+    messages: Sequence[Mapping[str, Any]], sampling: Mapping[str, Any]
+) -> dict[str, NDArray]:
+    """Inputs of a streaming request whose prompt the server makes of a conversation, each of shape [1].
+
+    Raises:
+        BadInput: there is no message, or a value cannot be written as JSON.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not messages:
+        raise BadInput("the conversation is empty or no list", hint="pass a list with at least one message")
+    arrays = request_arrays("a conversation", sampling)
+    del arrays[TEXT_INPUT]
+    try:
+        text = json.dumps({"messages": [dict(message) for message in messages]}, ensure_ascii=False)
+        arrays[MESSAGES] = np.array([text.encode()], dtype=object)
+    except UnicodeEncodeError as error:
+        raise BadInput(f"a message cannot be encoded as UTF-8: {error.reason}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadInput(f"messages cannot be written as JSON: {error}") from error
+    return arrays
+
+
+def flags_of(known: Collection[str]) -> dict[str, NDArray]:
+    """Inputs that ask for counts and the finish reason: those of `FLAGS` that are among a model's inputs."""
     return {flag: np.array([True]) for flag in FLAGS if flag in known}
 
 

@@ -13,7 +13,7 @@ from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
-from shoal.dialect import SAMPLING, STREAM, TEXT_INPUT
+from shoal.dialect import INPUT_TOKENS, SAMPLING, STREAM, TEXT_INPUT
 
 
 def table(title: str, columns: Sequence[str], *, wraps: Collection[str] = ()) -> Table:
@@ -41,6 +41,7 @@ def answers_table(outputs: Mapping[str, Sequence[Any]], texts: Sequence[str]) ->
         outputs: by name, a list of values for each row.
         texts: what was asked, where it was text.
     """
+    outputs = _without_counts(outputs)
     if "embedding" in outputs:
         return _vectors_table(outputs["embedding"], texts)
     made = table("", ["", *outputs], wraps=list(outputs))
@@ -58,7 +59,12 @@ def one_answer(outputs: Mapping[str, Sequence[Any]]) -> str:
     if "embedding" in outputs:
         vector = outputs["embedding"][0]
         return f"{[round(value, 4) for value in vector[:4]]}… × {len(vector)}"
-    return ", ".join(f"{name} {_value(rows[0][0])}" for name, rows in outputs.items())
+    return ", ".join(f"{name} {_value(rows[0][0])}" for name, rows in _without_counts(outputs).items())
+
+
+def _without_counts(outputs: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """The outputs that answer something: the number of tokens is one a row, whatever a row has of others."""
+    return {name: rows for name, rows in outputs.items() if name != INPUT_TOKENS}
 
 
 def _vectors_table(vectors: Sequence[Sequence[float]], texts: Sequence[str]) -> Table:

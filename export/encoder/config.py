@@ -25,6 +25,7 @@ from export.triton_config import (
 )
 from serving.models.images import MAX_RESIZED_PIXELS, Processor
 from serving.models.tokenizer import most_request_tokens
+from shoal.dialect import INPUT_TOKENS
 from shoal.names import ENCODER, OUTPUT, PREPROCESSOR, TOKENIZER, part_name
 from shoal.tasks import FEATURES
 
@@ -38,13 +39,14 @@ MAX_IMAGE_PIXELS = 50_000_000
 def tokenizer_config(
     recipe: EncoderRecipe, task: Task, encode: TextEncoder, version: int
 ) -> triton.ModelConfig:
-    """Texts to the features that the network, and the model behind it, read."""
+    """Texts to the features that the network, and the model behind it, read, and to the number of tokens."""
     config = python_config(part_name(recipe.name, TOKENIZER), batch_size_of(recipe, task), version)
     config.input.extend(_wire_inputs(task, encode))
     grouped = [-1] if encode.grouped else []
     for name in encode.features:
         feature = FEATURES[name]
         config.output.append(output_of(name, feature.dtype, [*grouped, *feature.dims]))
+    config.output.append(output_of(INPUT_TOKENS, "INT32", [1]))
     set_parameters(
         config,
         layout=str(task.layout),
@@ -120,7 +122,10 @@ def ensemble_config(
     )
     config.input.extend(_wire_inputs(task, encode))
     made = {entry.name: entry for step in steps for entry in step.output}
-    config.output.extend(made[name] for name in task.contract.outputs)
+    wanted = [*task.contract.outputs]
+    if task.layout is not None:  # those who call may want to tell their own users what a request has cost
+        wanted.append(INPUT_TOKENS)
+    config.output.extend(made[name] for name in wanted)
     for index, step in enumerate(steps):
         read_later = {entry.name for later in steps[index + 1 :] for entry in later.input}
         # What the last step makes is what users get, even where an earlier one has the same name.
@@ -129,8 +134,8 @@ def ensemble_config(
         for entry in step.input:
             added.input_map[entry.name] = entry.name
         for entry in step.output:
-            wanted = entry.name in task.contract.outputs and entry.name not in made_later
-            if wanted or entry.name in read_later:
+            given = entry.name in wanted and entry.name not in made_later
+            if given or entry.name in read_later:
                 added.output_map[entry.name] = entry.name
     set_parameters(config, **facts)
     if task.layout is not None:

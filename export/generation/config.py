@@ -12,8 +12,11 @@ from export.triton_config import input_of, output_of, serve_version, set_paramet
 from shoal import dialect
 
 _STRING, _BOOL = "STRING", "BOOL"
+# A request has one of the first three.
 INPUTS = (
-    (dialect.TEXT_INPUT, _STRING, False),
+    (dialect.TEXT_INPUT, _STRING, True),
+    (dialect.MESSAGES, _STRING, True),
+    (dialect.PROMPT_TOKENS, "INT32", True),
     (dialect.STREAM, _BOOL, True),
     (dialect.SAMPLING, _STRING, True),
     (dialect.EXCLUDE_INPUT, _BOOL, True),
@@ -27,6 +30,8 @@ OUTPUTS = (
     (dialect.INPUT_TOKENS, "UINT32", 1),
     (dialect.OUTPUT_TOKENS, "UINT32", -1),
     (dialect.CACHED_TOKENS, "UINT32", 1),
+    (dialect.PROMPT_LOGPROBS, _STRING, -1),
+    (dialect.STOP_REASON, _STRING, 1),
 )
 DEFAULT_CONTEXT = 2048
 
@@ -42,7 +47,8 @@ def generation_config(
     """Text [1] to text, in as many responses as it takes."""
     config = triton.ModelConfig(name=recipe.name, backend="python", max_batch_size=0)
     for name, kind, optional in INPUTS:
-        config.input.append(input_of(name, kind, [1], optional=optional))
+        size = -1 if name == dialect.PROMPT_TOKENS else 1
+        config.input.append(input_of(name, kind, [size], optional=optional))
     for name, kind, size in OUTPUTS:
         config.output.append(output_of(name, kind, [size]))
     config.model_transaction_policy.decoupled = True

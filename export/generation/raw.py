@@ -22,15 +22,16 @@ from export.raw.served import Caller
 from export.raw.texts import hard_texts
 from export.raw.tokens import Ids, cause
 from export.triton_config import set_parameters
+from serving.generation.conversation import Conversation, Renderer
 from serving.generation.text import encode_prompt
 from serving.in_process import Refused
 from shoal.chat import ChatTemplate
-from shoal.dialect import SAMPLING, TEXT_INPUT, TEXT_OUTPUT
-from shoal.errors import BadInput
+from shoal.dialect import MESSAGES, SAMPLING, TEXT_INPUT, TEXT_OUTPUT
 from shoal.progress import Silent
 
 NEW_TOKENS = 5
 ROWS = 2  # of the cache, while evidence is taken
+MOST_CHARACTERS = 1 << 20  # of a rendered conversation
 # A token that falls otherwise changes all that follow: what counts of a quantized version is how it begins.
 _EXACT = RawTolerance(0.0, share=0.9)
 TOLERANCES = {
@@ -122,7 +123,11 @@ class Prompts:
 
     def served(self, caller: Caller, row: Row) -> Ids | None:
         """See `export.raw.measure.Tokens`; the tokens of a prompt do not leave a server."""
-        return [encode_prompt(self.served_tokenizer, self.prompt(row), self.begin)]
+        if "text" in row:
+            return [encode_prompt(self.served_tokenizer, row["text"][0], self.begin)]
+        assert self.template is not None  # noqa: S101 - the rows are made so
+        conversation = Conversation.from_json(row["messages"][0])
+        return [Renderer(self.served_tokenizer, self.template).encode(conversation, MOST_CHARACTERS)]
 
     def cause(self, row: Row) -> str:
         """See `export.raw.measure.Tokens`."""
@@ -130,13 +135,10 @@ class Prompts:
 
     def ask(self, caller: Caller, model: str, row: Row) -> Outputs | Refused:
         """The text that a served decoder goes on with."""
-        try:
-            text = self.prompt(row)
-        except BadInput as error:
-            return Refused(str(error))
         sampling = {"temperature": 0, "max_tokens": NEW_TOKENS}
+        name = TEXT_INPUT if "text" in row else MESSAGES
         inputs: dict[str, Any] = {
-            TEXT_INPUT: np.array([text.encode()], object),
+            name: np.array([row["text" if "text" in row else "messages"][0].encode()], object),
             SAMPLING: np.array([json.dumps(sampling).encode()], object),
             "exclude_input_in_output": np.array([True]),
             "stream": np.array([False]),

@@ -28,6 +28,7 @@ def config_of(recipe: Text2TextRecipe, settings: Text2TextSettings, *, version: 
     config.input.append(input_of(dialect.MAX_NEW_TOKENS, "INT32", [1], optional=True))
     config.output.append(output_of(dialect.GENERATED_TEXT, "STRING", [1]))
     config.output.append(output_of(dialect.OUTPUT_TOKENS, "INT32", [1]))
+    config.output.append(output_of(dialect.INPUT_TOKENS, "INT32", [1]))
     # One instance with all CPUs. The cache is kept in their memory, whatever else the machine has.
     config.instance_group.add(count=1, kind=triton.ModelInstanceGroup.KIND_CPU)
     set_parameters(

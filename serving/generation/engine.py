@@ -242,13 +242,12 @@ class Engine:
             if only.cached and not only.computed:
                 self._restore(only.request.prompt, work.row)
             part = only.request.prompt[work.start : work.stop]
-            scored = range(min(len(part), max(0, only.scored_positions - work.start)))
-            wanted = [*scored, len(part) - 1]
+            judged = range(min(len(part), max(0, only.judged_positions - work.start)))
+            wanted = [*judged, len(part) - 1]
             logits = self._timed(lambda: self._model.prefill(work.row, part, work.start, wanted))
-            if scored:
-                following = only.request.prompt[work.start + 1 : work.start + 1 + len(scored)]
-                only.surprise += float(negative_log_likelihood(logits[: len(scored)], following).sum())
-            logits = logits[len(scored) :]
+            if judged:
+                self._judge(only, logits[: len(judged)], work.start)
+            logits = logits[len(judged) :]
             only.computed = work.stop
             if work.stop < len(only.request.prompt):
                 return
@@ -262,6 +261,19 @@ class Engine:
                 started.append(place)
                 self._tell_score(sequence)
         self._choose([work.sequences[place] for place in started], logits[started])
+
+    def _judge(self, sequence: Sequence, logits: Logits, start: int) -> None:
+        """Compare the logits at places of a prompt, from `start` on, with the tokens that follow."""
+        following = sequence.request.prompt[start + 1 : start + 1 + len(logits)]
+        if (count := sequence.request.params.prompt_logprobs) is not None:
+            sequence.prompt_logprobs += [
+                top_logprobs(row, token, count) for row, token in zip(logits, following, strict=True)
+            ]
+        scored = max(0, sequence.scored_positions - start)
+        if scored:
+            sequence.surprise += float(
+                negative_log_likelihood(logits[:scored], following[: len(logits[:scored])]).sum()
+            )
 
     def _restore(self, prompt: Tokens[int], row: int) -> None:
         try:

@@ -60,6 +60,7 @@ class SamplingParams:
         ignore_eos: go on after the model's own end of text.
         skip_special_tokens: special tokens have no text.
         logprobs: log probabilities to return of so many likeliest tokens at each position; None: none.
+        prompt_logprobs: the same for the tokens of the prompt; the prefix cache is not used then.
         logit_bias: (token, what is added to its logit), each token once.
         allowed_token_ids: choose among these tokens only; None: among all.
         bad_words: texts whose last token is not chosen where it would complete them.
@@ -83,6 +84,7 @@ class SamplingParams:
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
     allowed_token_ids: tuple[int, ...] | None = None
     bad_words: tuple[str, ...] = ()
@@ -318,6 +320,7 @@ _READERS: dict[str, Any] = {
     "ignore_eos": _switch,
     "skip_special_tokens": _switch,
     "logprobs": _whole(0, MAX_LOGPROBS),
+    "prompt_logprobs": _whole(0, MAX_LOGPROBS),
     "logit_bias": _biases,
     "allowed_token_ids": _allowed,
     "bad_words": _texts(MAX_BAD_WORDS),
@@ -334,7 +337,6 @@ _FIXED: dict[str, tuple[Any, str]] = {
     "use_beam_search": (False, _BEAM),
     "length_penalty": (1.0, _BEAM),
     "early_stopping": (False, _BEAM),
-    "prompt_logprobs": (None, "only the tokens of an answer have log probabilities"),
     "truncate_prompt_tokens": (None, "shorten the prompt"),
     "detokenize": (True, "answers are text"),
     "spaces_between_special_tokens": (True, "a text is what the tokenizer decodes"),

@@ -136,7 +136,7 @@ class Scheduler:
         while self.waiting and len(self.staged) < free:
             head = self.waiting[0]
             longest = max(longest, len(head.request.prompt))
-            scored = head.scored_positions > 0
+            scored = head.judged_positions > 0
             cached = 0 if scored else count_cached(head)
             alone = scored or bool(cached) or longest > budget
             if self.staged and (alone or (len(self.staged) + 1) * longest > budget):

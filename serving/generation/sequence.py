@@ -39,6 +39,9 @@ class Chunk:
         logprobs: of those tokens, each as the chosen one and the likeliest; [] if not asked for.
         finish_reason: `stop` or `length` in the last part, None before.
         cached: tokens of the prompt that were found in the prefix cache.
+        prompt_logprobs: in the first part, of the prompt's tokens from the second on, where asked for.
+        stop_reason: in the last part, the stop string or the token of `stop_token_ids` that ended the answer;
+            None: something else did.
     """
 
     text: str
@@ -46,6 +49,8 @@ class Chunk:
     logprobs: Tokens[Tokens[TokenLogprob]] = ()
     finish_reason: str | None = None
     cached: int = 0
+    prompt_logprobs: Tokens[Tokens[TokenLogprob]] = ()
+    stop_reason: str | int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,9 @@ class Sequence:
         row: of the cache; None while it waits.
         number: of the sequence, in the order of arrival.
         surprise: sum over the scored tokens of the prompt, see `sampling.surprise`.
+        prompt_logprobs: of the prompt's tokens from the second on that are not delivered.
         finish_reason: once it is finished.
+        stop_reason: see `Chunk`.
         first_token, delivered: when the first and the last tokens were handed out, on the engine's clock.
     """
 
@@ -113,9 +120,11 @@ class Sequence:
     computed: int = 0
     row: int | None = None
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
     first_token: float | None = None
     delivered: float = 0.0
     surprise: float = 0.0
+    prompt_logprobs: list[Tokens[TokenLogprob]] = field(default_factory=list)
     number: int = field(default_factory=itertools.count().__next__)
 
     def __post_init__(self) -> None:
@@ -137,8 +146,15 @@ class Sequence:
 
     @property
     def scored_positions(self) -> int:
-        """At how many positions of the prompt the logits are compared with the token that follows."""
+        """At how many positions of the prompt its perplexity is taken."""
         return min(len(self.request.prompt), SCORED_TOKENS) - 1 if self.request.scored else 0
+
+    @property
+    def judged_positions(self) -> int:
+        """At how many positions of the prompt the logits are compared with the token that follows."""
+        if self.request.params.prompt_logprobs is not None:
+            return len(self.request.prompt) - 1
+        return self.scored_positions
 
     @property
     def tokens(self) -> list[int]:
@@ -181,8 +197,10 @@ class Sequence:
             text, stopped = self._stops.add(self._text.add(token), searching=self._may_stop)
             self._new_text.append(text)
             if stopped:
-                self.finish_reason = "stop"
+                self.finish_reason, self.stop_reason = "stop", self._stops.found
                 return
+        if ends and token in params.stop_token_ids:
+            self.stop_reason = token
         if ends or (self.request.matcher is not None and self.request.matcher.finished):
             self._finish("stop")
         elif len(self.output) >= self.most or self.length >= most:
@@ -204,12 +222,19 @@ class Sequence:
         text, stopped = self._stops.add(self._text.rest(), searching=self._may_stop)
         self._new_text += [text, "" if stopped else self._stops.rest()]
         self.finish_reason = "stop" if stopped else reason
+        self.stop_reason = self._stops.found if stopped else self.stop_reason
 
     def take_chunk(self) -> Chunk:
         """What has not been delivered."""
         self._decode()
         chunk = Chunk(
-            "".join(self._new_text), self._new_tokens, self._new_logprobs, self.finish_reason, self.cached
+            "".join(self._new_text),
+            self._new_tokens,
+            self._new_logprobs,
+            self.finish_reason,
+            self.cached,
+            self.prompt_logprobs,
+            self.stop_reason,
         )
-        self._new_text, self._new_tokens, self._new_logprobs = [], 0, []
+        self._new_text, self._new_tokens, self._new_logprobs, self.prompt_logprobs = [], 0, [], []
         return chunk

@@ -58,6 +58,12 @@ class Compiler:
         self._tokenizer = LLTokenizer(_unnamed(tokenizer), n_vocab=vocabulary, eos_token=list(ends) or None)
         self._vocabulary = vocabulary
 
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes of a token's text, which may be a part of a character; none of a special token."""
+        return (
+            b"" if self._tokenizer.is_special_token(token) else bytes(self._tokenizer.decode_bytes([token]))
+        )
+
     def compile(self, kind: str, grammar: str) -> Matcher:
         """What keeps one answer to a grammar.
 

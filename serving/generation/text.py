@@ -82,11 +82,15 @@ class StopFinder:
     Args:
         stops: none of them empty.
         included: whether the stop string is passed on as well; then nothing is held back.
+
+    Attributes:
+        found: the stop string that has come, or None.
     """
 
     def __init__(self, stops: Sequence[str], *, included: bool = False) -> None:
         self._stops, self._included = stops, included
         self._tail = ""  # the last characters, as many as may belong to a stop string that has begun
+        self.found: str | None = None
         self._held = 0  # of which so many have not been passed on
 
     def add(self, text: str, *, searching: bool = True) -> tuple[str, bool]:
@@ -103,6 +107,7 @@ class StopFinder:
         found = [(place + len(stop), -len(stop)) for stop, place in places if place >= 0]
         if searching and found:
             end, length = min(found)
+            self.found = whole[end + length : end]
             self._tail, self._held = "", 0
             return whole[begin : end if self._included else end + length], True
         self._held = 0 if self._included else max(_overlap(whole, stop) for stop in self._stops)

@@ -5,8 +5,10 @@ under any load. Triton's own `max_queue_size` cannot say so: in 2.51 a full queu
 a request without an answer.
 
 How many wait is what Triton's metric `nv_inference_pending_request_count` says of the network, and those that
-were admitted since it was read. It is read only once that sum has reached the limit, and at most every 5 ms.
-Requests that the network runs are not counted: it takes at most as many as waited.
+were admitted since it was read. It is read only once that sum has reached the limit, in a thread of its own:
+on a busy machine reading takes longer than a refusal may. Who finds the queue full waits for the next
+reading, unless the last one, of a moment ago, has refused somebody already. Requests that the network runs
+are not counted: it takes at most as many as waited.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,7 +31,8 @@ from shoal.names import ENCODER, ESTIMATOR, PARTS, part_name
 METRICS = "SHOAL_METRICS"
 PARAMETER = "max_queue_size"
 MAX_QUEUE_SIZE = 256  # requests, where a config says nothing
-LOOK_SECONDS = 0.005
+GAP_SECONDS = 0.01  # between two readings, each of which takes some milliseconds of the CPUs
+FRESH_SECONDS = 0.02  # in which nobody waits for another reading to be refused
 SILENT_SECONDS = 1.0  # after the metrics could not be read
 TIMEOUT_SECONDS = 0.25
 _PENDING = "nv_inference_pending_request_count"
@@ -45,7 +50,7 @@ class QueueFull(Exception):
 
 
 class Admission:
-    """Admits requests of one model while its network's queue is not full.
+    """Admits requests of one model while its network's queue is not full. One thread asks.
 
     Args:
         most: requests that may wait for the network.
@@ -61,9 +66,10 @@ class Admission:
         refused: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._most, self._pending, self._refused, self._clock = most, pending, refused, clock
-        self._waiting = self._in_hand = 0
-        self._known, self._next = True, float("-inf")
+        self._most, self._refused, self._clock = most, refused, clock
+        self._admitted = self._passed_on = 0  # requests; of them, those that are on their way to the network
+        self._refusing = False
+        self._reader = _Reader(pending, clock)
 
     @classmethod
     def of(cls, model_name: str, config: Mapping[str, Any]) -> Admission:
@@ -86,7 +92,7 @@ class Admission:
 
     def begin(self) -> None:
         """The requests that were admitted before are on their way to the network."""
-        self._in_hand = 0
+        self._passed_on = self._admitted
 
     def admit(self, request: Any) -> None:
         """Count one more.
@@ -97,22 +103,81 @@ class Admission:
         Raises:
             QueueFull: it is not admitted.
         """
-        if self._waiting >= self._most:
-            self._look()
-        if self._waiting >= self._most and self._known and not is_probe(json.loads(request.parameters())):
+        waiting, read = self._waiting()
+        if waiting >= self._most:
+            self._reader.read_soon(self._passed_on)
+            if not (self._refusing and self._clock() - read < FRESH_SECONDS):
+                self._reader.wait(TIMEOUT_SECONDS)
+                waiting, _ = self._waiting()
+        self._refusing = waiting >= self._most and self._reader.found is not None
+        if self._refusing and not is_probe(json.loads(request.parameters())):
             self._refused()
-            raise QueueFull(self._waiting)
-        self._waiting += 1
-        self._in_hand += 1
+            raise QueueFull(waiting)
+        self._admitted += 1
 
-    def _look(self) -> None:
-        now = self._clock()
-        if now < self._next:
-            return
-        found = self._pending()
-        self._known = found is not None
-        self._next = now + (LOOK_SECONDS if self._known else SILENT_SECONDS)
-        self._waiting = (found or 0) + self._in_hand
+    def _waiting(self) -> tuple[int, float]:
+        """How many wait, and when that was read."""
+        found, passed_on, read = self._reader.last
+        return (found or 0) + self._admitted - passed_on, read
+
+
+class _Reader:
+    """Reads how many requests wait, in a thread, when it is told to.
+
+    Args:
+        pending: see `Admission`.
+        clock: seconds that only rise.
+
+    Attributes:
+        last: what was read, how many requests had been passed on before that, and when it was read.
+    """
+
+    def __init__(self, pending: Callable[[], int | None], clock: Callable[[], float]) -> None:
+        self._pending, self._clock = pending, clock
+        self.last: tuple[int | None, int, float] = (0, 0, float("-inf"))
+        self._wanted: int | None = None
+        self._reading, self._next = False, float("-inf")
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def found(self) -> int | None:
+        """What was read last; None: it could not be."""
+        return self.last[0]
+
+    def read_soon(self, passed_on: int) -> None:
+        """Read once more, unless that is going on or was only just done.
+
+        Args:
+            passed_on: requests that were passed on until now.
+        """
+        with self._changed:
+            silent = self.found is None and self._clock() - self.last[2] < SILENT_SECONDS
+            if self._reading or self._wanted is not None or silent:
+                return
+            self._wanted = passed_on
+            if self._thread is None:  # most models never need it
+                self._thread = threading.Thread(target=self._read, name="admission", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def wait(self, seconds: float) -> None:
+        """Until what is read, or to be read, has been read."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._wanted is None and not self._reading, seconds)
+
+    def _read(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._wanted is not None)
+                assert self._wanted is not None  # noqa: S101 - waited for
+                passed_on, self._wanted, self._reading = self._wanted, None, True
+            time.sleep(max(0.0, self._next - self._clock()))
+            self._next = self._clock() + GAP_SECONDS
+            found = self._pending()
+            with self._changed:
+                self.last, self._reading = (found, passed_on, self._clock()), False
+                self._changed.notify_all()
 
 
 def model_of(part: str) -> str:
@@ -131,14 +196,15 @@ class Pending:
 
     def __init__(self, address: str, models: list[str]) -> None:
         self._connection = http.client.HTTPConnection(address, timeout=TIMEOUT_SECONDS)
-        self._beginnings = tuple(f'{_PENDING}{{model="{model}",' for model in models)
+        names = "|".join(map(re.escape, models))
+        self._counts = re.compile(rf'^{_PENDING}\{{model="(?:{names})",[^}}]*\}} (\S+)$', re.MULTILINE)
 
     def __call__(self) -> int | None:
         """None: the metrics cannot be read."""
         try:
             self._connection.request("GET", "/metrics")
-            lines = self._connection.getresponse().read().decode().splitlines()
-            return sum(int(float(line.split()[-1])) for line in lines if line.startswith(self._beginnings))
+            page = self._connection.getresponse().read().decode()
+            return sum(int(float(found[1])) for found in self._counts.finditer(page))
         except (OSError, http.client.HTTPException, ValueError) as error:
             self._connection.close()
             pb_utils.Logger.log_warn(f"no request is refused for a full queue: metrics: {error}")

@@ -1,15 +1,15 @@
 """Text in, text out in as many responses as it takes: Triton's side of `serving.generation`.
 
 Inputs and outputs are those of Triton's vLLM backend, so that a client of one is a client of the other;
-what is ours is `num_cached_tokens`, and the request parameter `shoal_probe`. A decoupled model: every
+what is ours is named in `shoal.dialect`, and the request parameter `shoal_probe`. A decoupled model: every
 accepted request gets exactly one final response, be it the end of the answer or an error.
 
 Parameters in config.pbtxt, in vLLM's names: `max_num_seqs`, `max_model_len`, `max_queue_size`,
-`prefix_cache_tokens`, `end_token_ids`, `begin_token`; for clients to read `chat_template` and
-`special_tokens`; `default_sampling`, JSON: sampling parameters of the checkpoint's own; optional:
-`max_num_batched_tokens`, `intra_op_thread_count`, and `speculate` (1 or 0: guess ahead while a request runs
-alone, or never). The step that checks guesses adds up attention in another order, which changes answers of
-quantized graphs; so without `speculate` only versions whose precision is fp32 guess.
+`prefix_cache_tokens`, `end_token_ids`, `begin_token`, `chat_template`, `special_tokens`; `default_sampling`,
+JSON: sampling parameters of the checkpoint's own; optional: `max_num_batched_tokens`,
+`intra_op_thread_count`, and `speculate` (1 or 0: guess ahead while a request runs alone, or never). The step
+that checks guesses adds up attention in another order, which changes answers of quantized graphs; so without
+`speculate` only versions whose precision is fp32 guess.
 """
 
 from __future__ import annotations
@@ -20,50 +20,39 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 from tokenizers import Tokenizer
 
 from serving import heartbeat
 from serving.drift.sampler import TrafficSampler
 from serving.generation.admission import Admission
+from serving.generation.conversation import Conversation, Renderer
 from serving.generation.deliveries import described
-from serving.generation.engine import Engine, QueueFull
-from serving.generation.params import MAX_BYTES, BadRequest, Busy, SamplingParams
+from serving.generation.engine import Engine
+from serving.generation.params import MAX_BYTES, BadRequest, SamplingParams
 from serving.generation.runner import DecoderRunner
-from serving.generation.sampling import TokenLogprob
 from serving.generation.scheduler import Limits
-from serving.generation.sequence import Chunk, Failure, Request
+from serving.generation.sequence import Failure, Request
 from serving.generation.structure import Compiler, Structures
 from serving.generation.text import bad_word_tokens, encode_prompt
 from serving.generation.trial import Trial
 from serving.models import inputs
 from serving.models.backend_utils import pb_utils, version_folder
+from serving.models.generated import Answer
 from serving.models.metrics import Metrics
-from serving.models.responses import in_short
 from serving.onnxruntime.sessions import check_runtime
 from serving.parameters import parameters_of, read
 from serving.probe import is_probe
+from shoal.chat import ChatTemplate
 from shoal.dialect import (
-    CACHED_TOKENS,
-    CUMULATIVE_LOGPROB,
-    EXCLUDE_INPUT,
-    FINISH_REASON,
-    INPUT_TOKENS,
-    INVALID_REQUEST,
-    LOGPROBS,
-    ON_DEMAND,
-    OUTPUT_TOKENS,
-    RETURN,
+    MESSAGES,
+    PROMPT_TOKENS,
     SAMPLING,
-    STREAM,
     TEXT_INPUT,
-    TEXT_OUTPUT,
 )
 from shoal.machine import available_cpus
 from shoal.manifest import FILENAME, Manifest
@@ -82,7 +71,7 @@ class GenerationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """The model's parameters, by their names in `config.pbtxt`; docs/generation.md explains them.
 
     Attributes:
-        chat_template, special_tokens: for clients.
+        chat_template, special_tokens: see `shoal.chat.ChatTemplate`.
         speculate: whether tokens are guessed ahead; None: where the graph is fp32.
     """
 
@@ -124,6 +113,13 @@ def is_exact(version: Path) -> bool:
     return manifest.exists() and Manifest.load(manifest).precision == "fp32"
 
 
+def renderer_of(config: dict[str, Any], tokenizer: Tokenizer) -> Renderer | None:
+    """What reads conversations, of a model's config as a dict; None: the model has no chat template."""
+    if not parameters_of(config).get("chat_template"):
+        return None
+    return Renderer(tokenizer, ChatTemplate.of(config))
+
+
 class TritonPythonModel:
     """Triton's interface."""
 
@@ -149,7 +145,9 @@ class TritonPythonModel:
         self._tokenizer.no_padding()
         self._vocabulary = runner.vocabulary
         tokenizer = (folder / "tokenizer.json", runner.vocabulary, settings.end_token_ids)
-        structures = Structures(Compiler(*tokenizer), Trial(*tokenizer))
+        self._compiler = Compiler(*tokenizer)
+        structures = Structures(self._compiler, Trial(*tokenizer))
+        self._renderer = renderer_of(json.loads(args["model_config"]), self._tokenizer)
         self._settings = settings
         self._engine = Engine(
             runner,
@@ -171,7 +169,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Queue each request; answers come from the engine's thread."""
         for request in requests:
-            answer = _Answer(request)
+            answer = Answer(request)
             try:
                 read = self._read(request, answer)
                 if read.probe or read.params.structured_outputs is None:
@@ -188,7 +186,7 @@ class TritonPythonModel:
         self._thread.join(STOP_SECONDS)
         # The stub crashes, and the server waits for it, where Triton's objects outlive this call.
         self._metrics.close()
-        del self._metrics, self._engine, self._admission
+        del self._metrics, self._engine, self._admission, self._compiler
         gc.collect()
 
     def _work(self) -> None:
@@ -221,18 +219,13 @@ class TritonPythonModel:
             self._page.steps = self._engine.stats.steps
             self._page.working = not self._engine.idle
 
-    def _read(self, request: Any, answer: _Answer) -> Request:
-        most = self._settings.limits.max_model_len
-        why = f"; the context holds {most} tokens"
-        text = inputs.text_of(request, TEXT_INPUT, most * BYTES_PER_TOKEN, why)
-        if not text:
-            raise BadRequest(f"{TEXT_INPUT} is empty")
+    def _read(self, request: Any, answer: Answer) -> Request:
+        text, prompt = self._prompt(request)
         parameters = json.loads(request.parameters())
         given = inputs.sampling_of(inputs.text_of(request, SAMPLING, MAX_BYTES), parameters)
         params = SamplingParams.from_json(given, self._settings.default_sampling)
         params.check_tokens(self._vocabulary)
-        prompt = encode_prompt(self._tokenizer, text, self._settings.begin_token)
-        answer.prepare(text, prompt, params, self._tokenizer)
+        answer.prepare(text, prompt, params, self._token)
         probe = is_probe(parameters)
         timeout = (request.timeout() or inputs.microseconds(parameters.get("timeout", 0))) / 1e6
         return Request(
@@ -247,106 +240,32 @@ class TritonPythonModel:
             probe=probe,
         )
 
+    def _prompt(self, request: Any) -> tuple[str | None, list[int]]:
+        """Text and token ids of the prompt; there is no text where a conversation or token ids are given."""
+        most = self._settings.limits.max_model_len
+        characters, why = most * BYTES_PER_TOKEN, f"; the context holds {most} tokens"
+        text = inputs.text_of(request, TEXT_INPUT, characters, why)
+        messages = inputs.text_of(request, MESSAGES, characters, why)
+        ids = inputs.ids_of(request, PROMPT_TOKENS)
+        given = [name for name, value in ((TEXT_INPUT, text), (MESSAGES, messages)) if value]
+        given += [PROMPT_TOKENS] if ids is not None else []
+        if not given:
+            raise BadRequest(f"{TEXT_INPUT} is empty")
+        if len(given) > 1:
+            raise BadRequest(f"{' and '.join(given)} are given, a request has one of them")
+        if ids is not None:
+            if wrong := [token for token in ids if not 0 <= token < self._vocabulary]:
+                raise BadRequest(
+                    f"{PROMPT_TOKENS} holds {wrong[0]}, the model has tokens 0 to {self._vocabulary - 1}"
+                )
+            return None, ids
+        if text:
+            return text, encode_prompt(self._tokenizer, text, self._settings.begin_token)
+        if self._renderer is None:
+            raise BadRequest("this model has no chat template: send text_input")
+        return None, self._renderer.encode(Conversation.from_json(messages), characters)
 
-class _Answer:
-    """The responses to one request.
-
-    Raises:
-        Nothing: a response that cannot be sent has nobody to receive it.
-    """
-
-    def __init__(self, request: Any) -> None:
-        self._sender = request.get_response_sender()
-        self.is_cancelled = self._sender.is_cancelled
-        self._wanted = [name for name in ON_DEMAND if inputs.flag_of(request, f"{RETURN}{name}")]
-        self.stream = inputs.flag_of(request, STREAM)
-        self._prepends = not self.stream and not inputs.flag_of(request, EXCLUDE_INPUT)
-        self._bad_flags = self.stream and inputs.flag_of(request, EXCLUDE_INPUT, default=True) is False
-        self._text = ""
-        self._prompt_tokens = 0
-        self._cumulated = 0.0
-        self._tokenizer: Tokenizer | None = None
-
-    def prepare(self, text: str, prompt: Sequence[int], params: SamplingParams, tokenizer: Tokenizer) -> None:
-        """What the responses refer to.
-
-        Raises:
-            BadRequest: the flags contradict each other or the parameters.
-        """
-        if self._bad_flags:
-            raise BadRequest(f"{EXCLUDE_INPUT} cannot be false in a stream")
-        asked = {LOGPROBS, CUMULATIVE_LOGPROB}.intersection(self._wanted)
-        if asked and params.logprobs is None:
-            raise BadRequest(f"{RETURN}{min(asked)} needs logprobs in {SAMPLING}")
-        self._text, self._prompt_tokens, self._tokenizer = text, len(prompt), tokenizer
-
-    def deliver(self, part: Chunk | tuple[Failure, str]) -> None:
-        """Send a part; see `serving.generation.sequence.Request.deliver`."""
-        if isinstance(part, Chunk):
-            final = part.finish_reason is not None
-            self._send(pb_utils.InferenceResponse(self._tensors(part)), final)
-            return
-        failure, message = part
-        codes = {
-            Failure.DEADLINE: pb_utils.TritonError.UNAVAILABLE,
-            Failure.CANCELLED: pb_utils.TritonError.CANCELLED,
-            Failure.STOPPING: pb_utils.TritonError.UNAVAILABLE,
-            Failure.UNMET: pb_utils.TritonError.INVALID_ARG,
-            Failure.INTERNAL: pb_utils.TritonError.INTERNAL,
-        }
-        prefix = INVALID_REQUEST if failure is Failure.UNMET else f"{failure.value}: "
-        self.fail(codes[failure], f"{prefix}{message}")
-
-    def refuse(self, error: Exception) -> None:
-        """End a request that was not begun."""
-        if isinstance(error, QueueFull | Busy):
-            self.fail(pb_utils.TritonError.UNAVAILABLE, str(error))
-        elif isinstance(error, ValueError):
-            self.fail(pb_utils.TritonError.INVALID_ARG, f"{INVALID_REQUEST}{error}")
-        else:
-            self.fail(pb_utils.TritonError.INTERNAL, described(error))
-
-    def fail(self, code: Any, message: str) -> None:
-        """End with an error."""
-        # It may quote half a character.
-        text = in_short(message).encode("utf-8", errors="backslashreplace").decode()
-        self._send(pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code)), final=True)
-
-    def _send(self, response: Any, final: bool) -> None:
-        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
-        try:
-            self._sender.send(response, flags=flags)
-        except Exception as error:  # noqa: BLE001 - the stream is gone; the engine must go on
-            pb_utils.Logger.log_warn(f"a response could not be sent: {error}")
-
-    def _tensors(self, chunk: Chunk) -> list[Any]:
-        text = self._text + chunk.text if self._prepends else chunk.text
-        chosen = [position[0].logprob for position in chunk.logprobs]
-        self._cumulated += sum(chosen)
-        values: dict[str, Callable[[], Any]] = {
-            FINISH_REASON: lambda: _strings([chunk.finish_reason or ""]),
-            CUMULATIVE_LOGPROB: lambda: np.array([self._cumulated], np.float32),
-            LOGPROBS: lambda: _strings([json.dumps([self._logprobs(place) for place in chunk.logprobs])]),
-            INPUT_TOKENS: lambda: np.array([self._prompt_tokens], np.uint32),
-            OUTPUT_TOKENS: lambda: np.array([chunk.tokens], np.uint32),
-            CACHED_TOKENS: lambda: np.array([chunk.cached], np.uint32),
-        }
-        tensors = [pb_utils.Tensor(TEXT_OUTPUT, _strings([text]))]
-        return tensors + [pb_utils.Tensor(name, values[name]()) for name in self._wanted]
-
-    def _logprobs(self, position: Sequence[TokenLogprob]) -> dict[str, Any]:
-        """One position as the vLLM backend writes it: token id -> logprob, rank and text."""
-        assert self._tokenizer is not None  # noqa: S101 - prepared
-        decode = self._tokenizer.decode
-        return {
-            str(entry.token): {
-                "logprob": entry.logprob,
-                "rank": entry.rank,
-                "decoded_token": decode([entry.token], skip_special_tokens=False),
-            }
-            for entry in position
-        }
-
-
-def _strings(values: Sequence[str]) -> Any:
-    return np.array([value.encode() for value in values], dtype=object)
+    def _token(self, token: int) -> tuple[str, bytes]:
+        """A token's own text, and the bytes that it stands for, which may be a part of a character."""
+        text = self._tokenizer.decode([token], skip_special_tokens=False)
+        return text, self._compiler.bytes_of(token) or text.encode()

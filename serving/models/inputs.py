@@ -58,10 +58,25 @@ def _first(request: Any, name: str) -> Any:
     return values[0] if len(values) else None
 
 
-def flag_of(request: Any, name: str, *, default: bool = False) -> bool:
+def flag_of(request: Any, name: str, *, default: bool | None = False) -> bool | None:
     """A BOOL input; `default` where it is absent."""
     value = _first(request, name)
     return default if value is None else bool(value)
+
+
+def ids_of(request: Any, name: str) -> list[int] | None:
+    """An input of whole numbers, at least one of them; None where it is absent.
+
+    Raises:
+        BadRequest: it is empty.
+    """
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    values = [int(value) for value in tensor.as_numpy().reshape(-1)]
+    if not values:
+        raise BadRequest(f"{name} is empty")
+    return values
 
 
 def text_of(request: Any, name: str, most: int, why: str = "") -> str:

@@ -7,7 +7,8 @@ or of more than `max_text_bytes` bytes is an error of its request alone; text lo
 is truncated.
 
 Inputs: `text` BYTES [n, 1], and optionally `max_new_tokens` INT32 [n, 1], to have shorter answers than the
-model gives. Outputs: `generated_text` BYTES [n, 1] and `num_output_tokens` INT32 [n, 1], the end included.
+model gives. Outputs: `generated_text` BYTES [n, 1], `num_output_tokens` INT32 [n, 1], the end included, and
+`num_input_tokens` INT32 [n, 1], as the model reads the text: truncated, special tokens included.
 
 Parameters in config.pbtxt: `search`, see `serving.text2text.settings`, `max_length` in tokens and
 `max_text_bytes`; optionally `truncation_side`, where a text that is too long loses tokens,
@@ -38,7 +39,7 @@ from serving.parameters import parameters_of, read
 from serving.text2text import search
 from serving.text2text.runner import EncoderDecoderRunner
 from serving.text2text.settings import Search
-from shoal.dialect import GENERATED_TEXT, MAX_NEW_TOKENS, OUTPUT_TOKENS, TEXT
+from shoal.dialect import GENERATED_TEXT, INPUT_TOKENS, MAX_NEW_TOKENS, OUTPUT_TOKENS, TEXT
 
 TOKENIZER = "tokenizer.json"
 MAX_BATCHED_TOKENS = 16_384
@@ -183,15 +184,18 @@ class TritonPythonModel:
             for failure in (entry, made):
                 if isinstance(failure, Exception):
                     raise failure
-            return self._arrays([next(given) for _ in entry.texts])
+            return self._arrays(entry.texts, [next(given) for _ in entry.texts])
 
         return answers(requests, arrays)
 
-    def _arrays(self, found: Sequence[list[int]]) -> dict[str, NDArray]:
-        texts = [[self._answerer.text(tokens).encode()] for tokens in found]
+    def _arrays(self, texts: Sequence[list[int]], found: Sequence[list[int]]) -> dict[str, NDArray]:
+        """The outputs, of the token ids of texts and of their answers. Triton leaves out `num_input_tokens`
+        where the config of an older version does not list it."""
+        made = [[self._answerer.text(tokens).encode()] for tokens in found]
         return {
-            GENERATED_TEXT: np.array(texts, object),
+            GENERATED_TEXT: np.array(made, object),
             OUTPUT_TOKENS: np.array([[len(tokens)] for tokens in found], np.int32),
+            INPUT_TOKENS: np.array([[len(tokens)] for tokens in texts], np.int32),
         }
 
     def _read(self, request: Any) -> Asked:

@@ -12,8 +12,8 @@ Of a share of requests a monitor is shown a row, where whoever starts the server
 
 Parameters in config.pbtxt: `layout`, `max_length` and `length_buckets` in tokens, `max_text_bytes`,
 `max_sequences` and `max_request_tokens` (optional) of one request, `max_queue_size` (optional) of
-`serving.models.admission`, `pad_id`, and what the layout needs or understands. Its outputs are the features
-that the config lists.
+`serving.models.admission`, `pad_id`, and what the layout needs or understands. Its outputs are those that
+the config lists: features, and `num_input_tokens`, which users get beside the answer and older configs lack.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from serving import heartbeat
 from serving.drift.sampler import TrafficSampler
 from serving.models.admission import PARAMETER, Admission
 from serving.models.backend_utils import version_folder
-from serving.models.layouts import LAYOUTS, BadText, Batch, check_growth
+from serving.models.layouts import LAYOUTS, BadText, check_growth
 from serving.models.responses import answers, inputs, optional
+from serving.models.sequences import Batch
 from serving.parameters import parameters_of, read
 from shoal.machine import available_cpus
 
@@ -130,7 +131,7 @@ def _text(given: bytes, what: str, limits: Limits) -> str:
 
 
 class TritonPythonModel:
-    """Triton's interface: BYTES inputs [n, texts] to the features that the config lists."""
+    """Triton's interface: BYTES inputs [n, texts] to the outputs that the config lists."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load `tokenizer.json` from the version's folder."""
@@ -141,7 +142,7 @@ class TritonPythonModel:
         os.environ["RAYON_NUM_THREADS"] = str(available_cpus())
         config = json.loads(args["model_config"])
         self._settings = settings = TokenizerSettings.from_config(config)
-        self._features = [output["name"] for output in config["output"]]
+        self._outputs = [output["name"] for output in config["output"]]
         path = version_folder(args) / "tokenizer.json"
         self._layout = LAYOUTS[settings.layout](path, settings.max_length, **settings.options)
         self._sampler = TrafficSampler(args["model_name"], args["model_version"])
@@ -176,9 +177,9 @@ class TritonPythonModel:
             )
         if self._sampler.wants:
             self._show(batch)
-        return batch.arrays(length, settings.pad_id, self._features)
+        return batch.arrays(length, settings.pad_id, self._outputs)
 
     def _show(self, batch: Batch) -> None:
         """Let a monitor have the first sequence of any row."""
         encoding = random.choice(batch.encodings[:: batch.sequences or 1])  # noqa: S311 - a sample
-        self._sampler.send(encoding.ids, encoding.type_ids if "token_type_ids" in self._features else None)
+        self._sampler.send(encoding.ids, encoding.type_ids if "token_type_ids" in self._outputs else None)

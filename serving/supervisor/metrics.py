@@ -1,35 +1,47 @@
-"""What Prometheus reads of the supervisor, and `/health` for the container's health check."""
+"""The port of the supervisor.
+
+Prometheus reads `/metrics`, the container's health check reads `/health`, and a gateway in front of the
+server reads `/catalogue`. Nobody needs a key for them, and none of them changes anything.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import msgspec
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from serving.catalogue import Catalogue, catalogue
 from serving.embedded import Server, stubs
 from serving.supervisor.readiness import Health
+from serving.supervisor.snapshot import ModelSpec
 from shoal.errors import ServerError
 from shoal.machine import available_cpus
 
 STUCK_SECONDS = 15.0  # it looks four times a second
+_TEXT = "text/plain; charset=utf-8"
 
 
 class Metrics:
     """Everything that is counted, and the port it is read from.
 
+    Args:
+        served: gives what the server has loaded; it is called from other threads, while a server runs.
+
     Raises:
         ServerError: the port cannot be had.
     """
 
-    def __init__(self, address: str, port: int) -> None:
+    def __init__(self, address: str, port: int, served: Callable[[], Mapping[str, ModelSpec]] = dict) -> None:
         self.registry = CollectorRegistry()
         self.server: Server | None = None
+        self._served = served
         self._problem: str | None = "starting"
         self._looked = time.monotonic()
         self._success = self._gauge(
@@ -67,6 +79,16 @@ class Metrics:
         if self._problem is None and still > STUCK_SECONDS:
             return f"the supervisor has not looked at its server for {still:.0f} s; the disk may hang"
         return self._problem
+
+    def catalogue(self) -> Catalogue:
+        """What is served now; no models while no server runs."""
+        # Read before `problem`: a server that ends meanwhile is then not told to be ready.
+        server = self.server
+        if server is None:
+            return Catalogue(models=[], ready=False, grpc=0, http=0)
+        models = catalogue(server.repository, self._served())
+        ready = self.problem is None
+        return Catalogue(models=models, ready=ready, grpc=server.ports.grpc, http=server.ports.http)
 
     def started(self, server: Server, seconds: float) -> None:
         """Every model of a server has answered."""
@@ -150,9 +172,11 @@ def _listen(metrics: Metrics, address: str, port: int) -> ThreadingHTTPServer:
             elif path == "/health":
                 problem = metrics.problem
                 body = (problem or "serving") + "\n"
-                self._answer(503 if problem else 200, body.encode(), "text/plain; charset=utf-8")
+                self._answer(503 if problem else 200, body.encode(), _TEXT)
+            elif path == "/catalogue":
+                self._answer(200, msgspec.json.encode(metrics.catalogue()), "application/json")
             else:
-                self._answer(404, b"there is /metrics and /health\n", "text/plain; charset=utf-8")
+                self._answer(404, b"there is /metrics, /health and /catalogue\n", _TEXT)
 
         do_HEAD = do_GET
 

@@ -226,10 +226,12 @@ class Rollout:
         for name in attempt.changed & attempt.before.keys():
             earlier = {*self.draining.get(name, ()), *attempt.before[name].versions}
             self.draining[name] = tuple(sorted(earlier))
-        for models in (self.served, self.good):
-            for name in attempt.names:
-                models.pop(name, None)
-            models.update(attempt.target)
+        # Made anew and not changed in place: who asks for the catalogue reads `served` from another thread.
+        self.served, self.good = (
+            {name: model for name, model in models.items() if name not in attempt.names}
+            | dict(attempt.target)
+            for models in (self.served, self.good)
+        )
         self.trying = None
         self.refused = [refusal for refusal in self.refused if not refusal.names & attempt.names]
         self.save()

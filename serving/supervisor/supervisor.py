@@ -67,7 +67,7 @@ class Supervisor:
         if settings.folder is not None:
             for_people()
         self._started_before, self._early = False, 0
-        self.metrics = Metrics(settings.address, settings.health_port)
+        self.metrics = Metrics(settings.address, settings.health_port, lambda: self._rollout.served)
         self._state = State(settings.state, self._repository)
         self._rollout = Rollout.load(self._state.path, time.monotonic)
         self._leases = Leases(self._repository)

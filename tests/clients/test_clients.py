@@ -94,7 +94,7 @@ def test_ready_and_metadata(client: GrpcClient | HttpClient) -> None:
     assert not client.ready("nope")
     metadata = client.metadata("minilm")
     assert metadata["name"] == "minilm"
-    assert [output["name"] for output in metadata["outputs"]] == ["embedding"]
+    assert [output["name"] for output in metadata["outputs"]] == ["embedding", "num_input_tokens"]
 
 
 def test_asyncio(server: Server) -> None:

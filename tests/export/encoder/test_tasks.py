@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers import models as st_models
-from transformers import pipeline
+from transformers import AutoTokenizer, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from clients import AsyncGrpcClient, BadInput, GrpcClient, HttpClient
@@ -30,6 +30,7 @@ from export.run import export, verify_wire
 from serving.embedded import Server, running
 from shoal import corpus
 from shoal.errors import ExportError, UsageError
+from shoal.tasks import outputs_of
 from tests import tiny
 
 Client = GrpcClient | HttpClient
@@ -226,6 +227,74 @@ def test_embedding_of_the_last_token(caller: Client, checkpoints: dict[str, str]
     np.testing.assert_allclose(got, embedder.encode(TEXTS, prompt_name="query"), rtol=0, atol=1e-3)
     with pytest.raises(BadInput, match="prompt_name.*poem.*query"):
         caller.embed(TEXTS, model="vectors", prompt="poem")
+
+
+def counted(client: Client, model: str, **columns: list[list[str]]) -> list[int]:
+    """`num_input_tokens` of each row; besides it there are the outputs of the task, and no others."""
+    arrays = {
+        name: np.array([[text.encode() for text in row] for row in rows], object)
+        for name, rows in columns.items()
+    }
+    got = client.infer(model, arrays)
+    assert got.keys() == {*outputs_of(CHECKPOINTS[model][2]), "num_input_tokens"}
+    assert got["num_input_tokens"].dtype == np.int32
+    return [int(tokens) for (tokens,) in got["num_input_tokens"]]
+
+
+def lengths(source: str, *texts: list[str], **options: Any) -> list[int]:
+    """How many tokens transformers' own tokenizer makes of each text, or of each pair of texts."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    return [len(ids) for ids in tokenizer(*texts, truncation=True, **options)["input_ids"]]
+
+
+def test_tokens_of_a_text_or_a_pair(caller: Client, checkpoints: dict[str, str]) -> None:
+    texts = [*TEXTS, "fish and fowl " * 300]
+    rows, others = [[text] for text in texts], [[text] for text in reversed(texts)]
+    for model in ("mood", "topics", "grade", "names"):
+        expected = lengths(checkpoints[model], texts)
+        assert counted(caller, model, text=rows) == expected and len(set(expected)) > 3
+    pairs = [[text, other] for (text,), (other,) in zip(rows, others, strict=True)]
+    expected = lengths(checkpoints["mood"], texts, texts[::-1])
+    assert counted(caller, "mood", text=pairs) == expected
+    assert counted(caller, "ranker", query=rows, text=others) == lengths(
+        checkpoints["ranker"], texts, texts[::-1]
+    )
+    masked = ["Fish <mask> in shoals.", "<mask>"]
+    assert counted(caller, "cloze", text=[[text] for text in masked]) == lengths(checkpoints["cloze"], masked)
+
+
+def test_tokens_of_a_prompt_count(caller: Client, checkpoints: dict[str, str]) -> None:
+    rows, prompts = [[text] for text in TEXTS], [["query"]] * len(TEXTS)
+    assert counted(caller, "vectors", text=rows) == lengths(checkpoints["vectors"], TEXTS)
+    expected = lengths(checkpoints["vectors"], [f"query: {text}" for text in TEXTS])
+    assert counted(caller, "vectors", text=rows, prompt_name=prompts) == expected
+
+
+def test_tokens_of_all_hypotheses_of_a_row(caller: Client, checkpoints: dict[str, str]) -> None:
+    labels = ["politics", "a very long label about the Python language", "fish"]
+    expected = [
+        sum(lengths(checkpoints["nli"], [text] * 3, [f"This example is {label}." for label in labels]))
+        for text in TEXTS
+    ]
+    got = counted(caller, "nli", text=[[text] for text in TEXTS], candidate_labels=[labels] * len(TEXTS))
+    assert got == expected
+
+
+def test_tokens_of_all_windows_of_a_row(caller: Client, checkpoints: dict[str, str]) -> None:
+    """The row of one window is filled up to as many as the other has, and what fills it up does not count."""
+    asked = ["What is Python?", "Which statement?"]
+    contexts = [TEXTS[-1], " ".join(sorted(corpus.passages(), key=len)[-2:])[:3000]]
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints["squad"])
+    stride = min(128, tokenizer.model_max_length // 2)  # that of transformers' pipeline
+    how = {"truncation": "only_second", "return_overflowing_tokens": True, "stride": stride}
+    windows = [tokenizer(*pair, **how)["input_ids"] for pair in zip(asked, contexts, strict=True)]
+    assert [len(made) > 1 for made in windows] == [False, True]
+    got = counted(caller, "squad", question=[[q] for q in asked], context=[[c] for c in contexts])
+    assert got == [sum(map(len, made)) for made in windows]
+
+
+def test_a_picture_has_no_tokens(caller: Client) -> None:
+    assert [output["name"] for output in caller.metadata("pictures")["outputs"]] == ["label", "score"]
 
 
 def _png(width: int, height: int) -> bytes:

@@ -24,7 +24,8 @@ from export.encoder.recipe import EncoderRecipe
 from export.encoder.tasks.task import Feed, Outputs
 from export.run import export
 from serving.embedded import Server, running
-from serving.models.layouts import Batch, Texts, Windows
+from serving.models.layouts import Texts, Windows
+from serving.models.sequences import Batch
 from shoal import corpus
 from shoal.errors import NotProven
 from tests import tiny

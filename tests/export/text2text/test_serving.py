@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from clients import AsyncGrpcClient, BadInput, GrpcClient, HttpClient
+from clients.vocabulary import text_array
 from export import run
 from serving.embedded import Server, running
 from shoal import corpus, tensors
@@ -71,6 +72,15 @@ def test_shorter_answers(caller: Client, writers: Path) -> None:
 def test_long_text_is_truncated(caller: Client, writers: Path) -> None:
     long = " ".join(corpus.passages()[:40])[:30_000]
     assert caller.text_to_text([long], model="bart-beams") == original(writers / "bart-beams", [long])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_tokens_are_counted_as_transformers_counts_them(caller: Client, writers: Path, model: str) -> None:
+    texts = [*TEXTS, " ".join(corpus.passages()[:40])[:30_000]]
+    got = caller.infer(model, text_array(texts))
+    read = AutoTokenizer.from_pretrained(writers / model)(texts, truncation=True)["input_ids"]
+    assert got["num_input_tokens"].tolist() == [[len(ids)] for ids in read]
+    assert got["num_input_tokens"].dtype == np.int32
 
 
 def test_requests_at_once_are_answered_as_alone(served: Server, writers: Path) -> None:

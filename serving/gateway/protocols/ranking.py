@@ -1,0 +1,108 @@
+"""Rerankers: `/v1/rerank` and `/v2/rerank` of Jina and Cohere, and `/rerank` of text-embeddings-inference.
+
+Sources: Cohere's API reference (v2/rerank), and the OpenAPI document of text-embeddings-inference.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from clients import answers
+from serving.gateway.bodies import ignored, read
+from serving.gateway.errors import bad_request
+from serving.gateway.http import Answer, Call, json_reply
+from serving.gateway.models import Model
+from serving.gateway.protocols.embeddings import BATCH, gathered
+from serving.gateway.service import Gateway
+from shoal import dialect
+from shoal.tasks import RANKING
+
+MOST_DOCUMENTS = 1000
+
+
+class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of Cohere and Jina. A document is a text, or an object with `text`."""
+
+    model: str
+    query: str
+    documents: list[str | dict[str, Any]]
+    top_n: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    return_documents: bool | None = False
+    max_tokens_per_doc: int | None = None
+    max_chunks_per_doc: int | None = None
+
+
+class TeiRerankRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of text-embeddings-inference, which serves one model and so names none."""
+
+    query: str
+    texts: list[str]
+    raw_scores: bool = False
+    return_text: bool = False
+    truncate: bool | None = None
+    model: str | None = None
+
+
+async def scores(
+    gateway: Gateway, call: Call, model: Model, query: str, texts: list[str]
+) -> tuple[list[float], int]:
+    """How well each text answers a query, and the number of tokens that were read."""
+    if not texts:
+        raise bad_request("there is no document to rank", "documents")
+    if len(texts) > MOST_DOCUMENTS:
+        raise bad_request(f"{len(texts)} documents, at most {MOST_DOCUMENTS} are accepted", "documents")
+    calls = answers.rank(query, texts, min(BATCH, model.max_batch_size or BATCH))
+    found = await gathered([gateway.infer(call, model, each.inputs) for each in calls])
+    values = [score for each, arrays in zip(calls, found, strict=True) for score in each.read(arrays)]
+    return values, tokens_in(found)
+
+
+def tokens_in(found: list[Any]) -> int:
+    """The tokens of some responses, where the model counts them."""
+    return sum(int(arrays[dialect.INPUT_TOKENS].sum()) for arrays in found if dialect.INPUT_TOKENS in arrays)
+
+
+async def rerank(gateway: Gateway, call: Call) -> Answer:
+    """Answer a request of Cohere's or Jina's clients: the best documents first."""
+    request, unknown = read(call.body, RerankRequest)
+    model = gateway.model(call, request.model, RANKING)
+    texts = [_text(document) for document in request.documents]
+    values, tokens = await scores(gateway, call, model, request.query, texts)
+    order = sorted(range(len(values)), key=lambda index: (-values[index], index))[: request.top_n]
+    results = []
+    for index in order:
+        result: dict[str, Any] = {"index": index, "relevance_score": values[index]}
+        if request.return_documents:
+            result["document"] = {"text": texts[index]}
+        results.append(result)
+    told = {
+        "id": call.id,
+        "model": request.model,
+        "results": results,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "meta": {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}},
+    }
+    return json_reply(told, headers=ignored(unknown))
+
+
+def _text(document: str | dict[str, Any]) -> str:
+    text = document if isinstance(document, str) else document.get("text")
+    if not isinstance(text, str):
+        raise bad_request("a document must be a text, or an object with text", "documents")
+    return text
+
+
+async def tei_rerank(gateway: Gateway, call: Call) -> Answer:
+    """Answer a request of text-embeddings-inference: `[{index, score}]`, the best first."""
+    request, unknown = read(call.body, TeiRerankRequest)
+    model = gateway.only(call, request.model, RANKING)
+    values, _ = await scores(gateway, call, model, request.query, request.texts)
+    order = sorted(range(len(values)), key=lambda index: (-values[index], index))
+    told = [
+        {"index": index, "score": values[index]}
+        | ({"text": request.texts[index]} if request.return_text else {})
+        for index in order
+    ]
+    return json_reply(told, headers=ignored(unknown))

@@ -1,0 +1,214 @@
+"""What OpenAI's API has no name for: `/v1/tasks/{task}` for every task of a repository, and `/v1/classify`.
+
+A body names the model and has the inputs of its task; the answer has one entry of `data` for each row.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import msgspec
+
+from clients import answers
+from serving.gateway.bodies import ignored, read
+from serving.gateway.errors import bad_request
+from serving.gateway.http import Answer, Call, json_reply
+from serving.gateway.models import Model
+from serving.gateway.protocols.embeddings import BATCH, gathered
+from serving.gateway.protocols.ranking import tokens_in
+from serving.gateway.service import Gateway
+from shoal import tasks
+
+MOST_ROWS = 1000
+Texts = str | list[str]
+Rows = Annotated[list[Any], msgspec.Meta(min_length=1, max_length=MOST_ROWS)]
+
+
+class Named(msgspec.Struct, frozen=True, kw_only=True):
+    """What every body has."""
+
+    model: str
+
+
+class TextBody(Named, frozen=True, kw_only=True):
+    """A text or several."""
+
+    input: Texts
+
+
+class ClassifyBody(Named, frozen=True, kw_only=True):
+    """A text or several, or pairs of texts: lists of two."""
+
+    input: str | Annotated[list[str | list[str]], msgspec.Meta(min_length=1, max_length=MOST_ROWS)]
+
+
+class CandidatesBody(TextBody, frozen=True, kw_only=True):
+    """Texts, and the labels that they may have."""
+
+    candidate_labels: list[str]
+
+
+class QuestionBody(Named, frozen=True, kw_only=True):
+    """A question, and the text that it is about."""
+
+    question: str
+    context: str
+
+
+class ImageBody(Named, frozen=True, kw_only=True):
+    """The content of PNG or JPEG files in base64."""
+
+    image: str | list[str]
+
+
+class RewriteBody(TextBody, frozen=True, kw_only=True):
+    """Texts that are translated, summarized or rewritten."""
+
+    max_new_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+class TableBody(Named, frozen=True, kw_only=True):
+    """Rows of a table: objects of columns, or lists of numbers where the model's columns have no names."""
+
+    rows: Rows
+
+
+Calls = list[answers.Call[Any]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        body: of a request.
+        calls: what Triton is asked, of a body and its model.
+        plain: a value of the answer as JSON's types.
+    """
+
+    name: str
+    body: type[Named]
+    calls: Callable[[Any, Model], Calls]
+    plain: Callable[[Any], Any]
+
+
+def texts_of(given: Any) -> list[Any]:
+    """A text or several, as a list.
+
+    Raises:
+        ApiError: there is none, or too many.
+    """
+    texts = [given] if isinstance(given, str) else list(given)
+    if not texts:
+        raise bad_request("input is empty", "input")
+    if len(texts) > MOST_ROWS:
+        raise bad_request(f"input has {len(texts)} texts, at most {MOST_ROWS} are accepted", "input")
+    return texts
+
+
+def _size(model: Model) -> int:
+    return min(BATCH, model.max_batch_size or BATCH)
+
+
+def _classify(body: ClassifyBody, model: Model) -> Calls:
+    texts = [text if isinstance(text, str) else tuple(text) for text in texts_of(body.input)]
+    pairs = [text for text in texts if not isinstance(text, str)]
+    if pairs and (len(pairs) < len(texts) or any(len(pair) != 2 for pair in pairs)):
+        raise bad_request("input must be texts, or pairs of texts, not both", "input")
+    return list(answers.classify(texts, _size(model)))
+
+
+def _images(body: ImageBody, model: Model) -> Calls:
+    files = []
+    for content in texts_of(body.image):
+        _, _, held = content.rpartition("base64,") if content.startswith("data:") else ("", "", content)
+        try:
+            files.append(base64.b64decode(held, validate=True))
+        except (binascii.Error, ValueError):
+            raise bad_request("image must be a file's content in base64", "image") from None
+    return list(answers.images(files, _size(model)))
+
+
+def _rows(body: TableBody, model: Model) -> Calls:
+    kinds = {name: str(tensor["dtype"]) for name, tensor in model.inputs.items()}
+    size = model.max_batch_size or len(body.rows)
+    make = answers.predict if "prediction" in model.outputs else answers.classify_rows
+    return list(make(body.rows, kinds, size))
+
+
+def _labels(labels: list[answers.Label]) -> Any:
+    return {"labels": [asdict(label) for label in labels]}
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(tasks.CLASSIFICATION, ClassifyBody, _classify, _labels),
+        Task(
+            tasks.ZERO_SHOT,
+            CandidatesBody,
+            lambda body, model: list(answers.zero_shot(texts_of(body.input), body.candidate_labels, 8)),
+            _labels,
+        ),
+        Task(
+            tasks.ENTITIES,
+            TextBody,
+            lambda body, model: list(answers.entities(texts_of(body.input), _size(model))),
+            lambda entities: {"entities": [asdict(entity) for entity in entities]},
+        ),
+        Task(
+            tasks.QUESTIONS,
+            QuestionBody,
+            lambda body, model: [answers.answer(body.question, body.context)],
+            asdict,
+        ),
+        Task(
+            tasks.MASKS,
+            TextBody,
+            lambda body, model: list(answers.classify(texts_of(body.input), _size(model))),
+            _labels,
+        ),
+        Task(tasks.IMAGES, ImageBody, _images, _labels),
+        Task(
+            tasks.REWRITING,
+            RewriteBody,
+            lambda body, model: list(
+                answers.text_to_text(texts_of(body.input), body.max_new_tokens, _size(model))
+            ),
+            asdict,
+        ),
+        Task("tabular-classification", TableBody, _rows, _labels),
+        Task("tabular-regression", TableBody, _rows, lambda values: {"prediction": values.tolist()}),
+    )
+}
+
+
+async def run(gateway: Gateway, call: Call, task: Task) -> Answer:
+    """Answer a request of a task."""
+    request, unknown = read(call.body, task.body)
+    model = gateway.model(call, request.model, task.name)
+    calls = task.calls(request, model)
+    found = await gathered([gateway.infer(call, model, each.inputs) for each in calls])
+    values = [value for each, arrays in zip(calls, found, strict=True) for value in each.read(arrays)]
+    data = [{"index": index, **task.plain(value)} for index, value in enumerate(values)]
+    told: dict[str, Any] = {"object": "list", "model": request.model, "task": task.name, "data": data}
+    if tokens := tokens_in(found):
+        told["usage"] = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return json_reply(told, headers=ignored(unknown))
+
+
+async def task(gateway: Gateway, call: Call) -> Answer:
+    """Answer a request of the task that the path names."""
+    name = call.path["task"]
+    if name not in TASKS:
+        raise bad_request(f"there is no task {name[:100]}; there are {', '.join(sorted(TASKS))}", "task")
+    return await run(gateway, call, TASKS[name])
+
+
+async def classify(gateway: Gateway, call: Call) -> Answer:
+    """Answer `/v1/classify`."""
+    return await run(gateway, call, TASKS[tasks.CLASSIFICATION])

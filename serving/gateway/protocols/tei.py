@@ -1,0 +1,84 @@
+"""`/embed` and `/predict` of text-embeddings-inference, for its clients.
+
+Source: the OpenAPI document of text-embeddings-inference. Its server has one model, so a request names none;
+where several models of a task are served here, `model` in the body chooses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from clients import answers
+from serving.gateway.bodies import ignored, read
+from serving.gateway.errors import bad_request
+from serving.gateway.http import Answer, Call, json_reply
+from serving.gateway.protocols.embeddings import BATCH, gathered, texts_of
+from serving.gateway.protocols.embeddings import embed as vectors_of
+from serving.gateway.service import Gateway
+from shoal.tasks import CLASSIFICATION, EMBEDDING
+
+
+class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `/embed`."""
+
+    inputs: str | list[str]
+    normalize: bool | None = None
+    truncate: bool | None = None
+    prompt_name: str | None = None
+    dimensions: int | None = None
+    model: str | None = None
+
+
+class PredictRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `/predict`."""
+
+    inputs: Any
+    raw_scores: bool = False
+    truncate: bool | None = None
+    model: str | None = None
+
+
+async def embed(gateway: Gateway, call: Call) -> Answer:
+    """Texts to vectors: a list of lists of numbers."""
+    request, unknown = read(call.body, EmbedRequest)
+    model = gateway.only(call, request.model, EMBEDDING)
+    vectors, _ = await vectors_of(gateway, call, model, texts_of(request.inputs), request.prompt_name)
+    if request.dimensions not in (None, vectors.shape[1]):
+        raise bad_request(f"this model's vectors have {vectors.shape[1]} components", "dimensions")
+    return json_reply(np.ascontiguousarray(vectors, np.float32), headers=ignored(unknown))
+
+
+async def predict(gateway: Gateway, call: Call) -> Answer:
+    """Texts, or pairs of texts, to labels.
+
+    `"a"` is a text and `["a", "b"]` a pair, and each gets one list; `[["a"], ["b", "c"]]` are several, and
+    get a list of lists.
+    """
+    request, unknown = read(call.body, PredictRequest)
+    model = gateway.only(call, request.model, CLASSIFICATION)
+    given = request.inputs
+    several = isinstance(given, list) and bool(given) and all(isinstance(item, list) for item in given)
+    rows = given if several else [given]
+    texts = [_row(row) for row in rows]
+    found: list[list[answers.Label]] = []
+    # One request has texts or pairs, not both.
+    size = min(BATCH, model.max_batch_size or BATCH)
+    alone = len({isinstance(text, str) for text in texts}) > 1
+    groups = [[text] for text in texts] if alone else [texts]
+    calls = [each for group in groups for each in answers.classify(group, size)]
+    responses = await gathered([gateway.infer(call, model, each.inputs) for each in calls])
+    for each, arrays in zip(calls, responses, strict=True):
+        found += each.read(arrays)
+    told = [[{"score": label.score, "label": label.label} for label in labels] for labels in found]
+    return json_reply(told if several else told[0], headers=ignored(unknown))
+
+
+def _row(given: Any) -> str | tuple[str, str]:
+    if isinstance(given, str):
+        return given
+    if isinstance(given, list) and len(given) in (1, 2) and all(isinstance(text, str) for text in given):
+        return given[0] if len(given) == 1 else (given[0], given[1])
+    raise bad_request("inputs must be a text, a pair of texts, or a list of lists of these", "inputs")

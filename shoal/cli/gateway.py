@@ -1,0 +1,73 @@
+"""The command `shoal gateway`: the API that every tool speaks, in front of a served repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shoal.cli.options import DEFAULT_REPOSITORY, Json, Repository
+from shoal.cli.steps import find_service, out, print_json
+from shoal.errors import MissingDependency, UsageError
+
+
+def gateway(
+    repository: Repository = DEFAULT_REPOSITORY,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0: any free one.")] = 8080,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Any but loopback needs --keys.")
+    ] = "127.0.0.1",
+    keys: Annotated[
+        Path | None, typer.Option(help="File of API keys, see `shoal keys`. Without it there are none.")
+    ] = None,
+    storage: Annotated[
+        str,
+        typer.Option(help="Where quotas are counted: memory://, or redis://HOST:PORT for several gateways."),
+    ] = "memory://",
+    triton: Annotated[
+        str | None, typer.Option(help="host:port of Triton's gRPC. Default: the server of --repository.")
+    ] = None,
+    catalogue: Annotated[
+        str | None, typer.Option(help="With --triton: URL of its supervisor's /catalogue.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file: serve HTTPS. Needs --tls-key.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Serve the OpenAI API, and the others of docs/gateway.md, in front of a served repository, until Ctrl-C.
+
+    Example: shoal serve --detach && shoal gateway
+
+    Example: shoal keys add me && shoal gateway --host 0.0.0.0 --keys ~/.config/shoal/keys.json
+    """
+    try:
+        from serving.gateway.run import listening, serve
+        from serving.gateway.settings import GatewaySettings
+    except ModuleNotFoundError as error:
+        raise MissingDependency(str(error.name), extra="gateway") from error
+    if (triton is None) != (catalogue is None):
+        raise UsageError("--triton and --catalogue go together")
+    if triton is None or catalogue is None:
+        service = find_service(repository)
+        triton, catalogue = service.grpc, service.health.replace("/health", "/catalogue")
+    settings = GatewaySettings(
+        triton, catalogue, host, port, keys, storage, certificate=tls_cert, private_key=tls_key
+    )
+    with listening(settings) as listener:
+        number = listener.getsockname()[1]
+        url = f"{'https' if tls_cert else 'http'}://{host}:{number}/v1"
+        if as_json:
+            print_json({"url": url, "triton": triton, "keys": str(keys) if keys else None})
+        else:
+            out.print(f"serving {triton} at {url}", highlight=False, soft_wrap=True)
+            key = "KEY" if keys else "none"
+            out.print(
+                f'OpenAI(base_url="{url}", api_key="{key}")  # from openai import OpenAI',
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+            if keys is None:
+                out.print("there are no API keys: anybody on this machine may call it", highlight=False)
+        serve(settings, listener)

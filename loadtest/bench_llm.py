@@ -7,7 +7,8 @@ caches are off. In the fourth, `chat`, eight users share a system prompt of 200 
 each, and prefix caches are on. All engines take turns, once in each of `--blocks`, each in a process of its
 own. Ours is called through the wire, by the asyncio client in this process. The peers, each in its own
 environment, are in `loadtest/peers`. Then our own costs, in process: of a step by batch and context, of
-prefill, of the matrix products in them by themselves, of a row of the cache, and what the prefix cache saves in a chat of five turns.
+prefill, of the matrix products in them by themselves, of a row of the cache, and what the prefix cache saves
+in a chat of five turns.
 """
 
 from __future__ import annotations
@@ -320,21 +321,17 @@ def own_costs(path: Path, tokenizer: Tokenizer, out: Console) -> dict[str, Any]:
         length: length / _median_seconds(partial(runner.prefill, 0, [1] * length, 0, [0]), 5)
         for length in (32, 128, 512)
     }
-    limits = {
-        "step_ms": products.milliseconds(path, batches),
-        "prefill_ms": products.milliseconds(path, (256, 512), sampled=1),
-        "bytes_per_second": products.bandwidth(),
-    }
+    products_of_steps = products.milliseconds(path, batches)
+    products_of_prompts = products.milliseconds(path, (256, 512), sampled=1)
+    read = products.bandwidth()
     turns = {cached: _chat(runner, tokenizer, cached) for cached in (0, 8192)}
     outside = turns[0]["outside_share"]
     row_bytes = runner.bytes_per_token * runner.max_length
     out.print("prefill: " + ", ".join(f"{n} tokens at {rate:.0f} tokens/s" for n, rate in prefill.items()))
-    steps_at_least = ", ".join(f"{ms:.1f} ms of {n}" for n, ms in limits["step_ms"].items())
-    out.print(f"matrix products of a step by themselves: {steps_at_least} rows")
-    prompts_at_least = ", ".join(f"{ms:.0f} ms of {n}" for n, ms in limits["prefill_ms"].items())
-    out.print(
-        f"of a prompt: {prompts_at_least} tokens; weights are read at {limits['bytes_per_second'] / 1e9:.0f} GB/s"
-    )
+    told = ", ".join(f"{ms:.1f} ms of {n} rows" for n, ms in products_of_steps.items())
+    out.print(f"matrix products of a step by themselves: {told}")
+    told = ", ".join(f"{ms:.0f} ms of {n} tokens" for n, ms in products_of_prompts.items())
+    out.print(f"of a prompt: {told}; weights are read at {read / 1e9:.0f} GB/s")
     out.print(f"cache: {runner.bytes_per_token / 1e3:.0f} kB a token, {row_bytes / 1e6:.0f} MB a full row")
     for cached, name in ((0, "without"), (8192, "with")):
         times = ", ".join(f"{value:.0f}" for value in turns[cached]["first_token_ms"])
@@ -343,7 +340,8 @@ def own_costs(path: Path, tokenizer: Tokenizer, out: Console) -> dict[str, Any]:
     return {
         "step_ms": steps,
         "prefill_tokens_per_second": prefill,
-        "limits": limits,
+        "products_ms": {"step": products_of_steps, "prompt": products_of_prompts},
+        "bytes_per_second": read,
         "bytes_per_token": runner.bytes_per_token,
         "chat": turns,
     }

@@ -1,8 +1,8 @@
-"""The least time that a decoder's matrix products can take on this machine: the limit of its steps and prompts.
+"""The least time that a decoder's matrix products take on this machine: the limit of its steps and prompts.
 
-Each product with a weight in the graph is timed by itself, by ONNX Runtime's own kernel, with the same shape and
-types, and with as many rows as a step or a prompt has. What a whole run takes beyond their sum goes to attention,
-to what stands between the products, and to memory that they do not find in the CPU's caches.
+Each product with an 8-bit weight in the graph is timed by itself, by ONNX Runtime's own kernel, with the same
+shape and types, and with as many rows as a step or a prompt has. What a whole run takes beyond their sum goes
+to attention, to what stands between the products, and to memory that they do not find in the CPU's caches.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from onnx import TensorProto, helper, numpy_helper
 from serving.onnxruntime.options import session_options
 from shoal.machine import available_cpus
 
-_OPERATORS = ("MatMulInteger", "MatMul", "Gemm", "MatMulNBits")
+_PRODUCT = "MatMulIntegerToFloat"
 _BIG = 64 << 20  # bytes: more than the caches of a CPU hold
 
 
 def shapes_of(path: Path) -> Counter[tuple[int, int]]:
-    """How often the graph multiplies by an 8-bit or fp32 weight [inner, outer]."""
+    """How often the graph multiplies by an 8-bit weight [inner, outer]."""
     graph = onnx.load(str(path), load_external_data=False).graph
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer if len(tensor.dims) == 2}
     found: Counter[tuple[int, int]] = Counter()
     for node in graph.node:
-        if node.op_type in _OPERATORS and node.input[1] in weights:
+        if node.op_type == _PRODUCT and node.input[1] in weights:
             inner, outer = weights[node.input[1]]
             found[inner, outer] += 1
     return found
@@ -66,24 +66,32 @@ def bandwidth(times: int = 9) -> float:
 
 
 def _product(shape: tuple[int, int]) -> onnxruntime.InferenceSession:
-    """A graph of one product of unsigned 8-bit rows and a signed 8-bit weight."""
-    weight = np.random.default_rng(0).integers(-64, 64, shape, np.int8)
-    node = helper.make_node("MatMulInteger", ["rows", "weight", "zero"], ["made"])
+    """A graph of one product of 8-bit rows and an 8-bit weight, to fp32."""
+    inner, outer = shape
+    constants = {
+        "weight": np.random.default_rng(0).integers(-64, 64, shape, np.int8),
+        "row_scale": np.float32(0.01),
+        "scale": np.full(outer, 0.01, np.float32),
+    }
+    node = helper.make_node(
+        _PRODUCT, ["rows", "weight", "row_scale", "scale"], ["made"], domain="com.microsoft"
+    )
     graph = helper.make_graph(
         [node],
         "product",
-        [helper.make_tensor_value_info("rows", TensorProto.UINT8, [None, shape[0]])],
-        [helper.make_tensor_value_info("made", TensorProto.INT32, [None, shape[1]])],
-        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.uint8(128), "zero")],
+        [helper.make_tensor_value_info("rows", TensorProto.INT8, [None, inner])],
+        [helper.make_tensor_value_info("made", TensorProto.FLOAT, [None, outer])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     return onnxruntime.InferenceSession(
         model.SerializeToString(), session_options(available_cpus()), providers=["CPUExecutionProvider"]
     )
 
 
 def _median(session: Any, rows: int, inner: int, times: int) -> float:
-    given = {"rows": np.full((rows, inner), 130, np.uint8)}
+    given = {"rows": np.full((rows, inner), 30, np.int8)}
     session.run(None, given)
     seconds = []
     for _ in range(times):

@@ -19,6 +19,7 @@ import os
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ from shoal.names import ENCODER, ESTIMATOR, PARTS, part_name
 METRICS = "SHOAL_METRICS"
 PARAMETER = "max_queue_size"
 MAX_QUEUE_SIZE = 256  # requests, where a config says nothing
+TRAVEL_SECONDS = 0.002  # until a request that was sent on is in the network's queue, about
 GAP_SECONDS = 0.01  # between two readings, each of which takes some milliseconds of the CPUs
 FRESH_SECONDS = 0.02  # in which nobody waits for another reading to be refused
 SILENT_SECONDS = 1.0  # after the metrics could not be read
@@ -67,7 +69,9 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._most, self._refused, self._clock = most, refused, clock
-        self._admitted = self._passed_on = 0  # requests; of them, those that are on their way to the network
+        self._admitted = 0
+        self._sent: deque[tuple[float, int]] = deque()  # when how many had been admitted and sent on
+        self._arrived = 0  # of them, those that the network's queue must know by now
         self._refusing = False
         self._reader = _Reader(pending, clock)
 
@@ -90,9 +94,9 @@ class Admission:
         pending = Pending(address, networks) if address else lambda: 0
         return cls(most, pending, refused_metric(model).count)
 
-    def begin(self) -> None:
-        """The requests that were admitted before are on their way to the network."""
-        self._passed_on = self._admitted
+    def send(self) -> None:
+        """The requests that were admitted until now are on their way to the network."""
+        self._sent.append((self._clock(), self._admitted))
 
     def admit(self, request: Any) -> None:
         """Count one more.
@@ -105,20 +109,22 @@ class Admission:
         """
         waiting, read = self._waiting()
         if waiting >= self._most:
-            self._reader.read_soon(self._passed_on)
+            while self._sent and self._sent[0][0] <= self._clock() - TRAVEL_SECONDS:
+                self._arrived = self._sent.popleft()[1]
+            self._reader.read_soon(self._arrived)
             if not (self._refusing and self._clock() - read < FRESH_SECONDS):
                 self._reader.wait(TIMEOUT_SECONDS)
                 waiting, _ = self._waiting()
         self._refusing = waiting >= self._most and self._reader.found is not None
         if self._refusing and not is_probe(json.loads(request.parameters())):
             self._refused()
-            raise QueueFull(waiting)
+            raise QueueFull(self._most)
         self._admitted += 1
 
     def _waiting(self) -> tuple[int, float]:
         """How many wait, and when that was read."""
-        found, passed_on, read = self._reader.last
-        return (found or 0) + self._admitted - passed_on, read
+        found, arrived, read = self._reader.last
+        return (found or 0) + self._admitted - arrived, read
 
 
 class _Reader:
@@ -129,7 +135,7 @@ class _Reader:
         clock: seconds that only rise.
 
     Attributes:
-        last: what was read, how many requests had been passed on before that, and when it was read.
+        last: what was read, how many requests had arrived before that, and when it was read.
     """
 
     def __init__(self, pending: Callable[[], int | None], clock: Callable[[], float]) -> None:
@@ -145,17 +151,16 @@ class _Reader:
         """What was read last; None: it could not be."""
         return self.last[0]
 
-    def read_soon(self, passed_on: int) -> None:
-        """Read once more, unless that is going on or was only just done.
+    def read_soon(self, arrived: int) -> None:
+        """Read once more, beginning after this moment.
 
         Args:
-            passed_on: requests that were passed on until now.
+            arrived: requests that the network's queue has had until now.
         """
         with self._changed:
-            silent = self.found is None and self._clock() - self.last[2] < SILENT_SECONDS
-            if self._reading or self._wanted is not None or silent:
+            if self.found is None and self._clock() - self.last[2] < SILENT_SECONDS:
                 return
-            self._wanted = passed_on
+            self._wanted = arrived
             if self._thread is None:  # most models never need it
                 self._thread = threading.Thread(target=self._read, name="admission", daemon=True)
                 self._thread.start()
@@ -170,13 +175,14 @@ class _Reader:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._wanted is not None)
-                assert self._wanted is not None  # noqa: S101 - waited for
-                passed_on, self._wanted, self._reading = self._wanted, None, True
             time.sleep(max(0.0, self._next - self._clock()))
             self._next = self._clock() + GAP_SECONDS
+            with self._changed:
+                assert self._wanted is not None  # noqa: S101 - nobody else takes it
+                arrived, self._wanted, self._reading = self._wanted, None, True
             found = self._pending()
             with self._changed:
-                self.last, self._reading = (found, passed_on, self._clock()), False
+                self.last, self._reading = (found, arrived, self._clock()), False
                 self._changed.notify_all()
 
 

@@ -35,9 +35,10 @@ def answers(
         answer: output arrays by name, of one request; a ValueError is the caller's fault, anything else ours.
         admission: of the first step of an ensemble, to the network behind it.
     """
+    made = [_response(request, answer, admission) for request in requests]
     if admission is not None:
-        admission.begin()
-    return [_response(request, answer, admission) for request in requests]
+        admission.send()
+    return made
 
 
 def _response(

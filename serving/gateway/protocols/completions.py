@@ -35,14 +35,13 @@ from shoal.tasks import GENERATION
 MOST_PROMPTS = 128
 Amount = Annotated[int, msgspec.Meta(ge=0)]
 Logprobs = Annotated[int, msgspec.Meta(ge=0, le=20)]
-Token = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The body. What vLLM adds to OpenAI's API has vLLM's names; see docs/generation.md for each."""
 
     model: str
-    prompt: str | list[str | Token] | list[list[Token]]
+    prompt: Any
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: Count | None = 1
@@ -81,13 +80,24 @@ def prompts_of(given: Any) -> list[str | list[int]]:
     """
     if isinstance(given, str):
         return [given]
-    if given and all(isinstance(item, int) for item in given):
-        return [given]
-    if not given or len({type(item) for item in given}) > 1 or len(given) > MOST_PROMPTS:
-        raise bad_request(
-            f"prompt must be a text, token ids, or up to {MOST_PROMPTS} of either, and not empty", "prompt"
-        )
-    return list(given)
+    if isinstance(given, list) and given:
+        if _are_ids(given):
+            return [given]
+        texts = all(isinstance(item, str) for item in given)
+        if len(given) <= MOST_PROMPTS and (texts or all(map(_are_ids, given))):
+            return given
+    raise bad_request(
+        f"prompt must be a text, token ids, or up to {MOST_PROMPTS} of either, and not empty", "prompt"
+    )
+
+
+def _are_ids(given: Any) -> bool:
+    """Whether this is a list of token ids, at least one; whether it has such tokens, the model says."""
+    return (
+        isinstance(given, list)
+        and bool(given)
+        and all(type(item) is int and 0 <= item < 2**31 for item in given)
+    )
 
 
 def asked_of(request: CompletionRequest, model: Model) -> list[Asked]:

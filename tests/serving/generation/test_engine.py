@@ -351,3 +351,48 @@ def test_a_scored_prompt_is_answered_as_any_and_scored_whole() -> None:
         total = math.log(math.exp(5.0) + 28)
         expected = np.mean([total - 5.0 * hit for hit in right])
         assert perplexity == pytest.approx(math.exp(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 2, 40, 90])
+def test_log_probabilities_of_a_prompt_are_those_of_its_tokens(length: int) -> None:
+    """Also where the prompt is written in several parts, and where the prefix cache holds its beginning."""
+    prompt = [1 + place * 7 % 28 for place in range(length)]
+    engine, _ = engine_of()
+    before = Caller(prompt, SamplingParams(max_tokens=1, temperature=0))
+    asking = Caller(prompt, SamplingParams(max_tokens=3, temperature=0, prompt_logprobs=2), stream=True)
+    for caller in (before, asking):
+        engine.submit(caller.request())
+        run(engine, [caller])
+    told = [position for part in asking.parts for position in part.prompt_logprobs]
+    assert asking.parts[0].prompt_logprobs == told and len(told) == length - 1
+    for place, position in enumerate(told, start=1):
+        logits = np.zeros(VOCABULARY)
+        logits[next_token(prompt[:place])] = 5.0  # see `Toy`
+        expected = logits - np.log(np.exp(logits).sum())
+        assert position[0].token == prompt[place]
+        assert position[0].logprob == pytest.approx(expected[prompt[place]], abs=1e-5)
+        likeliest = min(position, key=lambda entry: entry.rank)
+        assert likeliest.token == next_token(prompt[:place])
+    assert asking.text == decoded(answer(prompt, 3))
+
+
+def test_what_ended_an_answer_is_told() -> None:
+    prompt = next(
+        [first]
+        for first in range(1, 29)
+        if END not in answer([first], 4) and len(set(answer([first], 4))) == 4
+    )
+    tokens = answer(prompt, 4)
+    engine, _ = engine_of()
+    text = decoded(tokens)
+    stop = decoded(tokens[:3])[len(decoded(tokens[:2])) :]
+    callers = [
+        Caller(prompt, SamplingParams(max_tokens=9, temperature=0, stop_token_ids=(tokens[2],))),
+        Caller(prompt, SamplingParams(max_tokens=9, temperature=0, stop=(stop,))),
+        Caller(prompt, SamplingParams(max_tokens=4, temperature=0)),
+    ]
+    for caller in callers:
+        engine.submit(caller.request())
+    run(engine, callers)
+    assert [caller.finals[0].stop_reason for caller in callers] == [tokens[2], stop, None]
+    assert callers[2].text == text

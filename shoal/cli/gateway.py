@@ -37,9 +37,9 @@ def gateway(
 ) -> None:
     """Serve the OpenAI API, and the others of docs/gateway.md, in front of a served repository, until Ctrl-C.
 
-    Example: shoal serve --detach && shoal gateway
+    Example: shoal gateway --port 8080
 
-    Example: shoal keys add me && shoal gateway --host 0.0.0.0 --keys ~/.config/shoal/keys.json
+    Example: shoal gateway --host 0.0.0.0 --keys keys.json, after shoal keys add me --store keys.json
     """
     try:
         from serving.gateway.run import listening, serve

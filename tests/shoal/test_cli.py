@@ -72,6 +72,7 @@ def test_the_commands_are_all_there() -> None:
     expected = [
         "doctor",
         "export",
+        "gateway",
         "verify",
         "serve",
         "status",
@@ -213,6 +214,7 @@ FAILING: dict[str, list[Any]] = {
     "rollback": ["nope", "-r", "/nowhere"],
     "diff": ["nope", "1", "2", "-r", "/nowhere"],
     "prune": ["nope", "-r", "/nowhere"],
+    "gateway": ["-r", "/nowhere"],
     "keys": [],
     "doctor": ["--no-such-flag"],
 }

@@ -111,7 +111,7 @@ class Admission:
         if waiting >= self._most:
             while self._sent and self._sent[0][0] <= self._clock() - TRAVEL_SECONDS:
                 self._arrived = self._sent.popleft()[1]
-            self._reader.read_soon(self._arrived)
+            self._reader.read_soon(self._arrived, self._sent[-1][1] if self._sent else self._arrived)
             if not (self._refusing and self._clock() - read < FRESH_SECONDS):
                 self._reader.wait(TIMEOUT_SECONDS)
                 waiting, _ = self._waiting()
@@ -123,8 +123,9 @@ class Admission:
 
     def _waiting(self) -> tuple[int, float]:
         """How many wait, and when that was read."""
-        found, arrived, read = self._reader.last
-        return (found or 0) + self._admitted - arrived, read
+        found, arrived, sent, read = self._reader.last
+        # Those that were on their way may have been counted by the server already, or not.
+        return max(found or 0, sent - arrived) + self._admitted - sent, read
 
 
 class _Reader:
@@ -135,13 +136,14 @@ class _Reader:
         clock: seconds that only rise.
 
     Attributes:
-        last: what was read, how many requests had arrived before that, and when it was read.
+        last: what was read; how many requests had arrived and how many had been sent on before that; and when
+            it was read.
     """
 
     def __init__(self, pending: Callable[[], int | None], clock: Callable[[], float]) -> None:
         self._pending, self._clock = pending, clock
-        self.last: tuple[int | None, int, float] = (0, 0, float("-inf"))
-        self._wanted: int | None = None
+        self.last: tuple[int | None, int, int, float] = (0, 0, 0, float("-inf"))
+        self._wanted: tuple[int, int] | None = None
         self._reading, self._next = False, float("-inf")
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -151,16 +153,17 @@ class _Reader:
         """What was read last; None: it could not be."""
         return self.last[0]
 
-    def read_soon(self, arrived: int) -> None:
+    def read_soon(self, arrived: int, sent: int) -> None:
         """Read once more, beginning after this moment.
 
         Args:
             arrived: requests that the network's queue has had until now.
+            sent: the same, and those that are on their way there.
         """
         with self._changed:
-            if self.found is None and self._clock() - self.last[2] < SILENT_SECONDS:
+            if self.found is None and self._clock() - self.last[3] < SILENT_SECONDS:
                 return
-            self._wanted = arrived
+            self._wanted = arrived, sent
             if self._thread is None:  # most models never need it
                 self._thread = threading.Thread(target=self._read, name="admission", daemon=True)
                 self._thread.start()
@@ -179,10 +182,10 @@ class _Reader:
             self._next = self._clock() + GAP_SECONDS
             with self._changed:
                 assert self._wanted is not None  # noqa: S101 - nobody else takes it
-                arrived, self._wanted, self._reading = self._wanted, None, True
+                before, self._wanted, self._reading = self._wanted, None, True
             found = self._pending()
             with self._changed:
-                self.last, self._reading = (found, arrived, self._clock()), False
+                self.last, self._reading = (found, *before, self._clock()), False
                 self._changed.notify_all()
 
 

@@ -36,7 +36,7 @@ def fails_at(number: int, how: str, below: Path, action: Callable[[], Any]) -> s
     source, target = os.pipe()
     child = os.fork()
     if not child:
-        # It has none of the threads of an ONNX Runtime session that is garbage, and would wait for them for ever.
+        # Garbage may be a session of ONNX Runtime, which waits for threads that the child has not.
         gc.disable()
         try:
             os.close(source)

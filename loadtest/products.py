@@ -72,14 +72,19 @@ def _product(shape: tuple[int, int]) -> onnxruntime.InferenceSession:
         "weight": np.random.default_rng(0).integers(-64, 64, shape, np.int8),
         "row_scale": np.float32(0.01),
         "scale": np.full(outer, 0.01, np.float32),
+        "zero_point": np.uint8(128),
+        "zeros": np.zeros(outer, np.int8),
     }
     node = helper.make_node(
-        _PRODUCT, ["rows", "weight", "row_scale", "scale"], ["made"], domain="com.microsoft"
+        _PRODUCT,
+        ["rows", "weight", "row_scale", "scale", "zero_point", "zeros"],
+        ["made"],
+        domain="com.microsoft",
     )
     graph = helper.make_graph(
         [node],
         "product",
-        [helper.make_tensor_value_info("rows", TensorProto.INT8, [None, inner])],
+        [helper.make_tensor_value_info("rows", TensorProto.UINT8, [None, inner])],
         [helper.make_tensor_value_info("made", TensorProto.FLOAT, [None, outer])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
@@ -91,7 +96,7 @@ def _product(shape: tuple[int, int]) -> onnxruntime.InferenceSession:
 
 
 def _median(session: Any, rows: int, inner: int, times: int) -> float:
-    given = {"rows": np.full((rows, inner), 30, np.int8)}
+    given = {"rows": np.full((rows, inner), 130, np.uint8)}
     session.run(None, given)
     seconds = []
     for _ in range(times):

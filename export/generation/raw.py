@@ -136,9 +136,9 @@ class Prompts:
     def ask(self, caller: Caller, model: str, row: Row) -> Outputs | Refused:
         """The text that a served decoder goes on with."""
         sampling = {"temperature": 0, "max_tokens": NEW_TOKENS}
-        name = TEXT_INPUT if "text" in row else MESSAGES
+        kind, name = ("text", TEXT_INPUT) if "text" in row else ("messages", MESSAGES)
         inputs: dict[str, Any] = {
-            name: np.array([row["text" if "text" in row else "messages"][0].encode()], object),
+            name: np.array([row[kind][0].encode()], object),
             SAMPLING: np.array([json.dumps(sampling).encode()], object),
             "exclude_input_in_output": np.array([True]),
             "stream": np.array([False]),

@@ -19,6 +19,7 @@ HARMFUL = {
     "functions": "use tools",
     "previous_response_id": "nothing is stored here: send the whole conversation",
     "conversation": "nothing is stored here: send the whole conversation",
+    "raw_scores": "scores are those that the model's authors return",
     "web_search_options": "this gateway does not search the web",
 }
 

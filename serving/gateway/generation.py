@@ -8,33 +8,74 @@ import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+import msgspec
 
 from serving.gateway.errors import bad_request
 from serving.gateway.triton import Part
 
 T = TypeVar("T")
 MOST_CHOICES = 16
-# Sampling parameters with the names and meanings of vLLM's, beside those of OpenAI's API.
-PASSED_ON = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "min_tokens",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "stop",
-    "stop_token_ids",
-    "include_stop_str_in_output",
-    "ignore_eos",
-    "skip_special_tokens",
-    "logit_bias",
-    "allowed_token_ids",
-    "bad_words",
-    "structured_outputs",
-)
+Count = Annotated[int, msgspec.Meta(ge=1, le=MOST_CHOICES)]
+
+
+class Sampled(msgspec.Struct, frozen=True, kw_only=True):
+    """Sampling parameters in a body, with the names and meanings of vLLM's; docs/generation.md has each."""
+
+    seed: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    min_tokens: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    structured_outputs: dict[str, Any] | None = None
+
+    def sampling(self) -> dict[str, Any]:
+        """Those that are given."""
+        names = [field.name for field in msgspec.structs.fields(Sampled)]
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """What a stream holds beside the answer."""
+
+    include_usage: bool = False
+
+
+class Generated(Sampled, frozen=True, kw_only=True):
+    """What the bodies of OpenAI's two APIs of text generation have in common."""
+
+    model: str
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    n: Count | None = 1
+    response_format: Any = None
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def check_stream(self) -> None:
+        """Check that options of a stream are given for a stream only.
+
+        Raises:
+            ApiError: they are not.
+        """
+        if self.stream_options is not None and not self.stream:
+            raise bad_request("stream_options is for streams only", "stream_options")
 
 
 @dataclass

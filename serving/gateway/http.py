@@ -13,6 +13,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import msgspec
 import orjson
 
 from serving.gateway.errors import ApiError
@@ -94,8 +95,9 @@ Answer = Reply | Events
 
 
 def json_reply(value: Any, **more: Any) -> Reply:
-    """A value as JSON; numpy's float32 arrays are written as they are."""
-    return Reply(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), **more)
+    """A value as JSON; it may hold arrays of numpy and msgspec's structs."""
+    content = orjson.dumps(value, default=msgspec.to_builtins, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Reply(content, **more)
 
 
 def event(value: Any) -> bytes:

@@ -10,49 +10,28 @@ from typing import Any
 
 import msgspec
 
+from serving.catalogue import Entry
 from serving.gateway.errors import ApiError, unknown_model
-from shoal.tasks import GENERATION
 
 _log = logging.getLogger(__name__)
 ASK_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0
 
 
-class Model(msgspec.Struct, frozen=True):
-    """A model, see `serving.catalogue.Entry`; what the gateway does not read is left out."""
-
-    name: str
-    task: str = ""
-    version: int = 0
-    precision: str = ""
-    sha256: str = ""
-    source: str = ""
-    created: int = 0
-    max_model_len: int = 0
-    max_batch_size: int = 0
-    max_num_seqs: int = 0
-    max_queue_size: int = 0
-    chat_template: str = ""
-    tool_format: str = ""
-    special_tokens: dict[str, Any] = {}
-    control_tokens: dict[str, int] = {}
-    prompts: dict[str, str] = {}
-    labels: list[str] = []
-    inputs: dict[str, dict[str, Any]] = {}
-    outputs: dict[str, dict[str, Any]] = {}
-    evidence: dict[str, Any] = {}
+class Model(Entry, frozen=True, kw_only=True):
+    """A model as its supervisor describes it."""
 
     @property
     def fingerprint(self) -> str:
         """What OpenAI calls `system_fingerprint`: the version that answers."""
-        return f"fp_{self.sha256[:16]}" if self.sha256 else f"{self.name}/{self.version}"
+        return f"fp_{self.sha256}" if self.sha256 else f"{self.name}/{self.version}"
 
 
-class Catalogue(msgspec.Struct, frozen=True):
-    """What a supervisor tells; while its server starts again it is not ready, and lists nothing."""
+class _Told(msgspec.Struct, frozen=True):
+    """What is read of `serving.catalogue.Catalogue`."""
 
     models: list[Model]
-    ready: bool = True
+    ready: bool
 
 
 class Models:
@@ -72,28 +51,17 @@ class Models:
         """All, by name."""
         return sorted(self._models.values(), key=lambda model: model.name)
 
-    def find(self, name: Any, *tasks: str) -> Model:
+    def find(self, name: Any) -> Model:
         """A model by its name.
 
-        Args:
-            tasks: those that the caller can use; none: any.
-
         Raises:
-            ApiError: there is none of that name, or its task is another.
+            ApiError: there is none of that name.
         """
         if not isinstance(name, str) or not name:
             raise ApiError(400, "model must be the name of a model", param="model", code="invalid_value")
-        model = self._models.get(name)
-        if model is None:
+        if name not in self._models:
             raise unknown_model(name)
-        if tasks and model.task not in tasks:
-            raise ApiError(
-                400,
-                f"The model `{name}` is for {model.task or 'another task'}, not for {' or '.join(tasks)}",
-                param="model",
-                code="wrong_task",
-            )
-        return model
+        return self._models[name]
 
     async def start(self) -> None:
         """Read the list once, then again and again."""
@@ -114,7 +82,7 @@ class Models:
         """Models that are known stay while the supervisor does not answer: it may only be starting again."""
         try:
             content = await asyncio.to_thread(_fetch, self._url)
-            told = msgspec.json.decode(content, type=Catalogue)
+            told = msgspec.json.decode(content, type=_Told)
         except (OSError, ValueError, urllib.error.URLError) as error:
             problem = f"{self._url} does not list models: {getattr(error, 'reason', error)}"
             if problem != self.problem:
@@ -131,8 +99,3 @@ def _fetch(url: str) -> bytes:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=_ANSWER_SECONDS) as response:
         return bytes(response.read())
-
-
-def is_decoder(model: Model) -> bool:
-    """Whether a model generates text from a prompt."""
-    return model.task == GENERATION

@@ -107,20 +107,27 @@ class Gateway:
 
     def allowed(self, call: Call) -> list[Model]:
         """The models that a caller may use."""
-        models = self.models.all()
-        if call.caller is None or not call.caller.models:
-            return models
-        return [model for model in models if model.name in call.caller.models]
+        return [
+            model for model in self.models.all() if call.caller is None or call.caller.may_call(model.name)
+        ]
 
-    def model(self, call: Call, name: object, *tasks: str) -> Model:
-        """A model that a caller may use.
+    def model(self, call: Call, name: object, task: str) -> Model:
+        """A model of a task that a caller may use.
 
         Raises:
             ApiError: there is none of that name for it, or its task is another.
         """
-        model = self.models.find(name, *tasks)
-        if call.caller is not None and call.caller.models and model.name not in call.caller.models:
+        model = self.models.find(name)
+        # First, so that a key learns nothing of models that are not for it.
+        if call.caller is not None and not call.caller.may_call(model.name):
             raise unknown_model(model.name)
+        if model.task != task:
+            raise ApiError(
+                400,
+                f"The model `{model.name}` is for {model.task or 'another task'}, not for {task}",
+                param="model",
+                code="wrong_task",
+            )
         return model
 
     def only(self, call: Call, name: str | None, task: str) -> Model:

@@ -174,7 +174,7 @@ class Renderer:
         prompt = self._render(conversation, given, most)
         if marked == given:
             return list(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
-        kept = self._render(conversation, marked, most + held.count("") * 2)
+        kept = self._render(conversation, marked, 2 * most)
         if kept.replace(mark, "") != prompt:
             raise BadRequest(
                 "messages holds a control token of this model, and its chat template looks at it: remove it"

@@ -183,10 +183,17 @@ class _Reader:
             with self._changed:
                 assert self._wanted is not None  # noqa: S101 - nobody else takes it
                 before, self._wanted, self._reading = self._wanted, None, True
-            found = self._pending()
+            found = self._read_once()
             with self._changed:
                 self.last, self._reading = (found, *before, self._clock()), False
                 self._changed.notify_all()
+
+    def _read_once(self) -> int | None:
+        try:
+            return self._pending()
+        except Exception as error:  # noqa: BLE001 - without this thread each request would wait for it
+            pb_utils.Logger.log_error(f"no request is refused for a full queue: {error}")
+            return None
 
 
 def model_of(part: str) -> str:

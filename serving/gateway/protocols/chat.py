@@ -19,9 +19,8 @@ from serving.gateway import tool_calls, tools
 from serving.gateway.bodies import ignored, read
 from serving.gateway.errors import bad_request
 from serving.gateway.generation import (
-    MOST_CHOICES,
-    PASSED_ON,
     Asked,
+    Generated,
     Usage,
     chat_logprobs,
     first_of,
@@ -38,56 +37,24 @@ from shoal.tasks import GENERATION
 from shoal.tools import FORMATS, HERMES
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
-Count = Annotated[int, msgspec.Meta(ge=1, le=MOST_CHOICES)]
 Top = Annotated[int, msgspec.Meta(ge=0, le=20)]
 
 
-class StreamOptions(msgspec.Struct, frozen=True):
-    """What a stream holds beside the answer."""
+class ChatRequest(Generated, frozen=True, kw_only=True):
+    """The body."""
 
-    include_usage: bool = False
-
-
-class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The body. What vLLM adds to OpenAI's API has vLLM's names; see docs/generation.md for each."""
-
-    model: str
     messages: msgspec.Raw
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    n: Count | None = 1
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
-    seed: int | None = None
     logprobs: bool | None = False
     top_logprobs: Top | None = None
-    response_format: Any = None
     tools: list[Any] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
-    user: str | None = None
-    metadata: Any = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool = False
     add_generation_prompt: bool = True
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    min_tokens: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    include_stop_str_in_output: bool | None = None
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
-    logit_bias: dict[str, float] | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
-    structured_outputs: dict[str, Any] | None = None
 
 
 def asked_of(request: ChatRequest, model: Model, wanted: tools.ToolRequest) -> Asked:
@@ -102,14 +69,11 @@ def asked_of(request: ChatRequest, model: Model, wanted: tools.ToolRequest) -> A
             " (shoal export makes it anew); /v1/completions takes text",
             "model",
         )
-    if request.stream_options is not None and not request.stream:
-        raise bad_request("stream_options is for streams only", "stream_options")
+    request.check_stream()
     if request.top_logprobs is not None and not request.logprobs:
         raise bad_request("top_logprobs needs logprobs: true", "top_logprobs")
-    sampling = {name: value for name in PASSED_ON if (value := getattr(request, name)) is not None}
+    sampling = request.sampling()
     sampling["max_tokens"] = request.max_completion_tokens or request.max_tokens
-    if request.seed is not None:
-        sampling["seed"] = request.seed
     if request.logprobs:
         sampling["logprobs"] = request.top_logprobs or 0
     form = FORMATS.get(model.tool_format, HERMES)
@@ -117,7 +81,7 @@ def asked_of(request: ChatRequest, model: Model, wanted: tools.ToolRequest) -> A
         structure
         for structure in (
             response_format(request.response_format),
-            request.structured_outputs,
+            sampling.pop("structured_outputs", None),
             tools.structured(wanted, form, model.control_tokens),
         )
         if structure
@@ -276,8 +240,7 @@ async def chat(gateway: Gateway, call: Call) -> Answer:
     }
     headers = ignored(unknown)
     if request.stream:
-        usage = request.stream_options is not None and request.stream_options.include_usage
-        return Events(_events(head, assistants, await first_of(parts), usage), headers)
+        return Events(_events(head, assistants, await first_of(parts), request.with_usage), headers)
     return json_reply(await _whole(head, assistants, parts), headers=headers)
 
 

@@ -16,8 +16,8 @@ import msgspec
 from serving.gateway.bodies import ignored, read
 from serving.gateway.errors import bad_request
 from serving.gateway.generation import (
-    PASSED_ON,
     Asked,
+    Generated,
     Position,
     Usage,
     first_of,
@@ -26,7 +26,6 @@ from serving.gateway.generation import (
 )
 from serving.gateway.http import DONE, Answer, Call, Events, event, json_reply
 from serving.gateway.models import Model
-from serving.gateway.protocols.chat import Count, StreamOptions
 from serving.gateway.service import Gateway
 from serving.gateway.triton import Part
 from shoal import dialect
@@ -37,39 +36,15 @@ Amount = Annotated[int, msgspec.Meta(ge=0)]
 Logprobs = Annotated[int, msgspec.Meta(ge=0, le=20)]
 
 
-class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The body. What vLLM adds to OpenAI's API has vLLM's names; see docs/generation.md for each."""
+class CompletionRequest(Generated, frozen=True, kw_only=True):
+    """The body."""
 
-    model: str
     prompt: Any
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    n: Count | None = 1
     max_tokens: Amount | None = 16
-    seed: int | None = None
     echo: bool | None = False
     logprobs: Logprobs | None = None
     best_of: int | None = None
     suffix: str | None = None
-    user: str | None = None
-    response_format: Any = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    min_tokens: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    include_stop_str_in_output: bool | None = None
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
-    logit_bias: dict[str, float] | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
-    structured_outputs: dict[str, Any] | None = None
 
 
 def prompts_of(given: Any) -> list[str | list[int]]:
@@ -106,18 +81,15 @@ def asked_of(request: CompletionRequest, model: Model) -> list[Asked]:
     Raises:
         ApiError: fields contradict each other, or the model cannot meet them.
     """
-    if request.stream_options is not None and not request.stream:
-        raise bad_request("stream_options is for streams only", "stream_options")
+    request.check_stream()
     if request.best_of not in (None, 1, request.n):
         raise bad_request("best_of is not supported: ask for n answers and choose", "best_of")
     if request.suffix:
         raise bad_request("suffix is not supported: these models only go on with a text", "suffix")
     if request.max_tokens == 0 and not request.echo:
         raise bad_request("max_tokens must be at least 1, unless echo is true", "max_tokens")
-    sampling = {name: value for name in PASSED_ON if (value := getattr(request, name)) is not None}
+    sampling = request.sampling()
     sampling["max_tokens"] = request.max_tokens or (1 if request.max_tokens == 0 else None)
-    if request.seed is not None:
-        sampling["seed"] = request.seed
     if (structure := response_format(request.response_format)) is not None:
         sampling["structured_outputs"] = structure
     if request.logprobs is not None:
@@ -204,8 +176,7 @@ async def completions(gateway: Gateway, call: Call) -> Answer:
     usage = [Usage() for _ in asked]
     headers = ignored(unknown)
     if request.stream:
-        wanted = request.stream_options is not None and request.stream_options.include_usage
-        return Events(_events(head, answers, usage, await first_of(parts), wanted), headers)
+        return Events(_events(head, answers, usage, await first_of(parts), request.with_usage), headers)
     return json_reply(await _whole(head, answers, usage, parts), headers=headers)
 
 

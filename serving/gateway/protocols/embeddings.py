@@ -6,7 +6,6 @@ otherwise: little-endian float32.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from typing import Annotated, Any, Literal
 
@@ -18,12 +17,12 @@ from serving.gateway.bodies import ignored, read
 from serving.gateway.errors import ApiError, bad_request
 from serving.gateway.http import Answer, Call, json_reply
 from serving.gateway.models import Model
+from serving.gateway.rows import batch_size, column, gathered, tokens_in
 from serving.gateway.service import Gateway
 from shoal import dialect
 from shoal.tasks import EMBEDDING
 
 MOST_TEXTS = 2048
-BATCH = 32
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +32,6 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     input: Any
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    user: str | None = None
     prompt_name: str | None = None
 
 
@@ -66,7 +64,7 @@ async def embed(
     gateway: Gateway, call: Call, model: Model, texts: list[str], prompt_name: str | None = None
 ) -> tuple[NDArray[np.float32], int]:
     """Vectors float32 [texts, width] and the number of tokens; more texts than a batch holds are split."""
-    size = min(BATCH, model.max_batch_size or BATCH)
+    size = batch_size(model)
     if prompt_name is not None and dialect.PROMPT_NAME not in model.inputs:
         raise bad_request(f"{model.name} knows no prompts", "prompt_name")
 
@@ -77,35 +75,7 @@ async def embed(
         return await gateway.infer(call, model, inputs)
 
     found = await gathered([one(texts[start : start + size]) for start in range(0, len(texts), size)])
-    tokens = sum(
-        int(arrays[dialect.INPUT_TOKENS].sum()) for arrays in found if dialect.INPUT_TOKENS in arrays
-    )
-    return np.concatenate([arrays["embedding"] for arrays in found]), tokens
-
-
-async def gathered(work: list[Any]) -> list[Any]:
-    """What some coroutines give, in order; the first failure ends all."""
-    if len(work) == 1:
-        return [await work[0]]
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def column(texts: list[str]) -> NDArray:
-    """Texts as Triton takes them, one a row: [texts, 1].
-
-    Raises:
-        ApiError: one cannot be written as UTF-8.
-    """
-    try:
-        return np.array([[text.encode()] for text in texts], dtype=object)
-    except UnicodeEncodeError:
-        raise bad_request("a text holds half of a surrogate pair", "input") from None
+    return np.concatenate([arrays["embedding"] for arrays in found]), tokens_in(found)
 
 
 async def embeddings(gateway: Gateway, call: Call) -> Answer:

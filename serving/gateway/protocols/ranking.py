@@ -14,9 +14,8 @@ from serving.gateway.bodies import ignored, read
 from serving.gateway.errors import bad_request
 from serving.gateway.http import Answer, Call, json_reply
 from serving.gateway.models import Model
-from serving.gateway.protocols.embeddings import BATCH, gathered
+from serving.gateway.rows import ask, batch_size
 from serving.gateway.service import Gateway
-from shoal import dialect
 from shoal.tasks import RANKING
 
 MOST_DOCUMENTS = 1000
@@ -30,8 +29,6 @@ class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
     documents: list[str | dict[str, Any]]
     top_n: Annotated[int, msgspec.Meta(ge=1)] | None = None
     return_documents: bool | None = False
-    max_tokens_per_doc: int | None = None
-    max_chunks_per_doc: int | None = None
 
 
 class TeiRerankRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,9 +36,7 @@ class TeiRerankRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     query: str
     texts: list[str]
-    raw_scores: bool = False
     return_text: bool = False
-    truncate: bool | None = None
     model: str | None = None
 
 
@@ -53,15 +48,7 @@ async def scores(
         raise bad_request("there is no document to rank", "documents")
     if len(texts) > MOST_DOCUMENTS:
         raise bad_request(f"{len(texts)} documents, at most {MOST_DOCUMENTS} are accepted", "documents")
-    calls = answers.rank(query, texts, min(BATCH, model.max_batch_size or BATCH))
-    found = await gathered([gateway.infer(call, model, each.inputs) for each in calls])
-    values = [score for each, arrays in zip(calls, found, strict=True) for score in each.read(arrays)]
-    return values, tokens_in(found)
-
-
-def tokens_in(found: list[Any]) -> int:
-    """The tokens of some responses, where the model counts them."""
-    return sum(int(arrays[dialect.INPUT_TOKENS].sum()) for arrays in found if dialect.INPUT_TOKENS in arrays)
+    return await ask(gateway, call, model, answers.rank(query, texts, batch_size(model)))
 
 
 async def rerank(gateway: Gateway, call: Call) -> Answer:

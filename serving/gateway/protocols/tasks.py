@@ -18,12 +18,13 @@ from serving.gateway.bodies import ignored, read
 from serving.gateway.errors import bad_request
 from serving.gateway.http import Answer, Call, json_reply
 from serving.gateway.models import Model
-from serving.gateway.protocols.embeddings import BATCH, gathered
-from serving.gateway.protocols.ranking import tokens_in
+from serving.gateway.rows import ask, batch_size
 from serving.gateway.service import Gateway
 from shoal import tasks
 
 MOST_ROWS = 1000
+# What a config and the wire call a datatype otherwise.
+_WIRE = {"STRING": "BYTES"}
 Texts = str | list[str]
 Rows = Annotated[list[Any], msgspec.Meta(min_length=1, max_length=MOST_ROWS)]
 
@@ -110,16 +111,12 @@ def texts_of(given: Any) -> list[Any]:
     return texts
 
 
-def _size(model: Model) -> int:
-    return min(BATCH, model.max_batch_size or BATCH)
-
-
 def _classify(body: ClassifyBody, model: Model) -> Calls:
     texts = [text if isinstance(text, str) else tuple(text) for text in texts_of(body.input)]
     pairs = [text for text in texts if not isinstance(text, str)]
     if pairs and (len(pairs) < len(texts) or any(len(pair) != 2 for pair in pairs)):
         raise bad_request("input must be texts, or pairs of texts, not both", "input")
-    return list(answers.classify(texts, _size(model)))
+    return list(answers.classify(texts, batch_size(model)))
 
 
 def _images(body: ImageBody, model: Model) -> Calls:
@@ -130,11 +127,11 @@ def _images(body: ImageBody, model: Model) -> Calls:
             files.append(base64.b64decode(held, validate=True))
         except (binascii.Error, ValueError):
             raise bad_request("image must be a file's content in base64", "image") from None
-    return list(answers.images(files, _size(model)))
+    return list(answers.images(files, batch_size(model)))
 
 
 def _rows(body: TableBody, model: Model) -> Calls:
-    kinds = {name: str(tensor["dtype"]) for name, tensor in model.inputs.items()}
+    kinds = {name: _WIRE.get(tensor.dtype, tensor.dtype) for name, tensor in model.inputs.items()}
     size = model.max_batch_size or len(body.rows)
     make = answers.predict if "prediction" in model.outputs else answers.classify_rows
     return list(make(body.rows, kinds, size))
@@ -157,7 +154,7 @@ TASKS = {
         Task(
             tasks.ENTITIES,
             TextBody,
-            lambda body, model: list(answers.entities(texts_of(body.input), _size(model))),
+            lambda body, model: list(answers.entities(texts_of(body.input), batch_size(model))),
             lambda entities: {"entities": [asdict(entity) for entity in entities]},
         ),
         Task(
@@ -169,7 +166,7 @@ TASKS = {
         Task(
             tasks.MASKS,
             TextBody,
-            lambda body, model: list(answers.classify(texts_of(body.input), _size(model))),
+            lambda body, model: list(answers.classify(texts_of(body.input), batch_size(model))),
             _labels,
         ),
         Task(tasks.IMAGES, ImageBody, _images, _labels),
@@ -177,7 +174,7 @@ TASKS = {
             tasks.REWRITING,
             RewriteBody,
             lambda body, model: list(
-                answers.text_to_text(texts_of(body.input), body.max_new_tokens, _size(model))
+                answers.text_to_text(texts_of(body.input), body.max_new_tokens, batch_size(model))
             ),
             asdict,
         ),
@@ -191,12 +188,10 @@ async def run(gateway: Gateway, call: Call, task: Task) -> Answer:
     """Answer a request of a task."""
     request, unknown = read(call.body, task.body)
     model = gateway.model(call, request.model, task.name)
-    calls = task.calls(request, model)
-    found = await gathered([gateway.infer(call, model, each.inputs) for each in calls])
-    values = [value for each, arrays in zip(calls, found, strict=True) for value in each.read(arrays)]
+    values, tokens = await ask(gateway, call, model, task.calls(request, model))
     data = [{"index": index, **task.plain(value)} for index, value in enumerate(values)]
     told: dict[str, Any] = {"object": "list", "model": request.model, "task": task.name, "data": data}
-    if tokens := tokens_in(found):
+    if tokens:
         told["usage"] = {"prompt_tokens": tokens, "total_tokens": tokens}
     return json_reply(told, headers=ignored(unknown))
 

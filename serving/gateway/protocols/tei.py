@@ -15,8 +15,9 @@ from clients import answers
 from serving.gateway.bodies import ignored, read
 from serving.gateway.errors import bad_request
 from serving.gateway.http import Answer, Call, json_reply
-from serving.gateway.protocols.embeddings import BATCH, gathered, texts_of
 from serving.gateway.protocols.embeddings import embed as vectors_of
+from serving.gateway.protocols.embeddings import texts_of
+from serving.gateway.rows import ask, batch_size
 from serving.gateway.service import Gateway
 from shoal.tasks import CLASSIFICATION, EMBEDDING
 
@@ -25,8 +26,6 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The body of `/embed`."""
 
     inputs: str | list[str]
-    normalize: bool | None = None
-    truncate: bool | None = None
     prompt_name: str | None = None
     dimensions: int | None = None
     model: str | None = None
@@ -36,8 +35,6 @@ class PredictRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The body of `/predict`."""
 
     inputs: Any
-    raw_scores: bool = False
-    truncate: bool | None = None
     model: str | None = None
 
 
@@ -63,15 +60,11 @@ async def predict(gateway: Gateway, call: Call) -> Answer:
     several = isinstance(given, list) and bool(given) and all(isinstance(item, list) for item in given)
     rows = given if several else [given]
     texts = [_row(row) for row in rows]
-    found: list[list[answers.Label]] = []
-    # One request has texts or pairs, not both.
-    size = min(BATCH, model.max_batch_size or BATCH)
-    alone = len({isinstance(text, str) for text in texts}) > 1
-    groups = [[text] for text in texts] if alone else [texts]
-    calls = [each for group in groups for each in answers.classify(group, size)]
-    responses = await gathered([gateway.infer(call, model, each.inputs) for each in calls])
-    for each, arrays in zip(calls, responses, strict=True):
-        found += each.read(arrays)
+    # One request to Triton has texts or pairs, not both.
+    mixed = len({isinstance(text, str) for text in texts}) > 1
+    groups = [[text] for text in texts] if mixed else [texts]
+    calls = [each for group in groups for each in answers.classify(group, batch_size(model))]
+    found, _ = await ask(gateway, call, model, calls)
     told = [[{"score": label.score, "label": label.label} for label in labels] for labels in found]
     return json_reply(told if several else told[0], headers=ignored(unknown))
 

@@ -125,19 +125,27 @@ def test_no_more_are_admitted_than_may_wait_whatever_ends_meanwhile() -> None:
 
 
 def test_a_slow_server_holds_up_nobody_who_is_refused() -> None:
-    queue, answered = Queue(), threading.Event()
-
-    def slow() -> int:
-        answered.wait(20)
-        return 1
-
+    queue, waits = Queue(), list[float]()
     admission = Admission(1, queue, clock=queue.clock)
     assert _admitted(admission, 2) == 1  # the second one was refused by what the server said
-    admission._reader._pending = slow
-    began = time.monotonic()
-    assert _admitted(admission, 100) == 0
-    assert time.monotonic() - began < 10
-    answered.set()
+    admission._reader.wait = waits.append  # type: ignore[method-assign]
+    assert _admitted(admission, 100) == 0 and not waits
+    queue.now = 1.0  # what was read is too old to refuse somebody by
+    assert _admitted(admission, 1) == 0 and len(waits) == 1
+
+
+def test_a_reading_that_fails_refuses_nobody_and_is_tried_again() -> None:
+    queue = Queue()
+
+    def failing() -> int:
+        if queue() == 0:
+            raise RuntimeError("of the server")
+        return 1
+
+    admission = Admission(1, failing, clock=queue.clock)
+    assert _admitted(admission, 5) == 5
+    queue.now, queue.waits = 2.0, 1
+    assert _admitted(admission, 5) == 0
 
 
 def test_a_light_load_asks_nothing_and_a_silent_server_refuses_nobody() -> None:

@@ -44,9 +44,13 @@ def check_path(path: Path, what: str) -> None:
         raise UsageError(f"{what} {text!r} is not UTF-8, or has control characters", hint="rename it")
 
 
-def write_atomic(path: Path, content: str | bytes | memoryview) -> None:
-    """Write a file so that a reader sees the old one or the new one, also after a power cut."""
-    temporary = write_beside(path, content)
+def write_atomic(path: Path, content: str | bytes | memoryview, *, private: bool = False) -> None:
+    """Write a file so that a reader sees the old one or the new one, also after a power cut.
+
+    Args:
+        private: only its owner may read it, also while it is being written.
+    """
+    temporary = write_beside(path, content, private=private)
     try:
         temporary.replace(path)
     except BaseException:
@@ -55,14 +59,20 @@ def write_atomic(path: Path, content: str | bytes | memoryview) -> None:
     sync_folder(path.parent)
 
 
-def write_beside(path: Path, content: str | bytes | memoryview, mark: str = "") -> Path:
+def write_beside(
+    path: Path, content: str | bytes | memoryview, mark: str = "", *, private: bool = False
+) -> Path:
     """Write a hidden file beside `path`, which takes its place by a rename; that file's path.
 
     Args:
         mark: tells it from another that is to take the same place.
+        private: see `write_atomic`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{mark}{TEMPORARY}")
     try:
+        if private:  # not the file of a process with this number that was killed, whoever may read that
+            temporary.unlink(missing_ok=True)
+            temporary.touch(0o600, exist_ok=False)
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()

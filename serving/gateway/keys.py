@@ -24,7 +24,7 @@ from platformdirs import user_config_path
 
 from shoal import locks
 from shoal.errors import ShoalError, UsageError, first_line
-from shoal.paths import TEMPORARY, sync_folder
+from shoal.paths import write_atomic
 
 VARIABLE = "SHOAL_KEYS"  # names another file of keys
 PREFIX = "shoal-"  # what every key begins with, so that tools that look for leaked secrets can find it
@@ -254,7 +254,7 @@ class KeyStore:
             except FileNotFoundError:
                 content = _Content(1, secrets.token_bytes(32), [])
             yield content
-            _write_private(self.path, msgspec.json.format(msgspec.json.encode(content)))
+            write_atomic(self.path, msgspec.json.format(msgspec.json.encode(content)), private=True)
         except OSError as error:
             raise _unusable(self.path, "written", error) from error
         finally:
@@ -381,19 +381,3 @@ def _read(path: Path) -> tuple[_Content, _Signature]:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         hint = "put back a copy of it, or move it away and make new keys"
         raise KeyStoreError(f"{path} is damaged: {first_line(error)}", hint=hint) from None
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    """`shoal.paths.write_atomic` of what nobody else may read, not even while it is being written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-    temporary.unlink(missing_ok=True)  # of a process with this number that was killed
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)

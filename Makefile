@@ -9,7 +9,7 @@ SUITE := build/json-schema/jsonschema-4.26.0
 NEWER ?= $(firstword $(foreach name,python3.14 python3.13 $(wildcard $(HOME)/.pyenv/versions/3.1[34].*/bin/python3),\
 	$(shell $(name) -c 'print("$(name)")' 2>/dev/null)))
 
-.PHONY: help demo test test-checkpoints test-slow test-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python clients lint types format bench bench-int8 bench-encoders bench-rows bench-stream bench-llm bench-queue bench-drift clean
+.PHONY: help demo test test-checkpoints test-slow test-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python clients lint types format bench bench-int8 bench-encoders bench-rows bench-gateway bench-stream bench-llm bench-queue bench-drift clean
 
 ## help: this list
 help:
@@ -113,6 +113,10 @@ bench-encoders: $(READY) model_repository/minilm_encoder/2/model.onnx
 ## bench-rows: a table and a picture model, a row a request, beside FastAPI with the same ONNX file (10 minutes, the same)
 bench-rows: $(READY)
 	$(BIN)/python -m loadtest.bench_rows
+
+## bench-gateway: what the gateway adds to requests, what it costs by itself, and LiteLLM beside it (12 minutes, the same)
+bench-gateway: $(READY) model_repository/minilm_encoder/2/model.onnx model_repository/smollm2/config.pbtxt
+	$(BIN)/python -m loadtest.bench_gateway
 
 ## bench-stream: what is lost between the steps of a decoder in process and its streams (3 minutes, the same)
 bench-stream: $(READY) model_repository/smollm2/config.pbtxt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 from rich.console import Console
@@ -16,8 +16,8 @@ MOST = 0.05  # of the time of all CPUs
 def watched(out: Console) -> Iterator[None]:
     """Warn on `out` if others took more than a twentieth of all CPUs during the block.
 
-    The time of this process, and of those that it has started and waited for, is not counted. Time that the
-    hypervisor took away is.
+    The time of this process, and of those that it has started, is not counted. Time that the hypervisor took
+    away is.
     """
     own, (busy, every) = _own(), _all()
     yield
@@ -31,8 +31,12 @@ def watched(out: Console) -> Iterator[None]:
 
 
 def _own() -> float:
-    """CPU seconds of this process and of its children that have ended."""
-    return sum(os.times()[:4])
+    """CPU seconds of this process, of its descendants, and of those of them that have ended."""
+    seconds = sum(os.times()[:4])
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            seconds += sum(child.cpu_times()[:4])
+    return seconds
 
 
 def _all() -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import resource
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -58,6 +59,18 @@ def memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         with suppress(OSError, ValueError):  # "max": no limit
             limits.append(int(path.read_text()))
     return min(limits)
+
+
+def allow_all_files() -> int:
+    """Let this process, and those that it starts from now on, open as many files and connections as the
+    system allows them. What they may open at first is often 1,024.
+
+    Returns:
+        The number.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
 
 
 def _cgroup_cpus(root: Path) -> float | None:

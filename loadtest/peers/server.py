@@ -61,8 +61,9 @@ def running(
 @contextmanager
 def serving(
     command: Sequence[str | Path], port: int, log: Path, environment: dict[str, str], seconds: float = 600
-) -> Iterator[None]:
-    """The server, from its first healthy answer on. It is stopped at the end, however that comes.
+) -> Iterator[int]:
+    """The server, from its first healthy answer on; its process id. It is stopped at the end, however that
+    comes.
 
     Raises:
         NotServing: it does not come up.
@@ -79,7 +80,7 @@ def serving(
             if time.monotonic() - start > seconds:
                 raise NotServing(f"the server is not ready after {seconds:.0f} s (log: {log})")
             time.sleep(0.2)
-        yield
+        yield process.pid
     finally:
         process.terminate()
         try:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# usage: setup.sh openvino|vllm|llama_cpp|infinity|fastapi
+# usage: setup.sh openvino|vllm|llama_cpp|infinity|fastapi|litellm
 # Makes the peer's own virtual environment, once, and prints its folder.
 set -euo pipefail
 

@@ -9,6 +9,7 @@ import uvicorn
 from serving.gateway.app import application
 from serving.gateway.settings import GatewaySettings
 from shoal.errors import ServerError
+from shoal.machine import allow_all_files
 
 # Seconds in which streams may end when the gateway is told to stop.
 GRACE_SECONDS = 10
@@ -35,6 +36,7 @@ def serve(settings: GatewaySettings, listener: socket.socket) -> None:
     Raises:
         ShoalError: the file of keys cannot be read.
     """
+    allow_all_files()  # each stream is a connection, and each connection is a file
     app = application(settings)
     config = uvicorn.Config(
         app,

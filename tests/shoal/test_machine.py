@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -66,3 +68,11 @@ def test_processes_of_other_machines_are_told_apart(
     there = " ".join(given or own for given, own in zip((node, boot, space), here, strict=True))
     assert machine.is_elsewhere(there) is elsewhere
     assert not machine.is_elsewhere("")
+
+
+def test_all_files_that_the_system_allows_may_be_opened() -> None:
+    lowered = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 96))"
+    opened = "print(machine.allow_all_files(), len([open('/dev/null') for _ in range(80)]))"
+    code = f"{lowered}; from shoal import machine; {opened}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["96", "80"]

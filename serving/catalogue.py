@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -105,6 +106,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         special_tokens: name -> text of the tokens that the chat template reads.
         control_tokens: text -> id of the tokens that a decoder's tokenizer has beside its vocabulary.
         prompts: name -> text that an embedding model puts before a text.
+        default_prompt: the name of that for texts without one; "": none.
+        tokenizer: whether `tokenizer_of` finds its tokenizer.
         labels: of the classes, in their order, where the config holds them.
         inputs: name -> what a request sends.
         outputs: name -> what an answer has.
@@ -129,11 +132,18 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     special_tokens: dict[str, str] = msgspec.field(default_factory=dict)
     control_tokens: dict[str, int] = msgspec.field(default_factory=dict)
     prompts: dict[str, str] = msgspec.field(default_factory=dict)
+    default_prompt: str = ""
+    tokenizer: bool = False
     labels: list[str] = msgspec.field(default_factory=list)
     inputs: dict[str, Tensor] = msgspec.field(default_factory=dict)
     outputs: dict[str, Tensor] = msgspec.field(default_factory=dict)
     columns: list[str] = msgspec.field(default_factory=list)
     evidence: dict[str, str | int | float] = msgspec.field(default_factory=dict)
+
+    @property
+    def tag(self) -> str:
+        """Which version this is: what was read of one with the same tag need not be read again."""
+        return f"{self.version}-{self.sha256}"
 
 
 class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,12 +188,49 @@ def catalogue(repository: Path, served: Mapping[str, Spec]) -> list[Entry]:
     Returns:
         One entry for each model that is no step of an ensemble, by name.
     """
-    steps = {step for model in served.values() for step in model.steps}
-    return [_entry(repository, name, served) for name in sorted(served.keys() - steps)]
+    return [_entry(repository, name, served) for name in sorted(_called(served))]
+
+
+def tokenizer_of(repository: Path, name: str, served: Mapping[str, Spec]) -> tuple[bytes, str] | None:
+    """`tokenizer.json` of the served version of a model, which lies beside it or beside a step of it.
+
+    Args:
+        repository, served: as for `catalogue`.
+        name: of a model that users call; it may come from anybody, and is only looked up.
+
+    Returns:
+        The content of the file and `Entry.tag` of the version; None: there is none.
+    """
+    path = _tokenizer_path(repository, name, served) if name in _called(served) else None
+    try:
+        return None if path is None else (read_regular(path), _entry(repository, name, served).tag)
+    except OSError:
+        return None
+
+
+def _called(served: Mapping[str, Spec]) -> set[str]:
+    """Names of the models that users call: those that are no step of another one."""
+    return served.keys() - {step for model in served.values() for step in model.steps}
+
+
+def _with_steps(name: str, served: Mapping[str, Spec]) -> list[str]:
+    return [name, *sorted(served[name].steps & served.keys())]
+
+
+def _tokenizer_path(repository: Path, name: str, served: Mapping[str, Spec]) -> Path | None:
+    for each in _with_steps(name, served):
+        path = repository / each / str(max(served[each].versions, default=0)) / _TOKENIZER
+        try:
+            found = path.stat()
+        except OSError:
+            continue
+        if stat.S_ISREG(found.st_mode) and found.st_size <= _MOST_BYTES:
+            return path
+    return None
 
 
 def _entry(repository: Path, name: str, served: Mapping[str, Spec]) -> Entry:
-    names = [name, *sorted(served[name].steps & served.keys())]
+    names = _with_steps(name, served)
     own, *others = (_config(served[each].config) for each in names)
     # Limits of an ensemble are parameters of its steps.
     parameters = {key: text for config in (*reversed(others), own) for key, text in config.parameters.items()}
@@ -205,6 +252,8 @@ def _entry(repository: Path, name: str, served: Mapping[str, Spec]) -> Entry:
         special_tokens=_from_json(own.parameters.get("special_tokens"), dict[str, str]) or {},
         control_tokens=tokens or {},
         prompts=_from_json(own.parameters.get("prompts"), dict[str, str]) or {},
+        default_prompt=parameters.get("default_prompt", ""),
+        tokenizer=_tokenizer_path(repository, name, served) is not None,
         labels=_from_json(parameters.get("labels"), list[str]) or [],
         inputs=own.inputs,
         outputs=own.outputs,

@@ -1,15 +1,18 @@
 """The port of the supervisor.
 
 Prometheus reads `/metrics`, the container's health check reads `/health`, and a gateway in front of the
-server reads `/catalogue`. Nobody needs a key for them, and none of them changes anything.
+server reads `/catalogue` and, of a model that users call, `/catalogue/NAME/tokenizer`. Nobody needs a key for
+them, and none of them changes anything.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 import msgspec
 import psutil
@@ -17,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from serving.catalogue import Catalogue, catalogue
+from serving.catalogue import Catalogue, catalogue, tokenizer_of
 from serving.embedded import Server, stubs
 from serving.supervisor.readiness import Health
 from serving.supervisor.snapshot import ModelSpec
@@ -25,7 +28,8 @@ from shoal.errors import ServerError
 from shoal.machine import available_cpus
 
 STUCK_SECONDS = 15.0  # it looks four times a second
-_TEXT = "text/plain; charset=utf-8"
+_TEXT, _JSON = "text/plain; charset=utf-8", "application/json"
+_TOKENIZER = re.compile(r"/catalogue/([^/]+)/tokenizer")
 
 
 class Metrics:
@@ -89,6 +93,11 @@ class Metrics:
         models = catalogue(server.repository, self._served())
         ready = self.problem is None
         return Catalogue(models=models, ready=ready, grpc=server.ports.grpc, http=server.ports.http)
+
+    def tokenizer(self, model: str) -> tuple[bytes, str] | None:
+        """`tokenizer.json` of a model that is served now, and the version's tag; None: there is none."""
+        server = self.server
+        return None if server is None else tokenizer_of(server.repository, model, self._served())
 
     def started(self, server: Server, seconds: float) -> None:
         """Every model of a server has answered."""
@@ -174,16 +183,24 @@ def _listen(metrics: Metrics, address: str, port: int) -> ThreadingHTTPServer:
                 body = (problem or "serving") + "\n"
                 self._answer(503 if problem else 200, body.encode(), _TEXT)
             elif path == "/catalogue":
-                self._answer(200, msgspec.json.encode(metrics.catalogue()), "application/json")
+                self._answer(200, msgspec.json.encode(metrics.catalogue()), _JSON)
+            elif asked := _TOKENIZER.fullmatch(path):
+                found = metrics.tokenizer(unquote(asked[1]))
+                if found is None:
+                    self._answer(404, b"no such model is served, or it has no tokenizer.json\n", _TEXT)
+                else:
+                    self._answer(200, found[0], _JSON, found[1])
             else:
                 self._answer(404, b"there is /metrics, /health and /catalogue\n", _TEXT)
 
         do_HEAD = do_GET
 
-        def _answer(self, status: int, body: bytes, kind: str) -> None:
+        def _answer(self, status: int, body: bytes, kind: str, tag: str = "") -> None:
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
+            if tag:
+                self.send_header("ETag", f'"{tag}"')
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body)

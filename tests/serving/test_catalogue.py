@@ -10,12 +10,13 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 import pytest
 
 from serving import catalogue as module
-from serving.catalogue import Entry, Tensor, catalogue
+from serving.catalogue import Entry, Tensor, catalogue, tokenizer_of
 from serving.embedded import Server
 from serving.ports import Ports
 from serving.supervisor.metrics import Metrics
@@ -110,7 +111,7 @@ def _encoder(repository: Path) -> Path:
         + _parameters(task="sentence-similarity", prompts=json.dumps(prompts))
     )
     _model(repository, "minilm", ensemble, 1)
-    tokenizer = _parameters(layout="text", max_length="256", max_queue_size="128", pad_id="0")
+    tokenizer = _parameters(layout="text", max_length="256", max_queue_size="128", default_prompt="query")
     _model(repository, "minilm_tokenizer", 'backend: "python"\n' + _version(1) + tokenizer, 1)
     network = 'backend: "onnxruntime"\n' + _version(3) + _tensor("output", "embedding", "FP32", 384)
     folder = _model(repository, "minilm_encoder", network, 1, 3)
@@ -149,6 +150,7 @@ def test_a_decoder(tmp_path: Path) -> None:
         tool_format="hermes",
         special_tokens={"eos_token": "<|im_end|>"},
         control_tokens=ADDED,
+        tokenizer=True,
         inputs={"text_input": Tensor("STRING", [1]), "stream": Tensor("BOOL", [1], True)},
         outputs={"text_output": Tensor("STRING", [-1])},
         evidence={
@@ -170,7 +172,7 @@ def test_an_encoder_is_one_entry_with_what_its_steps_say(tmp_path: Path) -> None
     entry = _only(tmp_path)
     assert (entry.name, entry.task, entry.version) == ("minilm", "sentence-similarity", 3)
     assert (entry.max_model_len, entry.max_batch_size, entry.max_queue_size) == (256, 64, 128)
-    assert entry.prompts == {"query": "query: ", "document": "passage: "}
+    assert entry.prompts == {"query": "query: ", "document": "passage: "} and entry.default_prompt == "query"
     assert entry.inputs == {"text": Tensor("STRING", [1])}
     assert entry.outputs == {"embedding": Tensor("FP32", [384])}
     assert entry.evidence == {
@@ -304,6 +306,34 @@ def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
     assert _only(tmp_path).control_tokens == {}
 
 
+def test_the_tokenizer_is_that_of_the_served_version(tmp_path: Path) -> None:
+    """Of a decoder it lies beside the network, and of an ensemble beside the step that reads texts."""
+    decoder = _decoder(tmp_path) / "tokenizer.json"
+    (tmp_path / "smollm2" / "1" / "tokenizer.json").write_bytes(b"an older one")
+    _encoder(tmp_path)
+    step = tmp_path / "minilm_tokenizer"
+    (step / "1" / "tokenizer.json").write_bytes(b"{}")
+    (step / "2").mkdir()
+    (step / "2" / "tokenizer.json").write_bytes(b"a newer one, which is not served")
+    served = specs_in(tmp_path)
+    minilm, smollm2 = catalogue(tmp_path, served)
+    assert minilm.tokenizer and smollm2.tokenizer
+    assert tokenizer_of(tmp_path, "smollm2", served) == (decoder.read_bytes(), f"2-{smollm2.sha256}")
+    assert tokenizer_of(tmp_path, "minilm", served) == (b"{}", f"3-{minilm.sha256}")
+    # Steps are not for users.
+    assert tokenizer_of(tmp_path, "minilm_tokenizer", served) is None
+
+
+def test_what_is_no_tokenizer_is_not_given(tmp_path: Path) -> None:
+    path, served = _decoder(tmp_path) / "tokenizer.json", specs_in(tmp_path)
+    os.truncate(path, module._MOST_BYTES + 1)
+    assert not _only(tmp_path).tokenizer and tokenizer_of(tmp_path, "smollm2", served) is None
+    path.unlink()
+    assert not _only(tmp_path).tokenizer and tokenizer_of(tmp_path, "smollm2", served) is None
+    os.mkfifo(path)  # to open it would wait for whoever writes
+    assert not _only(tmp_path).tokenizer and tokenizer_of(tmp_path, "smollm2", served) is None
+
+
 @pytest.fixture
 def metrics(tmp_path: Path) -> Iterator[Metrics]:
     _encoder(tmp_path)
@@ -335,7 +365,34 @@ def test_the_port_tells_nothing_until_a_server_serves(metrics: Metrics, tmp_path
     assert _get(metrics, "/catalogue") == nothing
 
 
-def test_an_unknown_path_names_those_that_are(metrics: Metrics) -> None:
+def _not_found(made: Metrics, path: str) -> bytes:
     with pytest.raises(urllib.error.HTTPError) as error:
-        urllib.request.urlopen(f"http://127.0.0.1:{metrics.port}/models", timeout=5)
-    assert error.value.code == 404 and error.value.read() == b"there is /metrics, /health and /catalogue\n"
+        urllib.request.urlopen(f"http://127.0.0.1:{made.port}{path}", timeout=5)
+    assert error.value.code == 404
+    return error.value.read()
+
+
+NO_MODELS = ["minilm_tokenizer", "nothing", "", ".", "..", "../minilm", "minilm/../minilm", "/etc", "a\0"]
+
+
+def test_the_port_gives_the_tokenizer_of_what_is_served(metrics: Metrics, tmp_path: Path) -> None:
+    path = "/catalogue/minilm/tokenizer"
+    (tmp_path / "minilm_tokenizer" / "1" / "tokenizer.json").write_bytes(b'{"version": "1.0"}')
+    (tmp_path.parent / "tokenizer.json").write_bytes(b"outside")
+    _not_found(metrics, path)  # nothing serves yet
+    metrics.started(Server(os.getpid(), 0.0, Ports(8100, 8101, 8102), tmp_path, tmp_path), 1.0)
+    assert _get(metrics, path) == _get(metrics, "/catalogue/mini%6Cm/tokenizer") == {"version": "1.0"}
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics.port}{path}", timeout=5) as response:
+        (entry,) = catalogue(tmp_path, specs_in(tmp_path))
+        assert response.headers["ETag"] == f'"{entry.tag}"' and entry.tag == f"3-{entry.sha256}"
+    for name in NO_MODELS:
+        said = _not_found(metrics, f"/catalogue/{quote(name, safe='')}/tokenizer")
+        assert said.startswith(b"no such model" if name else b"there is")
+    for path in ("/catalogue/../minilm/tokenizer", "/catalogue/minilm/1/tokenizer", "/catalogue/minilm"):
+        assert _not_found(metrics, path).startswith(b"there is")
+    (tmp_path / "minilm_tokenizer" / "1" / "tokenizer.json").unlink()
+    assert _not_found(metrics, "/catalogue/minilm/tokenizer").startswith(b"no such model")
+
+
+def test_an_unknown_path_names_those_that_are(metrics: Metrics) -> None:
+    assert _not_found(metrics, "/models") == b"there is /metrics, /health and /catalogue\n"

@@ -16,7 +16,10 @@ Timed = tuple[Callable[[], Any], int]
 
 
 def median_seconds(
-    calls: Mapping[Subject, Mapping[Case, Timed]], rounds: int, progress: Silent
+    calls: Mapping[Subject, Mapping[Case, Timed]],
+    rounds: int,
+    progress: Silent,
+    step: str = "Measure speed",
 ) -> dict[Subject, dict[Case, float]]:
     """Median time of each call in seconds, after one that is not counted.
 
@@ -24,11 +27,12 @@ def median_seconds(
 
     Args:
         calls: by subject, such as a precision, and by case, such as a batch size.
+        step: what people are told is done.
     """
     taken: dict[Subject, dict[Case, list[float]]] = {
         subject: {case: [] for case in cases} for subject, cases in calls.items()
     }
-    with progress.step("Measure speed", total=rounds) as advance:
+    with progress.step(step, total=rounds) as advance:
         for cases in calls.values():
             for call, _ in cases.values():
                 call()

@@ -14,6 +14,9 @@ Read = TypeVar("Read")
 # Of a network whose rows may be grouped by length: the token id that fills rows up, see `serving.ragged`; and
 # the inputs that it reads.
 ROW_PADDING = "row_padding"
+# Of such a network, where an export chose others than `serving.onnxruntime.batching` has: the most tokens of
+# one run, and those of padding that it may add to save another run.
+MAX_RUN_TOKENS, MAX_RUN_PADDING = "max_run_tokens", "max_run_padding"
 IDS, MASK = "input_ids", "attention_mask"
 
 

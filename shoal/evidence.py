@@ -22,3 +22,43 @@ def raw_share(raw: Mapping[str, Any] | None) -> str:
         raw: the entry `raw` of evidence.
     """
     return f"{100 * raw['agreement']:.4g}%" if raw and raw["inputs"] else ""
+
+
+def serving_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How each version's network runs on CPUs, and the figures that it was chosen by.
+
+    Args:
+        rows: evidence as plain types; encoders have the entry `serving`, see `export.encoder.setting`.
+    """
+    return [
+        f"{row['precision']}: {line}"
+        for row in rows
+        if row.get("serving")
+        for line in _serving(row["serving"])
+    ]
+
+
+def _serving(chosen: Mapping[str, Any]) -> list[str]:
+    if chosen["because"] == "one CPU":
+        return [f"{_instances(chosen)}; with one CPU there is nothing to choose"]
+    if chosen["because"] == "recipe":
+        return [f"{_instances(chosen)}, {_runs(chosen)}, as the recipe says"]
+    lines = []
+    for compared in chosen["compared"]:
+        figures = compared["figures"]
+        called = _instances if len({entry["instances"] for entry in figures}) > 1 else _runs
+        said = [
+            f"{called(entry)} {entry['rows_per_second']:.0f} rows/s, alone {entry['single_ms']:.1f} ms"
+            for entry in figures
+        ]
+        crowded = f", kept: others took {compared['others']:.1f} of {chosen['cpus']} CPUs"
+        lines.append(f"{called(chosen)}{crowded if compared['crowded'] else ''} (of {'; '.join(said)})")
+    return lines
+
+
+def _instances(setting: Mapping[str, Any]) -> str:
+    return f"{setting['instances']} instance{'s' if setting['instances'] > 1 else ''}"
+
+
+def _runs(setting: Mapping[str, Any]) -> str:
+    return f"runs of {setting['max_run_tokens']} tokens"

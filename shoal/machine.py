@@ -52,6 +52,21 @@ def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return max(1, min(affinity, math.ceil(quota) if quota else affinity))
 
 
+def others_seconds(stat: Path = Path("/proc/stat")) -> float:
+    """CPU time that all but this process took since the machine started, with other guests of its hypervisor.
+
+    Args:
+        stat: the kernel's counters; where there are none, 0.0.
+    """
+    try:
+        _, user, nice, system, _, _, irq, softirq, steal, *_ = stat.read_text().split(maxsplit=9)
+    except (OSError, ValueError):
+        return 0.0
+    ticks = sum(map(int, (user, nice, system, irq, softirq, steal)))
+    own = os.times()
+    return ticks / os.sysconf("SC_CLK_TCK") - own.user - own.system
+
+
 def memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Memory that this process may use: the smaller of the machine's and of its cgroup's limit."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from clients import GrpcClient, HttpClient
+from export.encoder import choosing
 from export.encoder import raw as encoder
 from export.encoder.recipe import EncoderRecipe
 from export.outcome import Outcome
@@ -62,6 +63,14 @@ def _few_raw_inputs() -> Iterator[None]:
     """Exports of the tests compare every eighth raw input, but for those of `every_raw_input`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder, "cases_of", lambda task, limits: cases.cases_of(task, limits)[::8])
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_to_choose() -> Iterator[None]:
+    """Exports of the tests choose nothing, as on a machine of one CPU: figures differ from run to run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choosing, "available_cpus", lambda: 1)
         yield
 
 

@@ -11,6 +11,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 from export.checkpoint.opened import Opened
 from export.encoder.recipe import EncoderRecipe
 from export.encoder.rows import RowEncoder, TextEncoder
+from export.encoder.setting import Setting
 from export.encoder.tasks.images import ImageClassification, smallest_image
 from export.encoder.tasks.task import Task
 from export.encoder.tasks.text import SentenceSimilarity
@@ -25,7 +26,9 @@ from export.triton_config import (
 )
 from serving.models.images import MAX_RESIZED_PIXELS, Processor
 from serving.models.tokenizer import most_request_tokens
+from serving.parameters import MAX_RUN_PADDING, MAX_RUN_TOKENS
 from shoal.dialect import INPUT_TOKENS
+from shoal.machine import available_cpus
 from shoal.names import ENCODER, OUTPUT, PREPROCESSOR, TOKENIZER, part_name
 from shoal.tasks import FEATURES
 
@@ -78,9 +81,20 @@ def image_config(recipe: EncoderRecipe, task: Task, processor: Processor, versio
     return config
 
 
-def encoder_config(recipe: EncoderRecipe, task: Task, exported: Exported, version: int) -> triton.ModelConfig:
+def encoder_config(
+    recipe: EncoderRecipe, task: Task, exported: Exported, setting: Setting, version: int
+) -> triton.ModelConfig:
     """Features [n, ...] to what the head makes of them."""
-    return network_config(part_name(recipe.name, ENCODER), exported, batch_size_of(recipe, task), version)
+    name = part_name(recipe.name, ENCODER)
+    config = network_config(name, exported, batch_size_of(recipe, task), version)
+    config.instance_group[0].count = setting.instances
+    if setting.instances > 1:  # the C++ backend would give all CPUs to each
+        set_parameters(config, intra_op_thread_count=str(setting.threads(available_cpus())))
+    default = Setting()
+    for key in (MAX_RUN_TOKENS, MAX_RUN_PADDING):
+        if (value := getattr(setting, key)) != getattr(default, key):
+            set_parameters(config, **{key: str(value)})
+    return config
 
 
 def output_config(

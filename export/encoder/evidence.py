@@ -61,6 +61,8 @@ class EncoderEvidence(Scored):
         metric, score, reference_score: of the task, x100, on the user's labelled data.
         cases: [batch size, tokens] pairs that were compared; 0 tokens: it has none.
         notes: what the precision had to decide, e.g. which nodes were left out.
+        serving: how its network runs on CPUs, and what that was chosen by: `export.encoder.setting.Choice` as
+            plain types; None: it runs on a GPU, or was exported before there was a choice.
     """
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
@@ -81,6 +83,7 @@ class EncoderEvidence(Scored):
     throughput: float
     cases: tuple[tuple[int, int], ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
+    serving: Mapping[str, Any] | None = None
 
     @property
     def smaller(self) -> bool:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from export.checkpoint.source import check_source, find_checkpoint
 from export.encoder import raw, verify
 from export.encoder.build import build
+from export.encoder.choosing import choices
 from export.encoder.compress.apply import compress
 from export.encoder.evidence import EncoderEvidence
 from export.encoder.parts import parts_of, release
 from export.encoder.prepare import Source, prepare
 from export.encoder.recipe import EncoderRecipe
 from export.encoder.reference import reference_rows, take_reference
+from export.encoder.setting import setting_of
 from export.encoder.tasks.task import Row
 from export.encoder.to_onnx import to_onnx
 from export.evidence import Verified
@@ -87,7 +89,7 @@ class EncoderSubject(Compared):
             if manifest.engine is not None:
                 check_fits(manifest.engine, Library(manifest.engine["flavour"]).runner, manifest.rebuild)
         noted = {precision: manifest.evidence["notes"] for precision, manifest in published.items()}
-        return verify.measure(
+        found = verify.measure(
             self.source.subject,
             graphs,
             eval_data=self.eval_data,
@@ -95,6 +97,12 @@ class EncoderSubject(Compared):
             on_labelled=self._labelled.extend,
             progress=progress,
         )
+        if published:
+            serving = {key: manifest.evidence.get("serving") for key, manifest in published.items()}
+        else:
+            chosen = choices(self.source, graphs, progress)
+            serving = {key: choice.to_dict() for key, choice in chosen.items()}
+        return {key: replace(entry, serving=serving.get(key)) for key, entry in found.items()}
 
     def ask_original(self, work: Path | None, progress: Silent) -> RawAnswers:
         """See `Subject`."""
@@ -133,7 +141,8 @@ class EncoderSubject(Compared):
 
     def release(self, proven: Verified) -> Release:
         """See `Subject`."""
-        return release(proven, self.source)
+        evidence = cast(EncoderEvidence, proven.evidence)
+        return release(proven, self.source, setting_of(evidence.serving))
 
     def _check_reading(self, reference: OriginalAnswers, work: Path, progress: Silent) -> None:
         """Compare the exact graph of the whole model where it is not published: what a smaller or a coarser

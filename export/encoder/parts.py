@@ -11,6 +11,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 from export.encoder import config
 from export.encoder.prepare import Source
 from export.encoder.rows import TextEncoder
+from export.encoder.setting import Setting
 from export.evidence import Verified
 from export.exported import Exported
 from export.repository import ModelFiles, Release, model_py
@@ -22,14 +23,24 @@ from export.triton_config import network_config
 from shoal.names import ENCODER, LABELS, OUTPUT, PREPROCESSOR, TOKENIZER, part_name
 
 
-def release(proven: Verified, source: Source) -> Release:
-    """A proven graph and the models around it, as they will stand in the repository."""
-    parts = parts_of(proven.exported, proven.evidence.precision, source)
+def release(proven: Verified, source: Source, setting: Setting | None = None) -> Release:
+    """A proven graph and the models around it, as they will stand in the repository.
+
+    Args:
+        setting: how the network runs; None: the default.
+    """
+    parts = parts_of(proven.exported, proven.evidence.precision, source, setting)
     return Release(proven, parts, part_name(source.recipe.name, ENCODER))
 
 
-def parts_of(exported: Exported, precision: str, source: Source) -> tuple[ModelFiles, ...]:
-    """A graph and the models around it, in the order in which requests pass them, the ensemble last."""
+def parts_of(
+    exported: Exported, precision: str, source: Source, setting: Setting | None = None
+) -> tuple[ModelFiles, ...]:
+    """A graph and the models around it, in the order in which requests pass them, the ensemble last.
+
+    Args:
+        setting: how the network runs; None: the default.
+    """
     recipe, task, name = source.recipe, source.task, source.recipe.name
     parts = []
     if isinstance(source.encode, TextEncoder):
@@ -42,7 +53,7 @@ def parts_of(exported: Exported, precision: str, source: Source) -> tuple[ModelF
     else:
         make = partial(config.image_config, recipe, task, source.encode.processor)
         parts.append(ModelFiles(part_name(name, PREPROCESSOR), {"model.py": model_py("images")}, make))
-    make = partial(_network_config, exported, precision, source)
+    make = partial(_network_config, exported, precision, source, setting or Setting())
     parts.append(ModelFiles(part_name(name, ENCODER), {exported.filename: exported.path}, make))
     if isinstance(exported, Engine) and exported.tail is not None:
         batch = config.batch_size_of(recipe, task)
@@ -64,13 +75,15 @@ def parts_of(exported: Exported, precision: str, source: Source) -> tuple[ModelF
     return (*parts, ModelFiles(name, {}, make))
 
 
-def _network_config(exported: Exported, precision: str, source: Source, version: int) -> triton.ModelConfig:
+def _network_config(
+    exported: Exported, precision: str, source: Source, setting: Setting, version: int
+) -> triton.ModelConfig:
     """The config of a network on ONNX Runtime, on TensorRT, or on the one through the other."""
     if isinstance(exported, Engine):
         computed = replace(exported, outputs=exported.computed)
-        onnx_config = config.encoder_config(source.recipe, source.task, computed, version)
+        onnx_config = config.encoder_config(source.recipe, source.task, computed, setting, version)
         return plan_config(onnx_config, exported, exported.fingerprint)
-    onnx_config = config.encoder_config(source.recipe, source.task, exported, version)
+    onnx_config = config.encoder_config(source.recipe, source.task, exported, setting, version)
     if precision == ACCELERATED:
         return accelerated_config(onnx_config, exported, whole(profiles_of(source)), ENGINE_CACHE)
     return onnx_config

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
+from export.encoder.setting import Setting
 from export.recipe import AtLeast0, AtLeast1, Recipe
 from export.tensorrt import ACCELERATED, ENGINES
 from serving.models.admission import MAX_QUEUE_SIZE
@@ -32,6 +33,9 @@ class EncoderRecipe(Recipe, frozen=True):
         max_text_bytes: longest text that is accepted at all, in bytes of UTF-8, and in characters once it is
             normalized.
         max_queue_size: requests that may wait for the network; further ones are refused at once.
+        instances, max_run_tokens, max_run_padding: how the network runs on CPUs, see
+            `export.encoder.setting`; None: what is measured to be best. Where one is given, nothing is
+            measured, and the others are the default.
         top_k: most labels in an answer, the likeliest first.
         truncate_dim: of an embedding, components that are kept (Matryoshka); None: as the checkpoint says.
         traffic: shapes that ran, for which TensorRT engines are built; None: the length buckets.
@@ -55,6 +59,9 @@ class EncoderRecipe(Recipe, frozen=True):
     max_request_tokens: AtLeast1 | None = None
     max_text_bytes: AtLeast1 = 32_768
     max_queue_size: AtLeast1 = MAX_QUEUE_SIZE
+    instances: AtLeast1 | None = None
+    max_run_tokens: AtLeast1 | None = None
+    max_run_padding: AtLeast1 | None = None
     top_k: AtLeast1 = 5
     truncate_dim: AtLeast1 | None = None
     traffic: Path | None = None
@@ -70,6 +77,9 @@ class EncoderRecipe(Recipe, frozen=True):
             raise UsageError("length_buckets must be rising numbers of tokens", hint="e.g. 16,32,64,128")
         if self.traffic and not {*ENGINES, ACCELERATED}.intersection(self.precisions):
             raise UsageError("traffic is for TensorRT, and no such precision is asked for")
+        if self.setting and set(self.precisions) <= set(self.ON_GPU):
+            said = "instances, max_run_tokens and max_run_padding are for CPUs"
+            raise UsageError(f"{said}, and no such precision is asked for")
         if self.distill_text and not self.distill_steps:
             raise UsageError("distill_text is given and distill_steps is not", hint="e.g. 300 steps")
         if self.distill_steps and not self.compresses:
@@ -80,6 +90,13 @@ class EncoderRecipe(Recipe, frozen=True):
     def compresses(self) -> bool:
         """Whether the model is made smaller than the checkpoint's."""
         return (self.layers, self.heads, self.ffn) != (None, None, None)
+
+    @property
+    def setting(self) -> Setting | None:
+        """How the network runs on CPUs, where the recipe says it."""
+        given = {key: getattr(self, key) for key in Setting.__dataclass_fields__}
+        given = {key: value for key, value in given.items() if value is not None}
+        return Setting(**given) if given else None
 
     def default_name(self) -> str:
         """From the source; `minilm` of the default one."""

@@ -3,20 +3,24 @@
 Triton joins the requests that wait, whatever their shapes, where a config says `allow_ragged_batch`. Each
 comes as its own arrays, padded to its longest row. Here the rows of all of them are cut to their own length,
 sorted, and run in a few groups. A run costs as much as `RUN_TOKENS` tokens besides those that it computes, so
-a group is split where it would pad more than that.
+a group is split where it would pad more than that. A config may have other limits, which an export measured.
 
 sentence-transformers' `encode` sorts the texts of one call by length in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
+from typing import Protocol
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from serving.onnxruntime.options import Options
+from serving.onnxruntime.sessions import Arrays, run_together
 from serving.parameters import IDS, MASK
 
 # What a run costs besides its tokens, as tokens. all-MiniLM-L6-v2 in INT8 takes 0.2 ms and 25 us a token on
@@ -28,11 +32,30 @@ RUN_TOKENS = 16
 GROUP_TOKENS = 1024
 STEP = 8  # lengths are multiples of it: fewer shapes, whose memory ONNX Runtime plans once
 
-Arrays = Mapping[str, NDArray]
+
+class Run(Protocol):
+    """Runs the rows of several requests together."""
+
+    def __call__(
+        self, session: onnxruntime.InferenceSession, outputs: Sequence[str], requests: Sequence[Arrays], /
+    ) -> list[list[NDArray]]:
+        """For each request its outputs, in the order of `outputs`."""
 
 
 class BadRows(ValueError):
     """A request whose inputs do not belong together."""
+
+
+def run_of(asked: Options) -> Run:
+    """How the requests of a model run together, as its config asks: by length, or as one batch."""
+    if asked.row_padding is None:
+        return run_together
+    return partial(
+        run_by_length,
+        padding=asked.row_padding,
+        run=asked.max_run_padding or RUN_TOKENS,
+        most=asked.max_run_tokens or GROUP_TOKENS,
+    )
 
 
 def run_by_length(
@@ -41,6 +64,8 @@ def run_by_length(
     requests: Sequence[Arrays],
     *,
     padding: int,
+    run: int = RUN_TOKENS,
+    most: int = GROUP_TOKENS,
 ) -> list[list[NDArray]]:
     """Run the rows of all requests in groups of about the same length.
 
@@ -48,6 +73,7 @@ def run_by_length(
         outputs: names of the graph's outputs to compute; each has one value of a fixed shape for each row.
         requests: the inputs of each, int64 arrays [rows, tokens], one of them the attention mask.
         padding: the token id that fills rows up. Some networks look for it to find a row's last token.
+        run, most: see `grouped`.
 
     Returns:
         For each request its outputs, in the order of `outputs`.
@@ -62,7 +88,7 @@ def run_by_length(
     lengths = [length for request in requests for length in _lengths(request[MASK])]
     places = [(number, row) for number, request in enumerate(requests) for row in range(len(request[MASK]))]
     results: list[NDArray] = []
-    for group in grouped(lengths):
+    for group in grouped(lengths, run=run, most=most):
         chosen = [places[place] for place in group]
         # Wider than every request would be beyond what the network has positions for.
         widest = max(requests[number][MASK].shape[1] for number, _ in chosen)

@@ -12,7 +12,7 @@ from typing import Any
 
 import onnxruntime
 
-from serving.parameters import ROW_PADDING, parameters_of
+from serving.parameters import MAX_RUN_PADDING, MAX_RUN_TOKENS, ROW_PADDING, parameters_of
 from shoal.machine import available_cpus
 
 # ONNX Runtime's log levels; it prints errors in colours, and raises them besides.
@@ -25,7 +25,9 @@ _SWITCHES = {
 }
 # Said to those who call the model, and nothing to a session; see `export.encoder.config.facts_of`.
 FACTS = ("task", "sample", ROW_PADDING)
-PARAMETERS = (*_COUNTS, "execution_mode", *_SWITCHES)
+# How the rows of requests are grouped, see `serving.onnxruntime.batching`.
+GROUPING = (MAX_RUN_TOKENS, MAX_RUN_PADDING)
+PARAMETERS = (*_COUNTS, "execution_mode", *_SWITCHES, *GROUPING)
 ACCELERATORS = {"cpu": ("openvino",), "gpu": ("cuda", "tensorrt")}
 # `optimization { graph { level } }`: Triton's numbers, which are not ONNX Runtime's.
 _LEVELS = {
@@ -53,6 +55,8 @@ class Options:
         switches: ONNX Runtime session options by their own names.
         accelerators: execution accelerators asked for, first choice first, e.g. `openvino`.
         instances: how many sessions share the CPUs.
+        row_padding: the token id that fills rows up; None: rows are not grouped by length.
+        max_run_tokens, max_run_padding: tokens of one run, and of its padding; 0: as `grouped` has it.
     """
 
     intra_op_threads: int
@@ -62,6 +66,9 @@ class Options:
     switches: dict[str, bool]
     accelerators: tuple[str, ...]
     instances: int
+    row_padding: int | None
+    max_run_tokens: int
+    max_run_padding: int
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Options:
@@ -75,6 +82,7 @@ class Options:
         if unknown:
             raise BadConfig(f"unknown parameter {', '.join(unknown)}; known: {', '.join(PARAMETERS)}")
         intra, inter = (_number(parameters, key, range(1025)) for key in _COUNTS)
+        tokens, padding = (_number(parameters, key, range(1 << 20)) for key in GROUPING)
         optimization = config.get("optimization") or {}
         level = int((optimization.get("graph") or {}).get("level", 0))
         if level not in _LEVELS:
@@ -91,6 +99,9 @@ class Options:
             },
             accelerators=_accelerators(optimization.get("execution_accelerators") or {}),
             instances=sum(int(group.get("count") or 1) for group in config.get("instance_group", [])) or 1,
+            row_padding=int(parameters[ROW_PADDING]) if ROW_PADDING in parameters else None,
+            max_run_tokens=tokens,
+            max_run_padding=padding,
         )
 
     def session_options(self) -> onnxruntime.SessionOptions:

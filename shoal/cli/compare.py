@@ -25,7 +25,18 @@ TOKENS = 24  # that a decoder writes
 PROMPTS = ("Fish swim in shoals because", "The capital of France is", "def add(a, b):")
 # Evidence that says how and where it was taken, not how good a version is.
 _RAW = ("agreement", "inputs", "largest", "tokens")
-_CIRCUMSTANCES = ("raw", "cases", "cpus", "failures", "proven", "precision", "notes", "task", "rows_from")
+_CIRCUMSTANCES = (
+    "raw",
+    "cases",
+    "cpus",
+    "failures",
+    "proven",
+    "precision",
+    "notes",
+    "task",
+    "rows_from",
+    "serving",
+)
 
 
 def compare(repository: Path, first: Manifest, second: Manifest) -> dict[str, Any]:

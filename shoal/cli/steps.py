@@ -18,7 +18,7 @@ from shoal import show, tensors
 from shoal.admin import key_from_environment
 from shoal.dialect import TEXT_INPUT
 from shoal.errors import MissingDependency, ServerError, ShoalError, UsageError
-from shoal.evidence import notes_of
+from shoal.evidence import notes_of, serving_lines
 from shoal.progress import Bars
 
 out = Console(soft_wrap=False)
@@ -88,6 +88,8 @@ def show_evidence(evidence: Sequence[Any], name: str, versions: Sequence[int | N
     from export.evidence import evidence_table
 
     out.print(evidence_table(evidence, f"{name} against the original", versions))
+    for line in serving_lines([entry.to_dict() for entry in evidence]):
+        out.print(line, highlight=False, markup=False)
 
 
 def exporting() -> Any:

@@ -29,6 +29,8 @@ from shoal.errors import UsageError
         ({"length_buckets": [64, 16]}, "length_buckets must be rising"),
         ({"length_buckets": ["16"]}, "length_buckets is ['16']: expected `int`"),
         ({"max_batch_size": 0}, "max_batch_size is 0"),
+        ({"instances": 0}, "instances is 0"),
+        ({"instances": 2, "precisions": ["fp16"]}, "are for CPUs, and no such precision is asked for"),
     ],
 )
 def test_refuses(values: dict[str, Any], said: str) -> None:

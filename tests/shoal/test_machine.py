@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,14 @@ def test_memory_of_a_cgroup(tmp_path: Path, name: str, text: str, expected: int 
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(f"{text}\n")
     assert memory_bytes(tmp_path) == (expected or psutil.virtual_memory().total)
+
+
+def test_the_time_of_others_is_what_is_not_idle_and_not_ours(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  1000000 200000 30000 999999 888888 4000 500 60 777 7\ncpu0 1 2 3 4 5 6 7 8 9 10\n")
+    expected = 1_234_560 / os.sysconf("SC_CLK_TCK") - time.process_time()
+    assert machine.others_seconds(stat) == pytest.approx(expected, abs=0.5)
+    assert machine.others_seconds(tmp_path / "none") == 0.0
 
 
 @pytest.mark.parametrize(

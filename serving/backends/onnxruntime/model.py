@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ import triton_python_backend_utils as pb_utils
 
 from serving import heartbeat
 from serving.models.backend_utils import version_folder
-from serving.onnxruntime.batching import BadRows, run_by_length
+from serving.onnxruntime.batching import BadRows, run_of
 from serving.onnxruntime.options import BadConfig, Options
-from serving.onnxruntime.sessions import Arrays, check_runtime, open_session, run_together
-from serving.parameters import ROW_PADDING, parameters_of
+from serving.onnxruntime.sessions import Arrays, check_runtime, open_session
 from shoal.errors import first_line
 
 DEFAULT_FILE = "model.onnx"
@@ -70,11 +68,11 @@ class TritonPythonModel:
         path = version_folder(args) / filename
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         check_runtime(path.parent)
-        self._session = open_session(path, Options.from_config(config), gpu=gpu)
+        asked = Options.from_config(config)
+        self._session = open_session(path, asked, gpu=gpu)
         self._inputs = [tensor.name for tensor in self._session.get_inputs()]
         self._outputs = [tensor.name for tensor in self._session.get_outputs()]
-        padding = parameters_of(config).get(ROW_PADDING)
-        self._run = run_together if padding is None else partial(run_by_length, padding=int(padding))
+        self._run = run_of(asked)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order.

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.onnxruntime.batching import STEP, BadRows, grouped, run_by_length
+from serving.onnxruntime.batching import STEP, BadRows, grouped, run_by_length, run_of
+from serving.onnxruntime.options import BadConfig, Options
 from serving.ragged import with_ragged_batches
 from shoal.model_config import parse
 
@@ -143,6 +144,31 @@ def test_padding_of_the_tokenizer_is_not_computed() -> None:
         network, ["sum"], [{"input_ids": np.ones((3, 256), np.int64), "attention_mask": mask}], padding=0
     )
     assert network.shapes == [(3, 16)]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "shapes"),
+    [
+        ({"row_padding": "0"}, [(8, 64), (8, 8)]),
+        ({"row_padding": "0", "max_run_padding": "456"}, [(16, 64)]),
+        ({"row_padding": "0", "max_run_tokens": "128"}, [*[(2, 64)] * 4, (8, 8)]),
+        ({}, [(16, 64)]),
+    ],
+)
+def test_a_config_says_how_long_runs_are(parameters: dict[str, str], shapes: list[tuple[int, int]]) -> None:
+    network = Sums()
+    mask = np.ones((16, 64), np.int64)
+    mask[8:, 8:] = 0
+    asked = Options.from_config(
+        {"parameters": {key: {"string_value": value} for key, value in parameters.items()}}
+    )
+    run_of(asked)(network, ["sum"], [{"input_ids": np.ones((16, 64), np.int64), "attention_mask": mask}])
+    assert network.shapes == shapes
+
+
+def test_a_limit_of_runs_that_is_no_number_is_refused() -> None:
+    with pytest.raises(BadConfig, match="parameter max_run_tokens is 'many'"):
+        Options.from_config({"parameters": {"max_run_tokens": {"string_value": "many"}}})
 
 
 TOKENIZER = 'name: "m_tokenizer" backend: "python" parameters { key: "pad_id" value { string_value: "7" } }'

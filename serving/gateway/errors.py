@@ -22,7 +22,7 @@ from clients.errors import (
 )
 
 INVALID, OVERLOADED, INTERNAL = "invalid_request_error", "overloaded_error", "server_error"
-RETRY_SECONDS = 1.0
+RETRY_SECONDS, MOST_RETRY_SECONDS = 1.0, 60.0
 
 
 class ApiError(Exception):
@@ -62,9 +62,9 @@ def unknown_model(name: str) -> ApiError:
     return ApiError(404, f"The model `{name[:200]}` does not exist", code="model_not_found", param="model")
 
 
-def overloaded(message: str) -> ApiError:
-    """There is more to do than can be done; OpenAI's SDK waits and tries again."""
-    milliseconds = round(RETRY_SECONDS * 1000)
+def overloaded(message: str, seconds: float = RETRY_SECONDS) -> ApiError:
+    """There is more to do than can be done; OpenAI's SDK waits for some seconds and tries again."""
+    milliseconds = round(min(max(seconds, RETRY_SECONDS), MOST_RETRY_SECONDS) * 1000)
     return ApiError(
         503,
         message,
@@ -72,6 +72,11 @@ def overloaded(message: str) -> ApiError:
         code="overloaded",
         headers={"retry-after-ms": str(milliseconds), "retry-after": str(-(-milliseconds // 1000))},
     )
+
+
+def stream_lost(message: str) -> ApiError:
+    """An answer that had begun cannot be brought to its end: its server has gone."""
+    return ApiError(503, f"the answer was lost: {message}", kind=INTERNAL, code="stream_lost")
 
 
 def from_client(error: ClientError) -> ApiError:

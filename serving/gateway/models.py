@@ -1,17 +1,21 @@
-"""What the server behind the gateway serves, as its supervisor tells it, asked for again every second."""
+"""What a server behind the gateway serves, as its supervisor tells it, asked for again every second."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import urllib.error
+import math
+import time
 import urllib.request
-from typing import Any
+from collections import Counter
+from collections.abc import Callable
+from http.client import HTTPException
+from urllib.parse import quote
 
 import msgspec
 
+from clients.errors import Unavailable
 from serving.catalogue import Entry
-from serving.gateway.errors import ApiError, unknown_model
 
 _log = logging.getLogger(__name__)
 ASK_SECONDS = 1.0
@@ -27,7 +31,7 @@ class Model(Entry, frozen=True, kw_only=True):
         return f"fp_{self.sha256}" if self.sha256 else f"{self.name}/{self.version}"
 
 
-class _Told(msgspec.Struct, frozen=True):
+class Told(msgspec.Struct, frozen=True):
     """What is read of `serving.catalogue.Catalogue`."""
 
     models: list[Model]
@@ -35,33 +39,56 @@ class _Told(msgspec.Struct, frozen=True):
 
 
 class Models:
-    """The models that are served now.
+    """What one server serves now.
 
     Args:
-        url: of the supervisor's catalogue.
+        url: of its supervisor's catalogue.
+        came_back: is called when it serves again, after it did not.
+
+    Attributes:
+        problem: what keeps it from serving, in words; None: nothing.
+        down: whether no server runs, as its supervisor says. Where that does not answer, nobody knows.
+        changes: how often the version of each model has changed.
+        asked: when the last question was asked that was answered, on the clock of `time.monotonic`.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, came_back: Callable[[], None] = lambda: None) -> None:
+        self._url, self._came_back = url, came_back
         self._models: dict[str, Model] = {}
         self._task: asyncio.Task[None] | None = None
         self.problem: str | None = "the list of models has not been read yet"
+        self.down = False
+        self.changes: Counter[str] = Counter()
+        self.asked = -math.inf
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests."""
+        return self.problem is None
 
     def all(self) -> list[Model]:
-        """All, by name."""
-        return sorted(self._models.values(), key=lambda model: model.name)
+        """All models, also while the server does not serve: it may only be starting again."""
+        return list(self._models.values())
 
-    def find(self, name: Any) -> Model:
-        """A model by its name.
+    def get(self, name: str) -> Model | None:
+        """A model by its name; None: there is none."""
+        return self._models.get(name)
+
+    async def tokenizer(self, model: Model) -> bytes:
+        """`tokenizer.json` of a model in this version.
 
         Raises:
-            ApiError: there is none of that name.
+            Unavailable: the supervisor does not give it, or that of another version.
         """
-        if not isinstance(name, str) or not name:
-            raise ApiError(400, "model must be the name of a model", param="model", code="invalid_value")
-        if name not in self._models:
-            raise unknown_model(name)
-        return self._models[name]
+        url = f"{self._url}/{quote(model.name, safe='')}/tokenizer"
+        try:
+            content, tag = await asyncio.to_thread(_fetch, url)
+        except (OSError, ValueError, HTTPException) as error:
+            _log.warning("%s: %s", url, error)
+            raise Unavailable(f"{model.name}: its tokenizer cannot be had") from error
+        if tag != f'"{model.tag}"':
+            raise Unavailable(f"{model.name}: another version has just taken the place of this one")
+        return content
 
     async def start(self) -> None:
         """Read the list once, then again and again."""
@@ -79,23 +106,36 @@ class Models:
             await self._read()
 
     async def _read(self) -> None:
-        """Models that are known stay while the supervisor does not answer: it may only be starting again."""
+        asked = time.monotonic()
         try:
-            content = await asyncio.to_thread(_fetch, self._url)
-            told = msgspec.json.decode(content, type=_Told)
-        except (OSError, ValueError, urllib.error.URLError) as error:
+            content, _ = await asyncio.to_thread(_fetch, self._url)
+            told = msgspec.json.decode(content, type=Told)
+        except (OSError, ValueError, HTTPException, msgspec.MsgspecError) as error:
             problem = f"{self._url} does not list models: {getattr(error, 'reason', error)}"
             if problem != self.problem:
                 _log.warning(problem)
             self.problem = problem
             return
+        self.take(told, asked)
+
+    def take(self, told: Told, asked: float) -> None:
+        """Take up what a supervisor has answered to a question of some time."""
+        was_known, was_ready, self.asked = self.asked > -math.inf, self.ready, asked
         self.problem = None if told.ready else "the model server does not serve"
-        if not told.ready and not told.models:
-            return
-        self._models = {model.name: model for model in told.models}
+        self.down = not told.ready and not told.models
+        if not self.down:
+            self.changes.update(
+                model.name
+                for model in told.models
+                if (before := self.get(model.name)) and before.fingerprint != model.fingerprint
+            )
+            self._models = {model.name: model for model in told.models}
+        if was_known and self.ready and not was_ready:
+            self._came_back()
 
 
-def _fetch(url: str) -> bytes:
+def _fetch(url: str) -> tuple[bytes, str]:
+    """The content of a page, and its tag."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=_ANSWER_SECONDS) as response:
-        return bytes(response.read())
+        return bytes(response.read()), response.headers.get("ETag", "")

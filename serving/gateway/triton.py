@@ -22,7 +22,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from clients.errors import from_triton
+from clients.errors import Unavailable, from_triton
 from clients.generation import microseconds
 from shoal import dialect
 
@@ -32,7 +32,12 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.use_local_subchannel_pool", 1),
+    # A server that starts again is noticed within a second; gRPC's own pauses grow to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
+_PROBE_SECONDS = 1.0
 _FINAL = "triton_final_response"
 
 
@@ -76,16 +81,36 @@ class Triton:
         """End all calls."""
         await self._channel.close(grace=0)
 
+    async def serves(self, model: str) -> bool:
+        """Whether it answers, and serves a model."""
+        request = pb.ModelReadyRequest(name=model)
+        try:
+            response = await self._stub.ModelReady(request, timeout=_PROBE_SECONDS, wait_for_ready=True)
+        except grpc.RpcError:
+            return False
+        return bool(response.ready)
+
     async def infer(
-        self, model: str, inputs: Mapping[str, NDArray], *, timeout: float, request_id: str = ""
+        self,
+        model: str,
+        inputs: Mapping[str, NDArray],
+        *,
+        timeout: float,
+        request_id: str = "",
+        traceparent: str = "",
     ) -> dict[str, NDArray]:
         """One request and its response: arrays by name in and out; texts are arrays of bytes.
+
+        Args:
+            traceparent: the span that the server's spans go on with, by W3C Trace Context; "": none.
 
         Raises:
             ClientError: see `clients.errors`.
         """
         try:
-            response = await self._stub.ModelInfer(_request(model, inputs, request_id), timeout=timeout)
+            response = await self._stub.ModelInfer(
+                _request(model, inputs, request_id), timeout=timeout, metadata=_metadata(traceparent)
+            )
         except grpc.RpcError as error:
             raise self._translated(error) from error
         return {
@@ -94,9 +119,18 @@ class Triton:
         }
 
     async def generate(
-        self, model: str, inputs: Mapping[str, NDArray], *, timeout: float, request_id: str = ""
+        self,
+        model: str,
+        inputs: Mapping[str, NDArray],
+        *,
+        timeout: float,
+        request_id: str = "",
+        traceparent: str = "",
     ) -> AsyncGenerator[Part, None]:
         """The parts of an answer as they come. An iterator that is closed cancels the request.
+
+        Args:
+            traceparent: see `infer`.
 
         Raises:
             ClientError: see `clients.errors`.
@@ -104,7 +138,7 @@ class Triton:
         request = _request(model, inputs, request_id)
         request.parameters["triton_enable_empty_final_response"].bool_param = True
         request.parameters["timeout"].int64_param = microseconds(timeout)
-        call = self._stub.ModelStreamInfer(_once(request), timeout=timeout)
+        call = self._stub.ModelStreamInfer(_once(request), timeout=timeout, metadata=_metadata(traceparent))
         ended = False
         try:
             async for message in call:
@@ -117,6 +151,8 @@ class Triton:
                     part = _part(response)
                     ended |= bool(part.finish_reason)
                     yield part
+            if not ended:
+                raise Unavailable(f"{self.address}: the server ended before its answer did")
         except grpc.RpcError as error:
             ended = True
             raise self._translated(error) from error
@@ -127,6 +163,10 @@ class Triton:
     def _translated(self, error: grpc.RpcError) -> Exception:
         raised = InferenceServerException(str(error.details()), status=str(error.code()))
         return from_triton(raised, self.address)
+
+
+def _metadata(traceparent: str) -> tuple[tuple[str, str], ...]:
+    return (("traceparent", traceparent),) if traceparent else ()
 
 
 async def _once(request: pb.ModelInferRequest) -> AsyncIterator[pb.ModelInferRequest]:

@@ -41,6 +41,8 @@ function show() {
   const wanted = location.hash;
   const model = models.find((each) => hashOf(each) === wanted) ?? models[0];
   byId("models").replaceChildren(...models.map((each) => link(each, each === model)));
+  const list = byId("models");
+  list.scrollLeft = list.querySelector("[aria-current]")?.parentElement.offsetLeft - list.offsetLeft || 0;
   open?.close?.();
   open = null;
   if (!model) {

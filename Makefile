@@ -5,11 +5,12 @@ READY := .venv/.ready
 READY5 := .venv-transformers5/.ready
 PACKED := build/checkpoints/all_minilm_l6_v2
 SUITE := build/json-schema/jsonschema-4.26.0
+OTHERS := cohere huggingface_hub langchain llama_index llm lm_eval
 # A Python that the client runs with and Triton does not.
 NEWER ?= $(firstword $(foreach name,python3.14 python3.13 $(wildcard $(HOME)/.pyenv/versions/3.1[34].*/bin/python3),\
 	$(shell $(name) -c 'print("$(name)")' 2>/dev/null)))
 
-.PHONY: help demo test test-checkpoints test-slow test-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python clients lint types format bench bench-int8 bench-encoders bench-rows bench-gateway bench-stream bench-llm bench-queue bench-drift clean
+.PHONY: help demo test test-checkpoints test-slow test-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python test-clients clients lint types format bench bench-int8 bench-encoders bench-rows bench-gateway bench-stream bench-llm bench-queue bench-drift clean
 
 ## help: this list
 help:
@@ -83,6 +84,10 @@ test-newer-python: .venv-newer/.ready
 	.venv-newer/bin/python -m pytest -q --noconftest -p no:cacheprovider tests/test_newer_python.py \
 		tests/clients/test_client_tables.py tests/shoal/test_tensors.py
 endif
+
+## test-clients: other people's clients against the gateway, each in an environment of its own (10 minutes)
+test-clients: $(READY) $(OTHERS:%=.venv-clients/%/.ready)
+	$(BIN)/python -m pytest -m clients tests/external_clients
 
 ## clients: make the blocking client from the asyncio one
 clients: $(READY)
@@ -158,6 +163,11 @@ $(READY) $(READY5): pyproject.toml environment.sh
 	$(NEWER) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[loadtest]' \
 		'hypothesis~=6.168' 'pandas~=2.3' 'pytest~=9.1.1' 'pytest-timeout~=2.4'
+	@touch $@
+
+.venv-clients/%/.ready: tests/external_clients/calls/%.txt | $(READY)
+	$(BIN)/python -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r $<
 	@touch $@
 
 # The suite lies in the source distribution of jsonschema. The validator is a judge, and so is regress, which reads

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from serving.gateway.run import run
-from serving.gateway.settings import GatewaySettings
+from serving.gateway.settings import GatewaySettings, token_ids_of
 from shoal.errors import ShoalError
 
 
@@ -36,6 +36,14 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=known.timeout, help="seconds a request may take")
     parser.add_argument("--tls-cert", type=Path, help="PEM")
     parser.add_argument("--tls-key", type=Path, help="PEM")
+    parser.add_argument(
+        "--token-ids",
+        action="append",
+        default=[],
+        metavar="MODEL=cl100k",
+        help="token ids in /v1/embeddings are those of OpenAI's tokenizer, for this model",
+    )
+    parser.add_argument("--cl100k", type=Path, metavar="FILE", help="cl100k_base.tiktoken, for --token-ids")
     given = parser.parse_args()
     try:
         return run(
@@ -50,6 +58,8 @@ def main() -> int:
                 on_storage_error=given.on_storage_error,
                 certificate=given.tls_cert,
                 private_key=given.tls_key,
+                token_ids=token_ids_of(given.token_ids),
+                cl100k=given.cl100k,
             )
         )
     except ShoalError as error:

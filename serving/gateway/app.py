@@ -85,6 +85,7 @@ ENDPOINTS = (
     Endpoint("/rerank", ("POST",), ranking.tei_rerank, tei_shape),
     Endpoint("/v1/classify", ("POST",), tasks.classify),
     Endpoint("/embed", ("POST",), tei.embed, tei_shape),
+    Endpoint("/similarity", ("POST",), tei.similarity, tei_shape),
     Endpoint("/predict", ("POST",), tei.predict, tei_shape),
     Endpoint("/v1/tasks/{task}", ("POST",), tasks.task),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -56,6 +56,15 @@ def read(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
 def _missing(said: str) -> str | None:
     found = re.search(r"missing required field `([^`]*)`", said)
     return found[1] if found else None
+
+
+def are_token_ids(given: Any) -> bool:
+    """Whether this is a list of token ids, at least one; whether there are such tokens, is not asked here."""
+    return (
+        isinstance(given, list)
+        and bool(given)
+        and all(type(item) is int and 0 <= item < 2**31 for item in given)
+    )
 
 
 def ignored(names: list[str]) -> dict[str, str]:

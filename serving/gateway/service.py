@@ -9,6 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 
 from numpy.typing import NDArray
 
+from serving.gateway.cl100k import Cl100k
 from serving.gateway.errors import ApiError, overloaded, unknown_model
 from serving.gateway.generation import Asked, merged
 from serving.gateway.http import Call
@@ -43,6 +44,7 @@ class Gateway:
                 f"{settings.keys} holds no key", hint="make one: shoal keys add NAME --store FILE"
             )
         self.quotas = Quotas(settings.storage, on_error=settings.on_storage_error)
+        self._cl100k = Cl100k.read(settings.cl100k) if settings.cl100k is not None else None
         self._running: Counter[str] = Counter()
 
     async def start(self) -> None:
@@ -144,6 +146,10 @@ class Gateway:
             said = f"several models are served for {task}: name one as model ({names})"
             raise ApiError(400, said if found else f"no model is served for {task}", param="model")
         return found[0]
+
+    def token_ids(self, model: Model) -> Cl100k | None:
+        """What token ids mean that an embedder is asked for; None: they are refused."""
+        return self._cl100k if self.settings.token_ids.get(model.name) == "cl100k" else None
 
     async def infer(self, call: Call, model: Model, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
         """One request of arrays; see `Triton.infer`."""

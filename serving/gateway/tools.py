@@ -25,6 +25,10 @@ _CHOICES: dict[str, Literal["none", "auto", "required"]] = {
     "required": "required",
     "any": "required",  # the word of Anthropic and Mistral, which some clients send on
 }
+# What says of itself which further arguments there may be.
+_MORE = frozenset({"additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames"}) | {
+    *("allOf", "anyOf", "oneOf", "not", "if", "$ref", "dependentSchemas", "minProperties")
+}
 # What an object schema may hold and still describe no argument.
 _SILENT = ("type", "title", "description", "$schema")
 _EMPTY: dict[str, tuple[Any, ...]] = {
@@ -182,7 +186,8 @@ def structured(
 
     With `required` the answer is one call, or several if the request allows parallel calls. A function that
     is named is called exactly once, as OpenAI's guide to function calling says. Arguments match the schema
-    of the function, and have the separators of `json.dumps`. A function without parameters gets `{}`.
+    of the function, and have the separators of `json.dumps`. A function without parameters gets `{}`, and
+    none gets an argument that its schema neither names nor speaks of otherwise.
 
     Where a special token is part of the format (`form.special`), the answer must be asked for with
     `skip_special_tokens: false`, or `CallParser` does not see it.
@@ -230,6 +235,9 @@ def _call(function: Function, form: ToolFormat) -> str:
     if not _describes(function.parameters or {}):
         return json.dumps(head + "{}}")
     schema = {**(function.parameters or {}), "type": "object"}
+    if "properties" in schema and not _MORE & schema.keys():
+        # Small models go on with arguments that the function does not have, to the end of the context.
+        schema["additionalProperties"] = False
     try:
         prepared(schema)  # The model would refuse it as well, but without saying which tool is meant.
         text = json.dumps(schema, allow_nan=False)

@@ -33,6 +33,17 @@ def gateway(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file: serve HTTPS. Needs --tls-key.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
+    token_ids: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL=cl100k",
+            help="Token ids in /v1/embeddings are those of OpenAI's tokenizer, for this model, as"
+            " langchain-openai sends them. They are refused otherwise. May be given several times.",
+        ),
+    ] = None,
+    cl100k: Annotated[
+        Path | None, typer.Option(help="OpenAI's file cl100k_base.tiktoken, for --token-ids.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Serve the OpenAI API, and the others of docs/gateway.md, in front of a served repository, until Ctrl-C.
@@ -43,7 +54,7 @@ def gateway(
     """
     try:
         from serving.gateway.run import listening, serve
-        from serving.gateway.settings import GatewaySettings
+        from serving.gateway.settings import GatewaySettings, token_ids_of
     except ModuleNotFoundError as error:
         raise MissingDependency(str(error.name), extra="gateway") from error
     if (triton is None) != (catalogue is None):
@@ -52,7 +63,16 @@ def gateway(
         service = find_service(repository)
         triton, catalogue = service.grpc, service.health.replace("/health", "/catalogue")
     settings = GatewaySettings(
-        triton, catalogue, host, port, keys, storage, certificate=tls_cert, private_key=tls_key
+        triton,
+        catalogue,
+        host,
+        port,
+        keys,
+        storage,
+        certificate=tls_cert,
+        private_key=tls_key,
+        token_ids=token_ids_of(token_ids or ()),
+        cl100k=cl100k,
     )
     with listening(settings) as listener:
         number = listener.getsockname()[1]

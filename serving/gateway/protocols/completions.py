@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from serving.gateway.bodies import ignored, read
+from serving.gateway.bodies import are_token_ids, ignored, read
 from serving.gateway.errors import bad_request
 from serving.gateway.generation import (
     Asked,
@@ -56,22 +56,13 @@ def prompts_of(given: Any) -> list[str | list[int]]:
     if isinstance(given, str):
         return [given]
     if isinstance(given, list) and given:
-        if _are_ids(given):
+        if are_token_ids(given):
             return [given]
         texts = all(isinstance(item, str) for item in given)
-        if len(given) <= MOST_PROMPTS and (texts or all(map(_are_ids, given))):
+        if len(given) <= MOST_PROMPTS and (texts or all(map(are_token_ids, given))):
             return given
     raise bad_request(
         f"prompt must be a text, token ids, or up to {MOST_PROMPTS} of either, and not empty", "prompt"
-    )
-
-
-def _are_ids(given: Any) -> bool:
-    """Whether this is a list of token ids, at least one; whether it has such tokens, the model says."""
-    return (
-        isinstance(given, list)
-        and bool(given)
-        and all(type(item) is int and 0 <= item < 2**31 for item in given)
     )
 
 
@@ -146,9 +137,10 @@ class Completion:
         for position in positions:
             told["tokens"].append(position.text)
             told["token_logprobs"].append(position.logprob)
-            likeliest = {other.text: other.logprob for other in position.top}
-            if position.logprob is not None:
-                likeliest.setdefault(position.text, position.logprob)
+            # Parts of characters have one text: the likeliest of them counts, as harnesses compare with it.
+            likeliest: dict[str, float | None] = {}
+            for other in (*position.top, position):
+                likeliest.setdefault(other.text, other.logprob)
             told["top_logprobs"].append(likeliest if position.logprob is not None else None)
             told["text_offset"].append(self._offset)
             self._offset += len(position.text)

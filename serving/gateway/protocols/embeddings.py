@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.gateway.bodies import ignored, read
+from serving.gateway.bodies import are_token_ids, ignored, read
+from serving.gateway.cl100k import Cl100k
 from serving.gateway.errors import ApiError, bad_request
 from serving.gateway.http import Answer, Call, json_reply
 from serving.gateway.models import Model
@@ -35,29 +36,39 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt_name: str | None = None
 
 
-def texts_of(given: Any) -> list[str]:
+def texts_of(given: Any, token_ids: Cl100k | None = None) -> list[str]:
     """The texts of a request.
 
-    Raises:
-        ApiError: there is none, or they are no texts. Token ids are refused: langchain-openai sends those of
+    Args:
+        token_ids: reads token ids back as text; None: they are refused, since langchain-openai sends those of
             OpenAI's own tokenizer, which are other words in another vocabulary.
+
+    Raises:
+        ApiError: there is none, or they are no texts.
     """
-    texts = [given] if isinstance(given, str) else given
+    texts = [given] if isinstance(given, str) or are_token_ids(given) else given
     if not isinstance(texts, list) or not texts:
         raise bad_request("input must be a text or a list of texts, and not empty", "input")
     if len(texts) > MOST_TEXTS:
         raise bad_request(f"input has {len(texts)} texts, at most {MOST_TEXTS} are accepted", "input")
-    if not all(isinstance(text, str) for text in texts):
-        if all(isinstance(text, int | list) for text in texts):
-            raise ApiError(
-                400,
-                "input holds token ids; this model takes texts, since it has another vocabulary than the"
-                " tokenizer of OpenAI (langchain-openai: OpenAIEmbeddings(check_embedding_ctx_length=False))",
-                param="input",
-                code="token_ids",
-            )
+    return [_text(each, token_ids) for each in texts]
+
+
+def _text(given: Any, token_ids: Cl100k | None) -> str:
+    if isinstance(given, str):
+        return given
+    if not are_token_ids(given):
         raise bad_request("input must be a text or a list of texts", "input")
-    return texts
+    if token_ids is None:
+        raise ApiError(
+            400,
+            "input holds token ids, and this model takes texts. Send texts (langchain-openai:"
+            " OpenAIEmbeddings(check_embedding_ctx_length=False)), or let the gateway read the ids as"
+            " those of OpenAI's tokenizer (shoal gateway --token-ids MODEL=cl100k --cl100k FILE)",
+            param="input",
+            code="token_ids",
+        )
+    return token_ids.text(given)
 
 
 async def embed(
@@ -82,7 +93,8 @@ async def embeddings(gateway: Gateway, call: Call) -> Answer:
     """Answer a request."""
     request, unknown = read(call.body, EmbeddingRequest)
     model = gateway.model(call, request.model, EMBEDDING)
-    vectors, tokens = await embed(gateway, call, model, texts_of(request.input), request.prompt_name)
+    texts = texts_of(request.input, gateway.token_ids(model))
+    vectors, tokens = await embed(gateway, call, model, texts, request.prompt_name)
     if request.dimensions not in (None, vectors.shape[1]):
         raise bad_request(
             f"this model's vectors have {vectors.shape[1]} components; shoal export --truncate-dim makes a"

@@ -1,4 +1,4 @@
-"""`/embed` and `/predict` of text-embeddings-inference, for its clients.
+"""`/embed`, `/similarity` and `/predict` of text-embeddings-inference, for its clients.
 
 Source: the OpenAPI document of text-embeddings-inference. Its server has one model, so a request names none;
 where several models of a task are served here, `model` in the body chooses.
@@ -31,6 +31,27 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
 
 
+class Sentences(msgspec.Struct, frozen=True):
+    """A text, and those that it is compared with."""
+
+    source_sentence: str
+    sentences: list[str]
+
+
+class SimilarityParameters(msgspec.Struct, frozen=True):
+    """How texts are read."""
+
+    prompt_name: str | None = None
+
+
+class SimilarityRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `/similarity`."""
+
+    inputs: Sentences
+    parameters: SimilarityParameters | None = None
+    model: str | None = None
+
+
 class PredictRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The body of `/predict`."""
 
@@ -46,6 +67,18 @@ async def embed(gateway: Gateway, call: Call) -> Answer:
     if request.dimensions not in (None, vectors.shape[1]):
         raise bad_request(f"this model's vectors have {vectors.shape[1]} components", "dimensions")
     return json_reply(np.ascontiguousarray(vectors, np.float32), headers=ignored(unknown))
+
+
+async def similarity(gateway: Gateway, call: Call) -> Answer:
+    """The cosine of a text's vector with that of each of the others: a list of numbers."""
+    request, unknown = read(call.body, SimilarityRequest)
+    model = gateway.only(call, request.model, EMBEDDING)
+    texts = texts_of(request.inputs.sentences)
+    prompt = request.parameters and request.parameters.prompt_name
+    vectors, _ = await vectors_of(gateway, call, model, [request.inputs.source_sentence, *texts], prompt)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return json_reply(np.ascontiguousarray(unit[1:] @ unit[0], np.float32), headers=ignored(unknown))
 
 
 async def predict(gateway: Gateway, call: Call) -> Answer:

@@ -122,7 +122,6 @@ WEATHER = {
         "days": {"$ref": "#/$defs/days"},
     },
     "required": ["city", "days"],
-    "additionalProperties": False,
     "$defs": {"days": {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": 2}},
 }
 SCHEMAS: dict[str, Any] = {
@@ -209,6 +208,14 @@ def test_whatever_a_model_picks_is_a_valid_call_that_is_read_back(
         assert (most > 1) == (parallel is None) and len(seen) > 1
     else:
         assert most == 1 and seen == {choice}
+
+
+def test_a_schema_that_speaks_of_further_arguments_is_kept() -> None:
+    for more in ({"additionalProperties": {"type": "integer"}}, {"patternProperties": {"^x": {}}}):
+        schema = {"type": "object", "properties": {"city": {"type": "string"}}, **more}
+        structure = structured(check([_tool("get", schema)], "required", None), HERMES, {})
+        assert structure is not None and json.dumps(more)[1:-1] in structure["grammar"]
+        assert '"additionalProperties": false' not in structure["grammar"]
 
 
 def test_an_added_token_is_asked_for_as_a_token() -> None:

@@ -111,7 +111,7 @@ def main() -> None:
                 idle = gateway_idle.measure(own.pid, own.url, own.stub, IDLE_STREAMS)
     del blocks[0]
     rows = medians(blocks)
-    out = Console(width=120)
+    out = Console(width=140)
     out.print(machine.name(), highlight=False)
     for load in CALLERS:
         out.print(_loads_table(load, rows["loads"][load], [block["loads"][load] for block in blocks]))
@@ -223,7 +223,7 @@ def _loads_table(load: str, rows: dict[str, Any], blocks: Sequence[dict[str, Any
     what = "first token" if load == "stream" else "answer"
     columns = ["#callers", "server", "#requests/s", f"#{what} p50 ms", "#p99 ms"]
     if load == "stream":
-        columns += ["#tokens/s", "#client CPU us a part"]
+        columns += ["#tokens/s", "#client us a part"]
     made = show.table(f"{TITLES[load]}: medians (ranges) of blocks", columns)
     for callers, ways in rows.items():
         for name, row in ways.items():

@@ -35,6 +35,24 @@ shoal_cpus 2
 shoal_drift{model="minilm",feature="length"} 0.1
 shoal_drift_samples{model="minilm"} 1000
 """
+# A page of the gateway's metrics, port 9464.
+GATEWAY = """\
+shoal_gateway_requests_total{endpoint="/v1/chat/completions",model="smollm2",status="200",key="alice"} 100
+shoal_gateway_requests_total{endpoint="/v1/chat/completions",model="smollm2",status="503",key="alice"} 1
+shoal_gateway_running_requests{endpoint="/v1/chat/completions"} 2
+shoal_gateway_refused_total{reason="overloaded",model="smollm2",key="alice"} 1
+shoal_gateway_callers_left_total{endpoint="/v1/chat/completions",model="smollm2"} 1
+shoal_gateway_retries_total{endpoint="/v1/chat/completions",key="alice"} 1
+shoal_gateway_audit_lost_total{reason="full"} 0
+shoal_gateway_tokens_total{model="smollm2",key="alice",type="input"} 1000
+shoal_gateway_tokens_total{model="smollm2",key="alice",type="cached"} 400
+shoal_gateway_tokens_total{model="smollm2",key="alice",type="output"} 2000
+gen_ai_server_request_duration_seconds_count{gen_ai_request_model="smollm2",error_type=""} 100
+gen_ai_server_request_duration_seconds_count{gen_ai_request_model="smollm2",error_type="internal"} 0
+gen_ai_server_request_duration_seconds_bucket{gen_ai_request_model="smollm2",error_type="",le="+Inf"} 100
+gen_ai_server_time_to_first_token_seconds_bucket{gen_ai_request_model="smollm2",le="+Inf"} 100
+gen_ai_server_time_per_output_token_seconds_bucket{gen_ai_request_model="smollm2",le="+Inf"} 100
+"""
 # What Prometheus itself makes.
 OWN = {"up", "ALERTS"}
 
@@ -83,7 +101,12 @@ def queries() -> dict[str, str]:
 
 def filled_in(query: str) -> str:
     """A query of Grafana as Prometheus gets it; no variable is left."""
-    for name, value in (("__rate_interval", "15s"), ("price_per_hour", "0.5"), ("model", ".+")):
+    for name, value in (
+        ("__rate_interval", "15s"),
+        ("price_per_hour", "0.5"),
+        ("model", ".+"),
+        ("key", ".*"),
+    ):
         query = re.sub(rf"\${name}\b", value, query)
     assert "$" not in query, query
     return query

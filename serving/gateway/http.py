@@ -18,6 +18,7 @@ import orjson
 
 from serving.gateway.errors import ApiError
 from serving.gateway.keys import Key
+from serving.gateway.record import Record
 
 T = TypeVar("T")
 Message = dict[str, Any]
@@ -53,6 +54,7 @@ class Call:
         caller: whose key it is; None: no keys are set up.
         deadline: on the clock of `time.monotonic`, in seconds.
         meter: of its tokens.
+        record: what is known of it, for metrics, spans and the audit log.
     """
 
     id: str
@@ -62,6 +64,7 @@ class Call:
     caller: Key | None
     deadline: float
     meter: Meter = field(default_factory=Meter)
+    record: Record = field(default_factory=Record)
 
     @property
     def seconds_left(self) -> float:
@@ -81,7 +84,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Events:
-    """A response of server-sent events, each a whole `data: ...` block.
+    """A response of server-sent events, each part one whole `data: ...` block or several.
 
     Attributes:
         parts: what is sent. When the caller leaves it is closed.
@@ -103,6 +106,11 @@ def json_reply(value: Any, **more: Any) -> Reply:
 def event(value: Any) -> bytes:
     """One event with a value as JSON."""
     return b"data: %b\n\n" % orjson.dumps(value)
+
+
+def named_event(name: str, value: Any) -> bytes:
+    """One event that has a name."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(value))
 
 
 DONE = b"data: [DONE]\n\n"

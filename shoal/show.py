@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from shoal.dialect import INPUT_TOKENS, SAMPLING, STREAM, TEXT_INPUT
+from shoal.tasks import EMBEDDING, GENERATION
 
 
 def table(title: str, columns: Sequence[str], *, wraps: Collection[str] = ()) -> Table:
@@ -107,6 +108,27 @@ def _figure(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return "" if value is None else str(value)
+
+
+def sdk_line(url: str, model: str, task: str) -> str | None:
+    """The command to try a model by hand with OpenAI's SDK; None: OpenAI's API has no such task.
+
+    Args:
+        url: of the gateway's root.
+        task: of the model, see `shoal.tasks`.
+    """
+    if task == GENERATION:
+        call = (
+            f'chat.completions.create(model="{model}", max_tokens=40,'
+            ' messages=[{"role": "user", "content": "Why do fish swim in shoals?"}])'
+            ".choices[0].message.content"
+        )
+    elif task == EMBEDDING:
+        call = f'embeddings.create(model="{model}", input="Fish swim in shoals.").data[0].embedding[:4]'
+    else:
+        return None
+    client = f'OpenAI(base_url="{url}/v1", api_key="none")'
+    return f"python -c {shlex.quote(f'from openai import OpenAI; print({client}.{call})')}"
 
 
 def curl_line(http: str, model: str, inputs: Sequence[Mapping[str, Any]]) -> str:

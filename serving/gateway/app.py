@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -16,17 +16,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from clients.errors import ClientError
+from serving.gateway.endpoints import ENDPOINTS, Endpoint
 from serving.gateway.errors import (
     INTERNAL,
     ApiError,
     Shape,
-    cohere_shape,
     from_client,
     openai_shape,
-    tei_shape,
 )
 from serving.gateway.http import (
-    Answer,
     Call,
     Events,
     Left,
@@ -40,55 +38,13 @@ from serving.gateway.http import (
     send_reply,
     unless_left,
 )
-from serving.gateway.protocols import chat, completions, embeddings, models, ranking, tasks, tei
+from serving.gateway.record import Record
 from serving.gateway.service import Gateway
 from serving.gateway.settings import GatewaySettings
 
 _log = logging.getLogger(__name__)
-Handler = Callable[[Gateway, Call], Coroutine[Any, Any, Answer]]
 # What OpenAI's SDK says of how long it waits for an answer, in seconds.
 _DEADLINES = ("x-stainless-read-timeout", "x-stainless-timeout", "x-request-timeout")
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """One path.
-
-    Attributes:
-        methods: of HTTP.
-        handler: answers a request.
-        shape: of errors.
-        public: whether it takes no key.
-    """
-
-    path: str
-    methods: tuple[str, ...]
-    handler: Handler
-    shape: Shape = openai_shape
-    public: bool = False
-
-
-async def _health(gateway: Gateway, call: Call) -> Answer:
-    problem = gateway.models.problem
-    return json_reply({"status": problem or "serving"}, status=503 if problem else 200)
-
-
-ENDPOINTS = (
-    Endpoint("/health", ("GET",), _health, public=True),
-    Endpoint("/v1/models", ("GET",), models.models),
-    Endpoint("/v1/models/{name:path}", ("GET",), models.model),
-    Endpoint("/v1/chat/completions", ("POST",), chat.chat),
-    Endpoint("/v1/completions", ("POST",), completions.completions),
-    Endpoint("/v1/embeddings", ("POST",), embeddings.embeddings),
-    Endpoint("/v1/rerank", ("POST",), ranking.rerank, cohere_shape),
-    Endpoint("/v2/rerank", ("POST",), ranking.rerank, cohere_shape),
-    Endpoint("/rerank", ("POST",), ranking.tei_rerank, tei_shape),
-    Endpoint("/v1/classify", ("POST",), tasks.classify),
-    Endpoint("/embed", ("POST",), tei.embed, tei_shape),
-    Endpoint("/similarity", ("POST",), tei.similarity, tei_shape),
-    Endpoint("/predict", ("POST",), tei.predict, tei_shape),
-    Endpoint("/v1/tasks/{task}", ("POST",), tasks.task),
-)
 
 
 class _Served:
@@ -98,31 +54,50 @@ class _Served:
         self._gateway, self._endpoint = gateway, endpoint
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        gateway, endpoint = self._gateway, self._endpoint
-        began = time.monotonic()
-        headers = headers_of(scope)
-        number = _id_of(headers)
+        observed, endpoint, headers = self._gateway.observed, self._endpoint, headers_of(scope)
+        record = observed.begin(
+            _id_of(headers), scope["method"], endpoint.path, headers, public=endpoint.public
+        )
+        try:
+            await self._serve(scope, receive, send, headers, record)
+        except asyncio.CancelledError:
+            record.stopped()
+            raise
+        finally:
+            observed.end(record)
+
+    async def _serve(
+        self, scope: dict[str, Any], receive: Receive, send: Send, headers: dict[str, str], record: Record
+    ) -> None:
+        gateway, endpoint, number = self._gateway, self._endpoint, record.id
         told = {"x-request-id": number}
         sent = False
 
         async def noting(message: dict[str, Any]) -> None:
             nonlocal sent
             sent = True
+            record.sent(message)
             await send(message)
 
         try:
             try:
                 caller = None if endpoint.public else gateway.caller(headers)
+                record.key = caller.name if caller is not None else ""
                 body = await read_body(
                     receive, gateway.settings.max_body_bytes, gateway.settings.body_seconds
                 )
-                deadline = began + _seconds(headers, gateway.settings.timeout)
-                call = Call(number, headers, body, scope.get("path_params", {}), caller, deadline)
+                record.took(body)
+                deadline = record.began + _seconds(headers, gateway.settings.timeout)
+                path = scope.get("path_params", {})
+                call = Call(number, headers, body, path, caller, deadline, record=record)
                 async with gateway.counted(call) as rates:
                     told.update(rates)
-                    answer = await unless_left(receive, endpoint.handler(gateway, call))
+                    work = partial(endpoint.handler, gateway, call)
+                    answer = await unless_left(
+                        receive, gateway.kept(call, endpoint.path, endpoint.keeps, work)
+                    )
                     if isinstance(answer, Events):
-                        events = Events(_ending(answer.parts, endpoint.shape), answer.headers)
+                        events = Events(_ending(answer.parts, endpoint.shape, record), answer.headers)
                         await send_events(receive, noting, events, told)
                     else:
                         await send_reply(noting, answer, told)
@@ -134,27 +109,33 @@ class _Served:
                 _log.exception("request %s failed", number)
                 raise ApiError(500, "the gateway failed", kind=INTERNAL, code="internal") from error
         except Left:
-            return
+            record.left()
         except ApiError as error:
+            record.failed(error)
             if sent:
                 raise
             reply = json_reply(endpoint.shape(error), status=error.status, headers=error.headers)
-            await send_reply(send, reply, told)
+            await send_reply(noting, reply, told)
 
 
-async def _ending(events: AsyncGenerator[bytes, None], shape: Shape) -> AsyncGenerator[bytes, None]:
+async def _ending(
+    events: AsyncGenerator[bytes, None], shape: Shape, record: Record
+) -> AsyncGenerator[bytes, None]:
     """A stream that ends in an error event where it fails: a client takes a silent end for a whole answer."""
     try:
         async with aclosing(events) as parts:
             async for part in parts:
                 yield part
+        return
     except ClientError as error:
-        yield event(shape(from_client(error)))
+        failed = from_client(error)
     except ApiError as error:
-        yield event(shape(error))
+        failed = error
     except Exception:  # noqa: BLE001 - whatever it is, the caller must hear of it
         _log.exception("a stream failed")
-        yield event(shape(ApiError(500, "the gateway failed", kind=INTERNAL, code="internal")))
+        failed = ApiError(500, "the gateway failed", kind=INTERNAL, code="internal")
+    record.failed(failed)
+    yield event(shape(failed))
 
 
 def _id_of(headers: dict[str, str]) -> str:
@@ -180,6 +161,7 @@ async def _no_such_path(request: Request, error: Exception) -> Response:
     """What a path or a method gets that there is not."""
     status = getattr(error, "status_code", 404)
     told = ApiError(status, f"there is no {request.method} {request.url.path[:200]}", code="not_found")
+    request.app.state.gateway.observed.metrics.no_such_path(status)
     content = json_reply(openai_shape(told)).content
     return Response(content, status, dict(getattr(error, "headers", None) or {}), "application/json")
 

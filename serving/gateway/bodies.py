@@ -38,8 +38,7 @@ def read(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
         raise bad_request("the body must be a JSON object") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise bad_request(f"the body is not JSON: {error}") from None
-    known = {field.encode_name for field in msgspec.structs.fields(kind)}
-    unknown = [name for name in fields if name not in known]
+    unknown = [name for name in fields if name not in kind.__struct_encode_fields__]
     for name in unknown:
         if name in HARMFUL and bytes(fields[name]).strip() not in (b"null", b"false"):
             raise ApiError(400, f"{name} is not supported: {HARMFUL[name]}", param=name, code="unsupported")

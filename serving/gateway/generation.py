@@ -44,7 +44,7 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
 
     def sampling(self) -> dict[str, Any]:
         """Those that are given."""
-        names = [field.name for field in msgspec.structs.fields(Sampled)]
+        names = Sampled.__struct_fields__
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

@@ -34,6 +34,8 @@ async def ask(gateway: Gateway, call: Call, model: Model, parts: Sequence[Rows[T
 
 async def gathered(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """What some coroutines give, in order; the first failure ends all."""
+    if len(work) == 1:  # the usual case needs no task of its own
+        return [await work[0]]
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         return await asyncio.gather(*tasks)

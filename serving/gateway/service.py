@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 
 from numpy.typing import NDArray
 
+from serving.gateway.admission import Line, priority_of, room_of
+from serving.gateway.cache import HEADER, Cache, Keeps, body_of, key_of, store_of
 from serving.gateway.cl100k import Cl100k
 from serving.gateway.errors import ApiError, overloaded, unknown_model
+from serving.gateway.failover import Failover, with_seed
 from serving.gateway.generation import Asked, merged
-from serving.gateway.http import Call
+from serving.gateway.http import Answer, Call
 from serving.gateway.keys import Key, Keys
-from serving.gateway.models import Model, Models
+from serving.gateway.models import Model
+from serving.gateway.observed import Observed
 from serving.gateway.quotas import QuotaExceeded, Quotas, StorageUnavailable, headers
+from serving.gateway.replicas import Replicas
 from serving.gateway.settings import GatewaySettings
-from serving.gateway.triton import Part, Triton, generation_inputs
+from serving.gateway.tokenizing import Tokenizers
+from serving.gateway.triton import Part, generation_inputs
 from shoal.dialect import INPUT_TOKENS
 from shoal.errors import UsageError
 
 _log = logging.getLogger(__name__)
-# Requests to a model that says nothing of its own queue.
-MOST_AT_ONCE = 256
 # By which the tokens of a request are guessed before they are counted.
 BYTES_PER_TOKEN = 4
 
@@ -37,25 +41,30 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
-        self.models = Models(settings.catalogue)
         self.keys = Keys(settings.keys) if settings.keys is not None else None
         if self.keys is not None and self.keys.open:
             raise UsageError(
                 f"{settings.keys} holds no key", hint="make one: shoal keys add NAME --store FILE"
             )
+        self.observed = Observed(settings)
         self.quotas = Quotas(settings.storage, on_error=settings.on_storage_error)
         self._cl100k = Cl100k.read(settings.cl100k) if settings.cl100k is not None else None
-        self._running: Counter[str] = Counter()
+        self._cache = Cache(store_of(settings.cache)) if settings.cache is not None else None
+        self._lines: defaultdict[str, Line] = defaultdict(Line)
 
     async def start(self) -> None:
         """Find out what is served."""
-        self.triton = Triton(self.settings.triton)
-        await self.models.start()
+        self.replicas = Replicas(list(zip(self.settings.triton, self.settings.catalogue, strict=True)))
+        self._failover = Failover(self.replicas, self.settings.recovery_seconds)
+        self.tokenizers = Tokenizers(self.replicas)
+        await self.replicas.start()
 
     async def close(self) -> None:
         """End what runs."""
-        await self.models.close()
-        await self.triton.close()
+        await self.replicas.close()
+        if self._cache is not None:
+            await self._cache.close()
+        await self.observed.close()
 
     def caller(self, given: Mapping[str, str]) -> Key | None:
         """Whose request this is; None: no keys are set up, and anybody on this machine may call.
@@ -110,20 +119,21 @@ class Gateway:
     def allowed(self, call: Call) -> list[Model]:
         """The models that a caller may use."""
         return [
-            model for model in self.models.all() if call.caller is None or call.caller.may_call(model.name)
+            model for model in self.replicas.all() if call.caller is None or call.caller.may_call(model.name)
         ]
 
-    def model(self, call: Call, name: object, task: str) -> Model:
-        """A model of a task that a caller may use.
+    def model(self, call: Call, name: object, task: str | None = None) -> Model:
+        """A model of a task, or of any, that a caller may use.
 
         Raises:
             ApiError: there is none of that name for it, or its task is another.
         """
-        model = self.models.find(name)
+        model = self.replicas.find(name)
         # First, so that a key learns nothing of models that are not for it.
         if call.caller is not None and not call.caller.may_call(model.name):
             raise unknown_model(model.name)
-        if model.task != task:
+        call.record.served_by(model.name, model.version, model.task)
+        if task is not None and model.task != task:
             raise ApiError(
                 400,
                 f"The model `{model.name}` is for {model.task or 'another task'}, not for {task}",
@@ -140,25 +150,60 @@ class Gateway:
         """
         if name is not None:
             return self.model(call, name, task)
-        found = [model for model in self.allowed(call) if model.task == task]
-        if len(found) != 1:
-            names = ", ".join(model.name for model in found)
-            said = f"several models are served for {task}: name one as model ({names})"
-            raise ApiError(400, said if found else f"no model is served for {task}", param="model")
-        return found[0]
+        return _only(call, [model for model in self.allowed(call) if model.task == task], f"for {task}")
+
+    def tokenizing(self, call: Call, name: str | None) -> Model:
+        """The model whose tokenizer is asked for: the one that is named, or the only one that has any.
+
+        Raises:
+            ApiError: there is none, it has no tokenizer, or there are several and none is named.
+        """
+        if name is None:
+            return _only(call, [model for model in self.allowed(call) if model.tokenizer], "with a tokenizer")
+        model = self.model(call, name)
+        if not model.tokenizer:
+            said = f"The model `{model.name}` has no tokenizer"
+            raise ApiError(400, said, param="model", code="wrong_task")
+        return model
 
     def token_ids(self, model: Model) -> Cl100k | None:
         """What token ids mean that an embedder is asked for; None: they are refused."""
         return self._cl100k if self.settings.token_ids.get(model.name) == "cl100k" else None
 
+    async def kept(
+        self, call: Call, path: str, keeps: Keeps, work: Callable[[], Awaitable[Answer]]
+    ) -> Answer:
+        """The answer of some work, or that which was given to the same request, where it would be the same.
+
+        Args:
+            path: with the names of its parameters.
+            keeps: which answers of this endpoint are.
+        """
+        body = body_of(call, keeps) if self._cache is not None else None
+        name = body.get("model") if body is not None else None
+        if self._cache is None or body is None or not isinstance(name, str):
+            return await work()
+        version = self.replicas.version(name)
+        if version is None or (call.caller is not None and not call.caller.may_call(name)):
+            return await work()
+        found = self.replicas.find(name)
+        call.record.served_by(found.name, found.version, found.task)
+        whose = call.caller.id if call.caller is not None and self.settings.cache_scope == "key" else ""
+        key = key_of(version, path.format(**call.path), body, whose)
+        answer = await self._cache.answer(
+            key, call, work, still=lambda: self.replicas.version(name) == version
+        )
+        call.record.cache = answer.headers.get(HEADER, "")
+        return answer
+
     async def infer(self, call: Call, model: Model, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
-        """One request of arrays; see `Triton.infer`."""
-        async with self._place(model, 1):
-            arrays = await self.triton.infer(
-                model.name, inputs, timeout=call.seconds_left, request_id=call.id
-            )
+        """One request of arrays; see `Failover.infer`."""
+        async with self._place(call, model, 1):
+            arrays = await self._failover.infer(call, model, inputs)
         if INPUT_TOKENS in arrays:
-            call.meter.add(int(arrays[INPUT_TOKENS].sum()))
+            tokens = int(arrays[INPUT_TOKENS].sum())
+            call.meter.add(tokens)
+            call.record.input_tokens += tokens
         return arrays
 
     async def generate(
@@ -166,15 +211,20 @@ class Gateway:
     ) -> AsyncGenerator[tuple[int, Part], None]:
         """The parts of all answers of a request, numbered through; without `stream` each comes in one."""
         streams = [(one, choice) for one in asked for choice in range(one.choices)]
-        async with self._place(model, len(streams)):
+        record = call.record
+        record.stream, record.choices = stream, len(streams)
+        async with self._place(call, model, len(streams)):
             answers = [
-                self.triton.generate(
-                    model.name,
+                self._failover.generate(
+                    call,
+                    model,
                     generation_inputs(
-                        list(model.inputs), sampling=one.sampling_of(choice), stream=stream, **one.inputs
+                        list(model.inputs),
+                        sampling=with_seed(one.sampling_of(choice)),
+                        stream=stream,
+                        **one.inputs,
                     ),
-                    timeout=call.seconds_left,
-                    request_id=f"{call.id}-{index}" if index else call.id,
+                    f"{call.id}-{index}" if index else call.id,
                 )
                 for index, (one, choice) in enumerate(streams)
             ]
@@ -184,21 +234,28 @@ class Gateway:
                     if index not in prompts:
                         prompts.add(index)
                         call.meter.add(part.input_tokens)
+                        if streams[index][1] == 0:
+                            record.prompt(part.input_tokens, part.cached_tokens)
                     call.meter.add(part.tokens)
+                    record.part(index, part.text, part.tokens, part.finish_reason)
                     yield index, part
 
-    @asynccontextmanager
-    async def _place(self, model: Model, count: int) -> AsyncIterator[None]:
-        """Room for some requests to a model, so that no more wait than can.
+    def _place(self, call: Call, model: Model, count: int) -> AbstractAsyncContextManager[None]:
+        """Room for some requests to a model; see `Line.place`."""
+        return self._lines[model.name].place(
+            count, room_of(model, self.replicas.number(model.name)), priority_of(call), call.deadline
+        )
 
-        Raises:
-            ApiError: there is none.
-        """
-        most = (model.max_num_seqs + model.max_queue_size) or MOST_AT_ONCE
-        if self._running[model.name] + count > most:
-            raise overloaded(f"{self._running[model.name]} requests to {model.name} run or wait")
-        self._running[model.name] += count
-        try:
-            yield
-        finally:
-            self._running[model.name] -= count
+
+def _only(call: Call, found: Sequence[Model], what: str) -> Model:
+    """The one model that was found.
+
+    Raises:
+        ApiError: there are none, or several.
+    """
+    if len(found) != 1:
+        names = ", ".join(model.name for model in found)
+        said = f"several models are served {what}: name one as model ({names})"
+        raise ApiError(400, said if found else f"no model is served {what}", param="model")
+    call.record.served_by(found[0].name, found[0].version, found[0].task)
+    return found[0]

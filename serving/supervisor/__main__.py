@@ -67,6 +67,9 @@ def main() -> int:
     )
     parser.add_argument("--folder", type=Path, help="of a service on this machine: where it says how it is")
     parser.add_argument(
+        "--gateway-port", type=int, help="port on loopback of a gateway, see docs/gateway.md; default: none"
+    )
+    parser.add_argument(
         "--auto-complete", action="store_true", help="let Triton complete configs from their models"
     )
     parser.add_argument(
@@ -95,6 +98,7 @@ def main() -> int:
             timeout=given.timeout,
             state=given.state,
             folder=given.folder,
+            gateway_port=given.gateway_port,
             auto_complete=given.auto_complete,
             extra=tuple(given.triton),
         )

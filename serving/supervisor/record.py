@@ -31,6 +31,7 @@ class Record:
         clean: it ended without having to kill anything.
         error: why it ended by itself; "": it did not.
         hint: what to do about that.
+        gateway_port: where its gateway listens; None: it has none.
         kernel: see `shoal.machine.kernel`; the folder may be shared with other machines.
     """
 
@@ -44,6 +45,7 @@ class Record:
     clean: bool = False
     error: str = ""
     hint: str = ""
+    gateway_port: int | None = None
     kernel: str = field(default_factory=kernel)
 
     @classmethod

@@ -51,6 +51,7 @@ class SupervisorSettings:
         state: folder for what is served and what was refused, which survives a restart; None: see
             `shoal.rollouts.folder_of`.
         folder: of a service on this machine, see `serving.service`; None: it is no such service.
+        gateway_port: where a gateway listens, on loopback; None: there is none.
         auto_complete: Triton may add to configs what their models tell of themselves.
         extra: more for tritonserver: options for logs, traces, metrics and TLS.
     """
@@ -71,6 +72,7 @@ class SupervisorSettings:
     timeout: float = 300.0
     state: Path | None = None
     folder: Path | None = None
+    gateway_port: int | None = None
     auto_complete: bool = False
     extra: tuple[str, ...] = ()
 

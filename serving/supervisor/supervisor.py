@@ -16,6 +16,7 @@ from serving.check import check
 from serving.distribution import Distribution
 from serving.ports import LOOPBACK, Ports
 from serving.supervisor.follow import Follower
+from serving.supervisor.gateway import GatewayProcess
 from serving.supervisor.liveness import LOOK_SECONDS
 from serving.supervisor.logs import Pipe, for_people, say
 from serving.supervisor.metrics import Metrics
@@ -73,8 +74,17 @@ class Supervisor:
         self._leases = Leases(self._repository)
         self._served: Served | None = None
         record = Record(
-            os.getpid(), time.time(), settings.ports, self.metrics.port, self._repository, self._state.path
+            os.getpid(),
+            time.time(),
+            settings.ports,
+            self.metrics.port,
+            self._repository,
+            self._state.path,
+            gateway_port=settings.gateway_port,
         )
+        self._gateway = None
+        if settings.gateway_port is not None:
+            self._gateway = GatewayProcess(settings.gateway_port, settings.ports, self.metrics.port)
         self._recorder = Recorder(settings.folder, record)
         self._renew_drift = _watch_drift(settings, self.metrics) if settings.drift_share else None
 
@@ -87,6 +97,8 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         try:
+            if self._gateway is not None:
+                self._gateway.start()
             while True:
                 served = self._start_again() if self._started_before else self._start()
                 self._started_before, begun = True, time.monotonic()
@@ -103,18 +115,21 @@ class Supervisor:
         except _Stop:
             self.metrics.ended("stopping")
             say("stopping: running requests are finished first")
+            gateway_clean = self._gateway is None or self._gateway.stop()
             running = self._served
             clean = running is None or embedded.stop(running.server, grace=self._settings.grace)
             if not clean:
                 say(f"some did not finish within {self._settings.grace:.0f} s", level="warning")
             self._rollout.ended()
-            self._recorder.ended(clean=clean)
+            self._recorder.ended(clean=clean and gateway_clean)
             return 0
         except ShoalError as error:
             say(error.message, level="error", hint=error.hint)
             self._recorder.ended(error=error)
             return 1
         finally:
+            if self._gateway is not None:
+                self._gateway.stop()
             self.metrics.close()
             self._state.close()
             self._leases.close()
@@ -179,6 +194,8 @@ class Supervisor:
         seconds = time.monotonic() - begun
         self.metrics.started(server, seconds)
         self.metrics.upgraded(bool(self._rollout.refused))
+        if self._gateway is not None and not self._started_before:
+            self._gateway.wait()
         say("serving", seconds=round(seconds, 2))
         self._recorder.serving()  # last: whoever waits for it may read the log
         return served
@@ -254,6 +271,8 @@ class Supervisor:
             except ShoalError as error:  # it went away as it was asked what it serves
                 return "models lost", error.message
             self._hold()
+            if self._gateway is not None:
+                self._gateway.look()
             time.sleep(LOOK_SECONDS)
         return problem
 

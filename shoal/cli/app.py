@@ -20,6 +20,8 @@ from shoal.cli.gateway import gateway
 from shoal.cli.options import (
     DEFAULT_REPOSITORY,
     Detach,
+    Gateway,
+    GatewayPort,
     GrpcPort,
     HealthPort,
     Host,
@@ -90,6 +92,8 @@ def serve(
     grpc_port: GrpcPort = 8001,
     metrics_port: MetricsPort = 8002,
     health_port: HealthPort = 0,
+    gateway: Gateway = False,
+    gateway_port: GatewayPort = 8080,
     host: Host = "127.0.0.1",
     timeout: StartTimeout = 120.0,
     as_json: Json = False,
@@ -99,10 +103,13 @@ def serve(
     A server that died or hangs is started again, and what promote and rollback ask for is taken up meanwhile.
     What follows a -- goes to tritonserver: options for logs, traces, metrics and TLS, no others.
 
+    Example: shoal serve --detach --gateway
+
     Example: shoal serve --detach --http-port 0 -- --log-verbose=1
     """
     ports = (http_port, grpc_port, metrics_port, health_port)
-    started = start_service(repository, ports, host, detach, timeout, context.args)
+    front = gateway_port if gateway else None
+    started = start_service(repository, ports, host, detach, timeout, context.args, front)
     tell_addresses(started, as_json)
     if not detach:
         serve_until_stopped(started)

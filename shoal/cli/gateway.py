@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from shoal.cli.options import DEFAULT_REPOSITORY, Json, Repository
 from shoal.cli.steps import find_service, out, print_json
-from shoal.errors import MissingDependency, UsageError
+from shoal.errors import MissingDependency
 
 
 def gateway(
@@ -26,11 +26,22 @@ def gateway(
         typer.Option(help="Where quotas are counted: memory://, or redis://HOST:PORT for several gateways."),
     ] = "memory://",
     triton: Annotated[
-        str | None, typer.Option(help="host:port of Triton's gRPC. Default: the server of --repository.")
+        list[str] | None,
+        typer.Option(
+            help="host:port of Triton's gRPC; repeat for several. Default: the server of --repository."
+        ),
     ] = None,
     catalogue: Annotated[
-        str | None, typer.Option(help="With --triton: URL of its supervisor's /catalogue.")
+        list[str] | None, typer.Option(help="With each --triton: URL of its supervisor's /catalogue.")
     ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(help="Keep answers that are the same each time: memory:64MB, or redis://HOST:PORT."),
+    ] = None,
+    cache_scope: Annotated[
+        Literal["key", "shared"],
+        typer.Option(help="Who is given a kept answer: the `key` it was made for, or all (`shared`)."),
+    ] = "key",
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file: serve HTTPS. Needs --tls-key.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
     token_ids: Annotated[
@@ -44,6 +55,22 @@ def gateway(
     cl100k: Annotated[
         Path | None, typer.Option(help="OpenAI's file cl100k_base.tiktoken, for --token-ids.")
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65_535, help="Where Prometheus reads /metrics, without a key. Default: nowhere."
+        ),
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="Address that --metrics-port listens on.")] = "127.0.0.1",
+    traces: Annotated[
+        str, typer.Option(help="URL of an OpenTelemetry collector, such as http://otel:4318/v1/traces.")
+    ] = "",
+    audit: Annotated[
+        str, typer.Option(metavar="FILE", help="Write a line for each request, without its text; -: stdout.")
+    ] = "",
+    audit_text: Annotated[
+        bool, typer.Option("--audit-text", help="With the texts of requests and answers, redacted.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Serve the OpenAI API, and the others of docs/gateway.md, in front of a served repository, until Ctrl-C.
@@ -57,22 +84,27 @@ def gateway(
         from serving.gateway.settings import GatewaySettings, token_ids_of
     except ModuleNotFoundError as error:
         raise MissingDependency(str(error.name), extra="gateway") from error
-    if (triton is None) != (catalogue is None):
-        raise UsageError("--triton and --catalogue go together")
-    if triton is None or catalogue is None:
+    if not triton and not catalogue:
         service = find_service(repository)
-        triton, catalogue = service.grpc, service.health.replace("/health", "/catalogue")
+        triton, catalogue = [service.grpc], [service.health.replace("/health", "/catalogue")]
     settings = GatewaySettings(
-        triton,
-        catalogue,
-        host,
-        port,
-        keys,
-        storage,
+        triton or [],
+        catalogue or [],
+        host=host,
+        port=port,
+        keys=keys,
+        storage=storage,
+        cache=cache,
+        cache_scope=cache_scope,
         certificate=tls_cert,
         private_key=tls_key,
         token_ids=token_ids_of(token_ids or ()),
         cl100k=cl100k,
+        metrics_host=metrics_host,
+        metrics_port=metrics_port,
+        traces=traces,
+        audit=audit,
+        audit_text=audit_text,
     )
     with listening(settings) as listener:
         number = listener.getsockname()[1]
@@ -80,7 +112,7 @@ def gateway(
         if as_json:
             print_json({"url": url, "triton": triton, "keys": str(keys) if keys else None})
         else:
-            out.print(f"serving {triton} at {url}", highlight=False, soft_wrap=True)
+            out.print(f"serving {', '.join(settings.triton)} at {url}", highlight=False, soft_wrap=True)
             key = "KEY" if keys else "none"
             out.print(
                 f'OpenAI(base_url="{url}", api_key="{key}")  # from openai import OpenAI',

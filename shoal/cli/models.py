@@ -16,6 +16,8 @@ from shoal.cli.options import (
     Engine,
     EvalData,
     Ffn,
+    GatewayPort,
+    GatewayToo,
     GrpcAddress,
     GrpcPort,
     Heads,
@@ -45,6 +47,7 @@ from shoal.cli.steps import (
     exporting,
     find_service,
     first_answer,
+    has_gateway,
     out,
     print_json,
     recipe_from,
@@ -187,11 +190,15 @@ def up(
     grpc_port: GrpcPort = 8001,
     metrics_port: MetricsPort = 8002,
     health_port: HealthPort = 0,
+    gateway: GatewayToo = None,
+    gateway_port: GatewayPort = 8080,
     host: Host = "127.0.0.1",
     timeout: StartTimeout = 120.0,
     as_json: Json = False,
 ) -> None:
     """Export, verify, serve, compare answers over the wire and show a first one: everything at once.
+
+    It serves the gateway of docs/gateway.md too, where the extra `gateway` is installed.
 
     Example: shoal up --detach
     """
@@ -206,9 +213,10 @@ def up(
         trust_pickle=trust_pickle,
     )
     ports = (http_port, grpc_port, metrics_port, health_port)
-    check_startable(repository, ports)
+    front = gateway_port if (has_gateway() if gateway is None else gateway) else None
+    check_startable(repository, ports, front)
     outcome = run_export(settings, repository, as_json)
-    server = start_service(repository, ports, host, detach, timeout, ())
+    server = start_service(repository, ports, host, detach, timeout, (), front)
     from serving import service
 
     try:
@@ -233,6 +241,8 @@ def up(
         if inputs := answers[0]["inputs"]:
             out.print("\ntry it by hand:")
             typer.echo(show.curl_line(server.http, settings.name, inputs))
+            if server.gateway and (line := show.sdk_line(server.gateway, settings.name, outcome["task"])):
+                typer.echo(line)
     if wire["failures"]:
         service.stop(server)
         raise ServerError(f"what is served is not what was proven: {'; '.join(wire['failures'])}")

@@ -77,6 +77,20 @@ HealthPort = Annotated[
         min=0, max=65_535, help="Port on 127.0.0.1 that says whether it serves, /health; 0: any free one."
     ),
 ]
+Gateway = Annotated[
+    bool,
+    typer.Option(
+        "--gateway",
+        help="Serve OpenAI's API and those of docs/gateway.md too. Needs the extra `gateway`.",
+    ),
+]
+GatewayToo = Annotated[
+    bool | None,
+    typer.Option("--gateway/--no-gateway", help="Default: where the extra `gateway` is installed."),
+]
+GatewayPort = Annotated[
+    int, typer.Option(min=0, max=65_535, help="Port of the gateway on 127.0.0.1; 0: any free one.")
+]
 Host = Annotated[str, typer.Option(help="Loopback only; a network is served by docker compose.")]
 StartTimeout = Annotated[
     float, typer.Option(min=1.0, max=86_400.0, help="Seconds until every model must answer.")

@@ -124,18 +124,25 @@ def tell_wire(answers: Mapping[str, Any]) -> None:
         err.print(f"[red]refused:[/] {escape(failure)}", highlight=False)
 
 
-def check_startable(repository: Path, ports: tuple[int, int, int, int]) -> None:
+def check_startable(
+    repository: Path, ports: tuple[int, int, int, int], gateway_port: int | None = None
+) -> None:
     """Refuse before a long export what would fail after it.
 
     Raises:
         ServerError: a port is taken, maybe by this repository's own server.
+        MissingDependency: there is to be a gateway, and its packages are not installed.
     """
+    if gateway_port is not None:
+        check_gateway()
     from serving import service
     from serving.ports import Ports, free_port, free_ports
 
     try:
         free_ports(Ports(*ports[:3]))
         free_port("health", ports[3])
+        if gateway_port is not None:
+            free_port("gateway", gateway_port)
     except ServerError as error:
         if not service.services(repository):
             raise
@@ -145,6 +152,27 @@ def check_startable(repository: Path, ports: tuple[int, int, int, int]) -> None:
         ) from None
 
 
+def check_gateway() -> None:
+    """Refuse at once what would fail in another process.
+
+    Raises:
+        MissingDependency: the packages of the gateway are not installed.
+    """
+    try:
+        import serving.gateway.run  # noqa: F401 - whether it can be
+    except ModuleNotFoundError as error:
+        raise MissingDependency(str(error.name), extra="gateway") from error
+
+
+def has_gateway() -> bool:
+    """Whether the packages of the gateway are installed."""
+    try:
+        check_gateway()
+    except MissingDependency:
+        return False
+    return True
+
+
 def start_service(
     repository: Path,
     ports: tuple[int, int, int, int],
@@ -152,12 +180,19 @@ def start_service(
     detach: bool,
     timeout: float,
     arguments: Sequence[str],
+    gateway_port: int | None = None,
 ) -> Any:
     """Start a service, with progress; see `serving.service.start`.
 
     Args:
         ports: HTTP, gRPC, metrics, health.
+        gateway_port: of a gateway; None: there is none.
+
+    Raises:
+        MissingDependency: there is to be a gateway, and its packages are not installed.
     """
+    if gateway_port is not None:
+        check_gateway()
     from serving import service
     from serving.ports import Ports
 
@@ -172,6 +207,7 @@ def start_service(
             repository,
             Ports(*ports[:3]),
             health_port=ports[3],
+            gateway_port=gateway_port,
             host=host,
             detach=detach,
             timeout=timeout,
@@ -194,6 +230,11 @@ def tell_addresses(service: Any, as_json: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if facts["gateway"]:
+        line = (
+            f'  gateway {facts["gateway"]}/v1, for OpenAI(base_url="{facts["gateway"]}/v1", api_key="none")'
+        )
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def problems_of(row: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from tests.conftest import ROOT
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 FREE = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+FREE_GATEWAY = ["--gateway-port", "0"]
 
 
 def shoal(*arguments: Any, code: int = 0, stdin: str | None = None) -> tuple[str, str]:
@@ -183,12 +185,18 @@ def test_loadtest_fails_where_requests_fail(server: Server, tmp_path: Path) -> N
 def test_up_from_nothing_to_a_first_answer(tmp_path: Path) -> None:
     own = tmp_path / "models"
     source = tiny.make(tmp_path / "checkpoint", "BertModel")
-    out, error = shoal("up", source, "--name", "minilm", "--detach", "--precision", "fp32", "-r", own, *FREE)
+    free = [*FREE, *FREE_GATEWAY]
+    out, error = shoal("up", source, "--name", "minilm", "--detach", "--precision", "fp32", "-r", own, *free)
     try:
         assert re.search(r"fp32 .* version 1\b", " ".join(out.split()))
         assert "over the wire: 100 %" in out
         assert "first answer over grpc" in out and "first answer over http" in out
         assert "curl -s http://127.0.0.1:" in out
+        line = next(line for line in out.splitlines() if line.startswith("python -c"))
+        told = subprocess.run(
+            [sys.executable, *shlex.split(line)[1:]], capture_output=True, text=True, check=True
+        )
+        assert len(json.loads(told.stdout)) == 4  # of a vector, by OpenAI's SDK
         assert "✓ Start Triton" in error
         verified = json.loads(shoal("verify", "minilm", "-r", own, "--json")[0])
         assert verified["evidence"][0]["proven"] is True

@@ -40,10 +40,27 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 Top = Annotated[int, msgspec.Meta(ge=0, le=20)]
 
 
-class ChatRequest(Generated, frozen=True, kw_only=True):
-    """The body."""
+# The model's chat template knows which fields a message may have beside these.
+Messages = Annotated[
+    msgspec.Raw,
+    msgspec.Meta(
+        extra_json_schema={
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "properties": {"role": {"type": "string"}, "content": {}},
+                "required": ["role"],
+            },
+        }
+    ),
+]
 
-    messages: msgspec.Raw
+
+class ChatRequest(Generated, frozen=True, kw_only=True):
+    """A conversation, and how it is answered."""
+
+    messages: Messages
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = False
@@ -283,19 +300,21 @@ async def _events(
         async for index, part in parts:
             assistant = assistants[index]
             usage.add(part)
+            told = []  # each piece is one write to the socket, the dearest part of a chunk
             if index not in begun:
                 begun.add(index)
-                yield chunk(index, {"role": "assistant", "content": ""})
+                told.append(chunk(index, {"role": "assistant", "content": ""}))
             deltas, logprobs = assistant.add(part), assistant.logprobs(part)
             if logprobs and not deltas:
                 deltas = [{}]
             for place, delta in enumerate(deltas):
-                yield chunk(index, delta, logprobs if place == 0 else None)
+                told.append(chunk(index, delta, logprobs if place == 0 else None))
             if assistant.finish_reason is not None:
-                yield chunk(index, {}, reason=assistant.finish_reason)
-    if with_usage:
-        yield event({**head, "choices": [], "usage": usage.to_dict()})
-    yield DONE
+                told.append(chunk(index, {}, reason=assistant.finish_reason))
+            if told:
+                yield b"".join(told)
+    end = event({**head, "choices": [], "usage": usage.to_dict()}) if with_usage else b""
+    yield end + DONE
 
 
 def _call_id() -> str:

@@ -36,10 +36,27 @@ Amount = Annotated[int, msgspec.Meta(ge=0)]
 Logprobs = Annotated[int, msgspec.Meta(ge=0, le=20)]
 
 
-class CompletionRequest(Generated, frozen=True, kw_only=True):
-    """The body."""
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}, "minItems": 1}
+Prompt = Annotated[
+    Any,
+    msgspec.Meta(
+        description="A text, token ids, or several of either.",
+        extra_json_schema={
+            "anyOf": [
+                {"type": "string"},
+                _IDS,
+                {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MOST_PROMPTS},
+                {"type": "array", "items": _IDS, "minItems": 1, "maxItems": MOST_PROMPTS},
+            ]
+        },
+    ),
+]
 
-    prompt: Any
+
+class CompletionRequest(Generated, frozen=True, kw_only=True):
+    """A text, or several, and how it goes on."""
+
+    prompt: Prompt
     max_tokens: Amount | None = 16
     echo: bool | None = False
     logprobs: Logprobs | None = None

@@ -26,11 +26,30 @@ from shoal.tasks import EMBEDDING
 MOST_TEXTS = 2048
 
 
+Input = Annotated[
+    Any,
+    msgspec.Meta(
+        description="A text or several; token ids, where the gateway is told what they mean.",
+        extra_json_schema={
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MOST_TEXTS},
+                {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+                {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}, "minItems": 1},
+            ]
+        },
+    ),
+]
+
+
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The body; `prompt_name` is sentence-transformers' own: what the texts are for, such as `query`."""
+    """Texts that become vectors.
+
+    `prompt_name` is sentence-transformers' own: what the texts are for, such as `query`.
+    """
 
     model: str
-    input: Any
+    input: Input
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
     prompt_name: str | None = None

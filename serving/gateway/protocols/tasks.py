@@ -14,6 +14,15 @@ from typing import Annotated, Any
 import msgspec
 
 from clients import answers
+from serving.gateway.answers import (
+    CandidatesRow,
+    EntitiesRow,
+    FoundRow,
+    GeneratedRow,
+    LabelsRow,
+    PredictionRow,
+    Row,
+)
 from serving.gateway.bodies import ignored, read
 from serving.gateway.errors import bad_request
 from serving.gateway.http import Answer, Call, json_reply
@@ -86,13 +95,17 @@ class Task:
     """One task.
 
     Attributes:
+        summary: what it does, a line.
         body: of a request.
+        row: of an answer.
         calls: what Triton is asked, of a body and its model.
         plain: a value of the answer as JSON's types.
     """
 
     name: str
+    summary: str
     body: type[Named]
+    row: type[Row]
     calls: Callable[[Any, Model], Calls]
     plain: Callable[[Any], Any]
 
@@ -134,7 +147,22 @@ def _rows(body: TableBody, model: Model) -> Calls:
     kinds = {name: _WIRE.get(tensor.dtype, tensor.dtype) for name, tensor in model.inputs.items()}
     size = model.max_batch_size or len(body.rows)
     make = answers.predict if "prediction" in model.outputs else answers.classify_rows
-    return list(make(body.rows, kinds, size))
+    return list(make(_table(body.rows), kinds, size))
+
+
+def _table(rows: list[Any]) -> Any:
+    """Rows as the client takes a table: columns by name, or a matrix.
+
+    Raises:
+        ApiError: some rows are objects and some are not, or they have other columns than the first.
+    """
+    if not any(isinstance(row, dict) for row in rows):
+        return rows
+    first = rows[0]
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict) or not isinstance(first, dict) or row.keys() != first.keys():
+            raise bad_request(f"rows[{index}] has other columns than rows[0]", "rows")
+    return {name: [row[name] for row in rows] for name in first}
 
 
 def _labels(labels: list[answers.Label]) -> Any:
@@ -144,42 +172,66 @@ def _labels(labels: list[answers.Label]) -> Any:
 TASKS = {
     task.name: task
     for task in (
-        Task(tasks.CLASSIFICATION, ClassifyBody, _classify, _labels),
+        Task(
+            tasks.CLASSIFICATION,
+            "Labels of texts, or of pairs of texts.",
+            ClassifyBody,
+            LabelsRow,
+            _classify,
+            _labels,
+        ),
         Task(
             tasks.ZERO_SHOT,
+            "Which of some labels fit texts.",
             CandidatesBody,
+            CandidatesRow,
             lambda body, model: list(answers.zero_shot(texts_of(body.input), body.candidate_labels, 8)),
             _labels,
         ),
         Task(
             tasks.ENTITIES,
+            "Labelled parts of texts, such as names.",
             TextBody,
+            EntitiesRow,
             lambda body, model: list(answers.entities(texts_of(body.input), batch_size(model))),
             lambda entities: {"entities": [asdict(entity) for entity in entities]},
         ),
         Task(
             tasks.QUESTIONS,
+            "Where a text answers a question.",
             QuestionBody,
+            FoundRow,
             lambda body, model: [answers.answer(body.question, body.context)],
             asdict,
         ),
         Task(
             tasks.MASKS,
+            "What fills the gap in texts.",
             TextBody,
+            LabelsRow,
             lambda body, model: list(answers.classify(texts_of(body.input), batch_size(model))),
             _labels,
         ),
-        Task(tasks.IMAGES, ImageBody, _images, _labels),
+        Task(tasks.IMAGES, "Labels of pictures.", ImageBody, LabelsRow, _images, _labels),
         Task(
             tasks.REWRITING,
+            "Translate, summarize or rewrite texts.",
             RewriteBody,
+            GeneratedRow,
             lambda body, model: list(
                 answers.text_to_text(texts_of(body.input), body.max_new_tokens, batch_size(model))
             ),
             asdict,
         ),
-        Task("tabular-classification", TableBody, _rows, _labels),
-        Task("tabular-regression", TableBody, _rows, lambda values: {"prediction": values.tolist()}),
+        Task("tabular-classification", "Labels of rows of a table.", TableBody, LabelsRow, _rows, _labels),
+        Task(
+            "tabular-regression",
+            "Numbers that are predicted for rows of a table.",
+            TableBody,
+            PredictionRow,
+            _rows,
+            lambda values: {"prediction": values.tolist()},
+        ),
     )
 }
 
@@ -196,12 +248,14 @@ async def run(gateway: Gateway, call: Call, task: Task) -> Answer:
     return json_reply(told, headers=ignored(unknown))
 
 
-async def task(gateway: Gateway, call: Call) -> Answer:
-    """Answer a request of the task that the path names."""
+async def unknown(gateway: Gateway, call: Call) -> Answer:
+    """Refuse a task that there is not.
+
+    Raises:
+        ApiError: always; it names the tasks.
+    """
     name = call.path["task"]
-    if name not in TASKS:
-        raise bad_request(f"there is no task {name[:100]}; there are {', '.join(sorted(TASKS))}", "task")
-    return await run(gateway, call, TASKS[name])
+    raise bad_request(f"there is no task {name[:100]}; there are {', '.join(sorted(TASKS))}", "task")
 
 
 async def classify(gateway: Gateway, call: Call) -> Answer:

@@ -6,7 +6,7 @@ where several models of a task are served here, `model` in the body chooses.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -52,10 +52,22 @@ class SimilarityRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
 
 
+_ROW = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 2}
+Inputs = Annotated[
+    Any,
+    msgspec.Meta(
+        description="A text, a pair of texts, or a list of lists of one or two texts.",
+        extra_json_schema={
+            "anyOf": [{"type": "string"}, _ROW, {"type": "array", "items": _ROW, "minItems": 1}]
+        },
+    ),
+]
+
+
 class PredictRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The body of `/predict`."""
 
-    inputs: Any
+    inputs: Inputs
     model: str | None = None
 
 
@@ -74,7 +86,7 @@ async def similarity(gateway: Gateway, call: Call) -> Answer:
     request, unknown = read(call.body, SimilarityRequest)
     model = gateway.only(call, request.model, EMBEDDING)
     texts = texts_of(request.inputs.sentences)
-    prompt = request.parameters and request.parameters.prompt_name
+    prompt = request.parameters.prompt_name if request.parameters is not None else None
     vectors, _ = await vectors_of(gateway, call, model, [request.inputs.source_sentence, *texts], prompt)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)

@@ -29,7 +29,7 @@ class Running:
     url: str
 
     def get(self, path: str, **headers: str) -> tuple[int, Any, dict[str, str]]:
-        """Status, body as JSON, and headers of a GET."""
+        """Status, body as JSON (or as text, where it is something else), and headers of a GET."""
         return self._send(urllib.request.Request(f"{self.url}{path}", headers=headers))
 
     def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any, dict[str, str]]:
@@ -40,7 +40,10 @@ class Running:
     def _send(self, request: urllib.request.Request) -> tuple[int, Any, dict[str, str]]:
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
-                return response.status, json.loads(response.read()), dict(response.headers)
+                content = response.read()
+                is_json = response.headers.get_content_type() == "application/json"
+                body = json.loads(content) if is_json else content.decode()
+                return response.status, body, dict(response.headers)
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read() or b"null"), dict(error.headers)
 

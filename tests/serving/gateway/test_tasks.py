@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 from sentence_transformers import CrossEncoder
@@ -23,6 +24,8 @@ from serving import service as services
 from serving.ports import Ports
 from tests import tiny
 from tests.export.encoder.test_tasks import CHECKPOINTS, TEXTS
+from tests.export.tabular.test_serving import shop
+from tests.serving.gateway.documented import check
 from tests.serving.gateway.running import Running, gateway
 
 NAMES = ("mood", "ranker", "nli", "names", "squad", "cloze", "pictures")
@@ -51,6 +54,9 @@ def service(
             task = "zero-shot-classification" if name == "nli" else None  # no config tells of this one
             export(EncoderRecipe(source=str(source), name=name, task=task, precisions=("fp32",)), repository)
         export(recipe_of({"source": "example:forest", "name": "forest"}), repository)
+        pickled = repository.parent / "shop.pkl"
+        joblib.dump(shop(), pickled)
+        export(recipe_of({"source": str(pickled), "trust_pickle": True}), repository)
     started = services.start(repository, Ports(0, 0, 0), detach=True)
     yield started
     services.stop(started)
@@ -71,6 +77,7 @@ def triton(service: services.Service) -> Iterator[GrpcClient]:
 def ask(running: Running, path: str, **body: Any) -> Any:
     status, told, _ = running.post(path, body)
     assert status == 200, told
+    check(path, told)
     return told
 
 
@@ -157,6 +164,17 @@ def test_rows_of_a_table(running: Running, triton: GrpcClient) -> None:
     expected = triton.classify_rows(np.array(rows, np.float32), model="forest")
     found = ask(running, f"/v1/tasks/{task}", model="forest", rows=rows)["data"]
     assert [entry["labels"] for entry in found] == [[asdict(label) for label in row] for row in expected]
+
+
+def test_rows_of_a_table_whose_columns_have_names(running: Running, triton: GrpcClient) -> None:
+    rows = [{"city": "Rome", "age": 20.0}, {"age": None, "city": "Lima"}]
+    expected = triton.classify_rows({"city": ["Rome", "Lima"], "age": [20.0, None]}, model="shop")
+    found = ask(running, "/v1/tasks/tabular-classification", model="shop", rows=rows)["data"]
+    assert [entry["labels"] for entry in found] == [[asdict(label) for label in row] for row in expected]
+    for wrong in ([rows[0], {"age": 1}], [rows[0], [1, 2]], [[1, 2], rows[0]]):
+        body = {"model": "shop", "rows": wrong}
+        status, told, _ = running.post("/v1/tasks/tabular-classification", body)
+        assert status == 400 and told["error"]["message"].startswith("rows[1] has other columns than rows[0]")
 
 
 @pytest.mark.parametrize(

@@ -124,3 +124,7 @@ def test_without_keys_only_loopback_is_served(tmp_path: Path) -> None:
         GatewaySettings(host=host, keys=tmp_path / "keys.json")
     for host in ("127.0.0.1", "localhost", "::1"):
         GatewaySettings(host=host)
+        # In a container it listens on all addresses, and Docker publishes its port at one.
+        GatewaySettings(host="0.0.0.0", published=host)
+    with pytest.raises(UsageError, match="only, not 192.0.2.1"):
+        GatewaySettings(host="0.0.0.0", published="192.0.2.1")

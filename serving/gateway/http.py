@@ -7,9 +7,10 @@ for each event of a stream.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -151,24 +152,28 @@ async def unless_left(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         Left: the caller has left.
     """
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_left(receive))
+    here, left = asyncio.current_task(), False
+
+    async def watch() -> None:
+        nonlocal left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left = True
+        if here is not None:
+            here.cancel()
+
+    # The work runs in the present task: another one for each request costs as much as reading its body.
+    watcher = asyncio.ensure_future(watch())
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise Left
+        return await work
+    except asyncio.CancelledError:
+        if not left:  # somebody else has cancelled it
+            raise
+        if sys.version_info >= (3, 11) and here is not None:
+            here.uncancel()  # so that a timeout outside does not take it for its own
+        raise Left from None
     finally:
-        for each in (task, watcher):
-            if not each.done():
-                each.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await each
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        watcher.cancel()
 
 
 def headers_of(scope: Mapping[str, Any]) -> dict[str, str]:

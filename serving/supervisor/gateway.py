@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from contextlib import suppress
+from http.client import HTTPException
 
+from serving import probe
 from serving.launch import launch_with, python
 from serving.ports import LOOPBACK, Ports
 from serving.supervisor.logs import say
@@ -18,6 +19,7 @@ START_SECONDS = 30.0
 STOP_SECONDS = 12.0
 PAUSE_SECONDS = 2.0  # between two starts
 _POLL_SECONDS = 0.05
+_ANSWER_SECONDS = 2.0
 
 
 class GatewayProcess:
@@ -46,19 +48,20 @@ class GatewayProcess:
         self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def wait(self) -> None:
-        """Until it listens.
+        """Until it answers, and has been told what is served.
 
         Raises:
-            ServerError: it has ended, or does not listen in time.
+            ServerError: it has ended, or does not answer in time.
         """
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:
             if self._process is None or self._process.poll() is not None:
                 raise ServerError("the gateway ended as it started", hint="shoal logs says why")
-            with suppress(OSError), socket.create_connection((LOOPBACK, self.port), timeout=1):
+            with suppress(OSError, HTTPException):
+                probe.send(probe.request(f"{LOOPBACK}:{self.port}/health"), timeout=_ANSWER_SECONDS)
                 return
             time.sleep(_POLL_SECONDS)
-        raise ServerError(f"the gateway does not listen on port {self.port} after {START_SECONDS:.0f} s")
+        raise ServerError(f"the gateway on port {self.port} does not serve after {START_SECONDS:.0f} s")
 
     def look(self) -> None:
         """Start it again where it has ended."""

@@ -26,7 +26,7 @@ def _lines(program: str) -> list[tuple[str, list[str]]]:
     found = []
     for document in DOCUMENTS:
         for block in _blocks(document, "sh"):
-            for line in block.splitlines():
+            for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
                 if words and words[0] == program:
                     found.append((document.name, words[1:]))

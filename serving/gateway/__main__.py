@@ -32,6 +32,9 @@ def main() -> int:
         action="append",
         help=f"URL of its supervisor's list (default: {known.catalogue[0]}); both once for each server",
     )
+    parser.add_argument(
+        "--triton-ca", type=_path, help="PEM: ask Triton over TLS, and trust what this authority has signed"
+    )
     parser.add_argument("--host", default=known.host, help="address to listen on")
     parser.add_argument("--port", type=int, default=known.port, help="to listen on")
     parser.add_argument(
@@ -90,6 +93,7 @@ def main() -> int:
             GatewaySettings(
                 given.triton or known.triton,
                 given.catalogue or known.catalogue,
+                triton_authority=given.triton_ca,
                 host=given.host,
                 port=given.port,
                 published=given.published,

@@ -30,6 +30,7 @@ class Replica:
     Args:
         address: host:port of its gRPC endpoint.
         catalogue: URL of its supervisor's list.
+        authority: see `Triton`.
 
     Attributes:
         models: what it serves.
@@ -37,10 +38,10 @@ class Replica:
         load: how busy it is, and how it does.
     """
 
-    def __init__(self, address: str, catalogue: str) -> None:
+    def __init__(self, address: str, catalogue: str, authority: bytes | None = None) -> None:
         self.load = Load()
         self.models = Models(catalogue, came_back=lambda: self.load.came_back(time.monotonic()))
-        self.triton = Triton(address)
+        self.triton = Triton(address, authority)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -57,10 +58,11 @@ class Replicas:
 
     Args:
         servers: the address and the catalogue of each; at least one.
+        authority: see `Triton`.
     """
 
-    def __init__(self, servers: Sequence[tuple[str, str]]) -> None:
-        self._replicas = [Replica(*server) for server in servers]
+    def __init__(self, servers: Sequence[tuple[str, str]], authority: bytes | None = None) -> None:
+        self._replicas = [Replica(*server, authority) for server in servers]
         self._rng = random.Random()  # noqa: S311 - chance, no secret
 
     async def start(self) -> None:

@@ -54,7 +54,9 @@ class Gateway:
 
     async def start(self) -> None:
         """Find out what is served."""
-        self.replicas = Replicas(list(zip(self.settings.triton, self.settings.catalogue, strict=True)))
+        servers = list(zip(self.settings.triton, self.settings.catalogue, strict=True))
+        authority = self.settings.triton_authority
+        self.replicas = Replicas(servers, authority.read_bytes() if authority is not None else None)
         self._failover = Failover(self.replicas, self.settings.recovery_seconds)
         self.tokenizers = Tokenizers(self.replicas)
         await self.replicas.start()

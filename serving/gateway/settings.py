@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ class GatewaySettings:
     Attributes:
         triton: host:port of the gRPC endpoint of each Triton.
         catalogue: URL of the list of models of each one's supervisor, in the same order.
+        triton_authority: PEM file of the authority that signed the Tritons' certificates; None: they are asked
+            without TLS.
         host, port: where the gateway listens.
         published: where it can be reached from, if not at `host`: in a container it listens on all addresses,
             and Docker publishes its port at one.
@@ -45,6 +48,7 @@ class GatewaySettings:
 
     triton: Sequence[str] = ("127.0.0.1:8001",)
     catalogue: Sequence[str] = ("http://127.0.0.1:8003/catalogue",)
+    triton_authority: Path | None = None
     host: str = LOOPBACK
     port: int = 8080
     published: str | None = None
@@ -70,6 +74,9 @@ class GatewaySettings:
     def __post_init__(self) -> None:
         if len(self.triton) != len(self.catalogue) or not self.triton:
             raise UsageError("--triton and --catalogue go together: one of each for every server")
+        for path in (self.triton_authority, self.certificate, self.private_key):
+            if path is not None and not os.access(path, os.R_OK):
+                raise UsageError(f"{path} cannot be read", hint="it must be a PEM file")
         if (self.certificate is None) != (self.private_key is None):
             raise UsageError("TLS takes a certificate and its private key", hint="--tls-cert and --tls-key")
         if self.recovery_seconds < 0 or min(self.timeout, self.max_body_bytes, self.body_seconds) <= 0:

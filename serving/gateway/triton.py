@@ -70,11 +70,16 @@ class Triton:
 
     Args:
         address: host:port of its gRPC endpoint.
+        authority: certificates in PEM, by one of which the server's must be signed; None: no TLS.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, authority: bytes | None = None) -> None:
         self.address = address
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        if authority is None:
+            self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        else:
+            trusted = grpc.ssl_channel_credentials(root_certificates=authority)
+            self._channel = grpc.aio.secure_channel(address, trusted, options=_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def close(self) -> None:

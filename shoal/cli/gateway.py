@@ -34,6 +34,10 @@ def gateway(
     catalogue: Annotated[
         list[str] | None, typer.Option(help="With each --triton: URL of its supervisor's /catalogue.")
     ] = None,
+    triton_ca: Annotated[
+        Path | None,
+        typer.Option(help="PEM file: ask Triton over TLS, and trust the certificates of this authority."),
+    ] = None,
     cache: Annotated[
         str | None,
         typer.Option(help="Keep answers that are the same each time: memory:64MB, or redis://HOST:PORT."),
@@ -90,6 +94,7 @@ def gateway(
     settings = GatewaySettings(
         triton or [],
         catalogue or [],
+        triton_authority=triton_ca,
         host=host,
         port=port,
         keys=keys,

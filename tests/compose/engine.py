@@ -49,7 +49,7 @@ class Service:
 
     def __init__(self, *files: str, **environment: str) -> None:
         self.files = files or ("docker-compose.yml",)
-        names = ("HTTP_PORT", "GRPC_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT", "LOCUST_PORT")
+        names = ("HTTP_PORT", "GRPC_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT", "LOCUST_PORT", "GATEWAY_PORT")
         self.ports = {name: free_port() for name in names}
         ports = {name: str(port) for name, port in self.ports.items()}
         self.environment = os.environ | {"COMPOSE_HTTP_TIMEOUT": "600"} | ports | environment

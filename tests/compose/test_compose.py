@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 import tritonclient.grpc as triton_grpc
+from openai import OpenAI
 from sklearn.datasets import load_breast_cancer
 from tritonclient.utils import InferenceServerException
 
@@ -51,7 +52,7 @@ def service() -> Iterator[Service]:
             base = f"--build-arg=PYTHON_IMAGE={os.environ['PYTHON_IMAGE']}"
             file = ["-t", "shoal-test-prometheus", "-f", "tests/compose/prometheus.Dockerfile"]
             made.docker("build", "--network=host", *file, base, "tests/compose", timeout=600)
-        for name in ("export", "triton", "locust"):
+        for name in ("export", "triton", "gateway", "locust"):
             made.build(name)
         made.compose("down", "--volumes", "--remove-orphans")
         start = time.monotonic()
@@ -79,6 +80,26 @@ def test_all_models_answer_from_the_host(service: Service, protocol: str) -> Non
         )
         (label, *_) = client.classify_rows(load_breast_cancer().data[:1], model="forest")[0]
         assert label.label in ("malignant", "benign") and 0.5 <= label.score <= 1
+
+
+def test_the_gateway_answers_openais_sdk_from_the_host(service: Service) -> None:
+    service.compose("up", "--detach", "gateway")
+    service.wait_healthy("gateway")
+    url = f"http://127.0.0.1:{service.ports['GATEWAY_PORT']}/v1"
+    with OpenAI(base_url=url, api_key="none", timeout=60) as client, GrpcClient(service.grpc) as direct:
+        given = client.embeddings.create(model="minilm", input="Fish swim in shoals.").data[0].embedding
+        assert given == pytest.approx(direct.embed(["Fish swim in shoals."])[0].tolist(), abs=1e-5)
+        asked = {"model": "smollm2", "messages": [{"role": "user", "content": "Name a fish."}]}
+        answer = client.chat.completions.create(**asked, max_tokens=8, temperature=0)
+        stream = client.chat.completions.create(**asked, max_tokens=8, temperature=0, stream=True)
+        deltas = [chunk.choices[0].delta.content or "" for chunk in stream]
+        assert "".join(deltas) == answer.choices[0].message.content
+    packages = service.inside("gateway", "ls", "/opt/shoal/lib/python3.11/site-packages").split()
+    assert not {"torch", "transformers", "onnxruntime", "pytriton"} & set(packages)
+    state = service.state("gateway")
+    assert state["HostConfig"]["ReadonlyRootfs"] and not state["HostConfig"]["CapAdd"]
+    code = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9464/metrics').read().decode())"
+    assert "shoal_gateway_requests_total{" in service.inside("gateway", "python3", "-c", code)
 
 
 def test_the_image_is_slim_and_holds_no_secret(service: Service) -> None:

@@ -159,7 +159,7 @@ def _table(rows: list[Any]) -> Any:
     if not any(isinstance(row, dict) for row in rows):
         return rows
     first = rows[0]
-    for index, row in enumerate(rows):
+    for index, row in enumerate(rows[1:], 1):
         if not isinstance(row, dict) or not isinstance(first, dict) or row.keys() != first.keys():
             raise bad_request(f"rows[{index}] has other columns than rows[0]", "rows")
     return {name: [row[name] for row in rows] for name in first}

@@ -7,6 +7,7 @@ import socket
 import uvicorn
 
 from serving.gateway.app import application
+from serving.gateway.connection import Connection
 from serving.gateway.settings import GatewaySettings
 from shoal.errors import ServerError
 from shoal.machine import allow_all_files
@@ -44,7 +45,7 @@ def serve(settings: GatewaySettings, listener: socket.socket) -> None:
         access_log=False,
         server_header=False,
         date_header=False,
-        http="httptools",
+        http=Connection,
         loop="uvloop",
         ws="none",
         backlog=_BACKLOG,

@@ -10,7 +10,7 @@ OTHERS := cohere huggingface_hub langchain llama_index llm lm_eval
 NEWER ?= $(firstword $(foreach name,python3.14 python3.13 $(wildcard $(HOME)/.pyenv/versions/3.1[34].*/bin/python3),\
 	$(shell $(name) -c 'print("$(name)")' 2>/dev/null)))
 
-.PHONY: help demo test test-checkpoints test-slow test-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python test-clients clients lint types format bench bench-int8 bench-encoders bench-rows bench-gateway bench-stream bench-llm bench-queue bench-drift clean
+.PHONY: help demo test test-checkpoints test-slow test-faults test-gateway-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python test-clients clients lint types format bench bench-int8 bench-encoders bench-rows bench-gateway bench-stream bench-llm bench-queue bench-drift clean
 
 ## help: this list
 help:
@@ -24,9 +24,11 @@ demo: $(READY)
 	trap 'code=$$?; $(BIN)/shoal stop 2>/dev/null; exit $$code' EXIT && \
 	$(BIN)/shoal infer smollm2 "Why do fish swim in shoals?" --set max_tokens=80 && \
 	echo "The same by OpenAI's SDK, through the gateway:" && \
-	$(BIN)/openai --api-key none --api-base $$($(BIN)/shoal status --json | \
-		$(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)["servers"][-1]["gateway"])')/v1 \
-		api chat.completions.create --stream -m smollm2 -M 80 -g user "Why do fish swim in shoals?" && echo && \
+	$(BIN)/shoal status --json | $(BIN)/python -c 'import json, sys; from openai import OpenAI; \
+		client = OpenAI(base_url=json.load(sys.stdin)["servers"][-1]["gateway"] + "/v1", api_key="none"); \
+		messages = [{"role": "user", "content": "Why do fish swim in shoals?"}]; \
+		answer = client.chat.completions.create(model="smollm2", messages=messages, max_tokens=80); \
+		print(answer.choices[0].message.content, answer.usage.to_json(indent=None), sep="\n")' && \
 	$(BIN)/shoal loadtest --seconds 10 && \
 	echo "The demo's server stops now: shoal serve --detach starts one that stays."
 
@@ -43,6 +45,11 @@ test-slow: $(READY)
 ## test-faults: a thousand faults at random under load (40 minutes); all kinds take root and a C compiler
 test-faults: $(READY)
 	$(BIN)/python -m pytest -m faults -s tests/reliability/test_faults.py
+
+## test-gateway-faults: a thousand faults, and 500 streams whose server is killed, on two services behind one
+## gateway; Redis comes and goes where there is a redis-server
+test-gateway-faults: $(READY)
+	$(BIN)/python -m pytest -m faults -s tests/reliability/test_gateway_faults.py
 
 ## test-switches, test-soak: 50,000 requests while versions change (5 minutes); half an hour at 70 %, in which nothing grows
 test-switches: $(READY)

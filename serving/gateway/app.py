@@ -160,7 +160,13 @@ def _seconds(headers: dict[str, str], most: float) -> float:
 async def _no_such_path(request: Request, error: Exception) -> Response:
     """What a path or a method gets that there is not."""
     status = getattr(error, "status_code", 404)
-    told = ApiError(status, f"there is no {request.method} {request.url.path[:200]}", code="not_found")
+    path = request.url.path
+    said = f"there is no {request.method} {path[:200]}"
+    if allowed := (getattr(error, "headers", None) or {}).get("Allow"):
+        said += f": it takes {allowed}"
+    elif any(endpoint.path == f"/v1{path}" for endpoint in ENDPOINTS):
+        said += ": the base URL of OpenAI's clients ends in /v1"
+    told = ApiError(status, said, code="not_found")
     request.app.state.gateway.observed.metrics.no_such_path(status)
     content = json_reply(openai_shape(told)).content
     return Response(content, status, dict(getattr(error, "headers", None) or {}), "application/json")

@@ -47,9 +47,40 @@ def read(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
     except msgspec.ValidationError as error:
         found = _PATH.search(str(error))
         param = found[1] if found else _missing(str(error))
+        if found is None and param:
+            raise bad_request(f"{param} is missing", param) from None
         raise bad_request(f"{param}: {_PATH.sub('', str(error))}" if param else str(error), param) from None
     except RecursionError:
         raise bad_request("the body is nested too deep") from None
+
+
+class _Length(msgspec.Struct, frozen=True):
+    """How long answers may become, by the names that the protocols have for it."""
+
+    n: Any = 1
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+    max_new_tokens: Any = None
+
+
+_LENGTH = msgspec.json.Decoder(_Length)
+_BYTES_PER_TOKEN = 4
+_MOST_TOKENS = 1 << 30
+
+
+def most_tokens(body: bytes) -> int:
+    """The tokens that a request may use, guessed before it runs: those of its prompt by the size of its body,
+    and those of its answers by the limit that it sets itself, where it does."""
+    prompt = len(body) // _BYTES_PER_TOKEN
+    try:
+        given = _LENGTH.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return prompt  # the protocol says what is wrong with it
+    limits = (given.max_completion_tokens, given.max_output_tokens, given.max_tokens, given.max_new_tokens)
+    limit = next((value for value in limits if type(value) is int and value > 0), 0)
+    answers = given.n if type(given.n) is int and given.n > 0 else 1
+    return min(prompt + limit * answers, _MOST_TOKENS)
 
 
 def _missing(said: str) -> str | None:

@@ -26,7 +26,7 @@ Scope = Literal["key", "shared"]
 # Which answers of an endpoint are kept; `certain`: those of text generation that leave nothing to chance.
 Keeps = Literal["never", "always", "certain"]
 HEADER = "x-cache"
-_UNITS = {"": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
+_UNITS = {"KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 _ENTRY_BYTES = 512  # what an entry takes beside its content
 _REDIS_SECONDS = 0.25  # for each question
 _PAUSE_SECONDS = 5.0  # in which Redis is not asked again, after it has not answered
@@ -158,7 +158,7 @@ def store_of(setting: str) -> Store:
     """
     if setting.startswith(_SCHEMES):
         return RedisStore(setting)
-    found = re.fullmatch(r"memory:(\d{1,9})(KB|MB|GB|)", setting)
+    found = re.fullmatch(r"memory:(\d{1,9})(KB|MB|GB)", setting)
     if found is None or not int(found[1]):
         raise UsageError(f"--cache {setting} cannot be read", hint="memory:64MB, or redis://host:port")
     return MemoryStore(int(found[1]) * _UNITS[found[2]])

@@ -59,7 +59,8 @@ def bad_request(message: str, param: str | None = None) -> ApiError:
 
 def unknown_model(name: str) -> ApiError:
     """No such model is served, or not to this key."""
-    return ApiError(404, f"The model `{name[:200]}` does not exist", code="model_not_found", param="model")
+    said = f"The model `{name[:200]}` does not exist; GET /v1/models lists those that do"
+    return ApiError(404, said, code="model_not_found", param="model")
 
 
 def overloaded(message: str, seconds: float = RETRY_SECONDS) -> ApiError:
@@ -110,12 +111,10 @@ def cohere_shape(error: ApiError) -> dict[str, Any]:
     return {"message": error.message}
 
 
-_TEI = {400: "Validation", 413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Overloaded"}
-
-
 def tei_shape(error: ApiError) -> dict[str, Any]:
     """The body that clients of text-embeddings-inference read."""
-    return {"error": error.message, "error_type": _TEI.get(error.status, "Backend")}
+    kind = "Overloaded" if error.status in (429, 503) else "Validation" if error.status < 500 else "Backend"
+    return {"error": error.message, "error_type": kind}
 
 
 Shape = Callable[[ApiError], dict[str, Any]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import uvicorn
+from starlette.applications import Starlette
 
 from serving.gateway.app import application
 from serving.gateway.connection import Connection
@@ -23,22 +24,20 @@ def run(settings: GatewaySettings) -> int:
     Raises:
         ShoalError: the port is taken, or the file of keys cannot be read.
     """
+    app = application(settings)
     with listening(settings) as listener:
-        serve(settings, listener)
+        serve(app, settings, listener)
     return 0
 
 
-def serve(settings: GatewaySettings, listener: socket.socket) -> None:
+def serve(app: Starlette, settings: GatewaySettings, listener: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
     Args:
+        app: see `serving.gateway.app.application`.
         listener: see `listening`.
-
-    Raises:
-        ShoalError: the file of keys cannot be read.
     """
     allow_all_files()  # each stream is a connection, and each connection is a file
-    app = application(settings)
     config = uvicorn.Config(
         app,
         log_level="warning",

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from numpy.typing import NDArray
 
 from serving.gateway.admission import Line, priority_of, room_of
+from serving.gateway.bodies import most_tokens
 from serving.gateway.cache import HEADER, Cache, Keeps, body_of, key_of, store_of
 from serving.gateway.cl100k import Cl100k
 from serving.gateway.errors import ApiError, overloaded, unknown_model
@@ -28,8 +29,6 @@ from shoal.dialect import INPUT_TOKENS
 from shoal.errors import UsageError
 
 _log = logging.getLogger(__name__)
-# By which the tokens of a request are guessed before they are counted.
-BYTES_PER_TOKEN = 4
 
 
 class Gateway:
@@ -44,7 +43,8 @@ class Gateway:
         self.keys = Keys(settings.keys) if settings.keys is not None else None
         if self.keys is not None and self.keys.open:
             raise UsageError(
-                f"{settings.keys} holds no key", hint="make one: shoal keys add NAME --store FILE"
+                f"{settings.keys} holds no key",
+                hint=f"make one: shoal keys add NAME --store {settings.keys}",
             )
         self.observed = Observed(settings)
         self.quotas = Quotas(settings.storage, on_error=settings.on_storage_error)
@@ -100,8 +100,17 @@ class Gateway:
         if call.caller is None:
             yield {}
             return
+        tokens, limit = most_tokens(call.body), call.caller.limits.tokens_per_minute
+        if limit is not None and tokens > limit:
+            raise ApiError(
+                429,
+                f"this request may use {tokens} tokens, and the key has {limit} a minute: ask for fewer",
+                kind="tokens",
+                code="rate_limit_exceeded",
+                headers={"x-should-retry": "false"},
+            )
         try:
-            grant = await self.quotas.take(call.caller, len(call.body) // BYTES_PER_TOKEN)
+            grant = await self.quotas.take(call.caller, tokens)
         except QuotaExceeded as error:
             raise ApiError(
                 429,
@@ -235,8 +244,8 @@ class Gateway:
                 async for index, part in parts:
                     if index not in prompts:
                         prompts.add(index)
-                        call.meter.add(part.input_tokens)
-                        if streams[index][1] == 0:
+                        if streams[index][1] == 0:  # a prompt counts once, as in the usage
+                            call.meter.add(part.input_tokens)
                             record.prompt(part.input_tokens, part.cached_tokens)
                     call.meter.add(part.tokens)
                     record.part(index, part.text, part.tokens, part.finish_reason)

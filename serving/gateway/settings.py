@@ -22,8 +22,7 @@ class GatewaySettings:
     Attributes:
         triton: host:port of the gRPC endpoint of each Triton.
         catalogue: URL of the list of models of each one's supervisor, in the same order.
-        triton_authority: PEM file of the authority that signed the Tritons' certificates; None: they are asked
-            without TLS.
+        triton_authority: PEM file of the authority that signed the Tritons' certificates; None: no TLS.
         host, port: where the gateway listens.
         published: where it can be reached from, if not at `host`: in a container it listens on all addresses,
             and Docker publishes its port at one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -84,6 +85,7 @@ def gateway(
     Example: shoal gateway --host 0.0.0.0 --keys keys.json, after shoal keys add me --store keys.json
     """
     try:
+        from serving.gateway.app import application
         from serving.gateway.run import listening, serve
         from serving.gateway.settings import GatewaySettings, token_ids_of
     except ModuleNotFoundError as error:
@@ -111,9 +113,11 @@ def gateway(
         audit=audit,
         audit_text=audit_text,
     )
+    app = application(settings)
     with listening(settings) as listener:
         number = listener.getsockname()[1]
-        url = f"{'https' if tls_cert else 'http'}://{host}:{number}/v1"
+        name = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - which no client can call
+        url = f"{'https' if tls_cert else 'http'}://{name}:{number}/v1"
         if as_json:
             print_json({"url": url, "triton": triton, "keys": str(keys) if keys else None})
         else:
@@ -127,4 +131,7 @@ def gateway(
             )
             if keys is None:
                 out.print("there are no API keys: anybody on this machine may call it", highlight=False)
-        serve(settings, listener)
+            elif not tls_cert and not settings.is_loopback:
+                out.print("keys and texts cross the network unencrypted: --tls-cert", style="yellow")
+        with suppress(KeyboardInterrupt):  # uvicorn has ended in order, and raises it again
+            serve(app, settings, listener)

@@ -12,10 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from serving.ports import free_port
-from serving.service import Service
+
+
+class Behind(Protocol):
+    """Where gRPC and `/health` of a service are; `serving.service.Service` is one."""
+
+    @property
+    def grpc(self) -> str: ...
+
+    @property
+    def health(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -24,9 +33,11 @@ class Running:
 
     Attributes:
         url: of its root.
+        pid: of its process.
     """
 
     url: str
+    pid: int
 
     def get(self, path: str, **headers: str) -> tuple[int, Any, dict[str, str]]:
         """Status, body as JSON (or as text, where it is something else), and headers of a GET."""
@@ -49,14 +60,14 @@ class Running:
 
 
 @contextmanager
-def gateway(service: Service, *arguments: str, log: Path) -> Iterator[Running]:
+def gateway(service: Behind, *arguments: str, log: Path) -> Iterator[Running]:
     """A gateway in a process of its own."""
     port = free_port("gateway", 0)
     command = [sys.executable, "-m", "serving.gateway", f"--port={port}", f"--triton={service.grpc}"]
     command += [f"--catalogue={service.health.replace('/health', '/catalogue')}", *arguments]
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
         try:
-            made = Running(f"http://127.0.0.1:{port}")
+            made = Running(f"http://127.0.0.1:{port}", process.pid)
             deadline = time.monotonic() + 60
             while True:
                 try:

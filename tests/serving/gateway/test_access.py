@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai as sdk
 import pytest
 from openai import OpenAI
 
+from serving.gateway.bodies import most_tokens
 from serving.gateway.endpoints import ENDPOINTS
 from serving.gateway.keys import KeyStore, Limits
 from serving.gateway.page import FILES
@@ -128,3 +130,46 @@ def test_without_keys_only_loopback_is_served(tmp_path: Path) -> None:
         GatewaySettings(host="0.0.0.0", published=host)
     with pytest.raises(UsageError, match="only, not 192.0.2.1"):
         GatewaySettings(host="0.0.0.0", published="192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        (b'{"max_tokens": 100}', 104),
+        (b'{"max_completion_tokens": 100, "n": 3}', 309),
+        (b'{"max_output_tokens": 7}', 13),
+        (b'{"input": "abcd"}', 4),
+        (b'{"max_tokens": "x"}', 4),
+        (b'{"max_tokens": -5}', 4),
+        (b"[]" * 10, 5),
+        (b"\xff\xfe" * 8, 4),
+    ],
+)
+def test_what_a_request_may_use_is_guessed_before_it_runs(body: bytes, tokens: int) -> None:
+    assert most_tokens(body) == tokens
+
+
+def test_answers_are_reserved_before_they_are_made(closed: Running, store: KeyStore) -> None:
+    """Five chats at once that may use 150 tokens each, with a key that has 300 a minute: two of them run."""
+    _, secret = store.add("reserving", limits=Limits(tokens_per_minute=300))
+    time.sleep(1)
+    with client(closed, secret) as mine, ThreadPoolExecutor(5) as pool:
+        whole = {"ignore_eos": True}
+
+        def ask(_: int) -> int:
+            try:
+                mine.chat.completions.create(model="smollm2", messages=CHAT, max_tokens=100, extra_body=whole)
+            except sdk.RateLimitError:
+                return 0
+            return 1
+
+        assert sum(pool.map(ask, range(5))) == 2
+        with pytest.raises(sdk.RateLimitError, match="may use .* and the key has 300 a minute") as raised:
+            mine.chat.completions.create(model="smollm2", messages=CHAT, max_tokens=1000)
+        assert raised.value.response.headers["x-should-retry"] == "false"
+
+
+def test_a_path_that_there_is_not_tells_what_may_be_meant(running: Running) -> None:
+    assert "ends in /v1" in running.get("/models")[1]["error"]["message"]
+    status, told, _ = running.get("/v1/chat/completions")
+    assert status == 405 and "it takes POST" in told["error"]["message"]

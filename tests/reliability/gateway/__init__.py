@@ -1,0 +1,1 @@
+"""The gateway under faults: `make test-gateway-faults`."""

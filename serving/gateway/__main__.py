@@ -38,6 +38,12 @@ def main() -> int:
     parser.add_argument("--host", default=known.host, help="address to listen on")
     parser.add_argument("--port", type=int, default=known.port, help="to listen on")
     parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        help="without keys: a name that callers have for this host, beside those of loopback",
+    )
+    parser.add_argument(
         "--published", help="address at which Docker publishes the port, where --host is that of a container"
     )
     parser.add_argument("--keys", type=_path, help="file of API keys; without it only loopback is served")
@@ -97,6 +103,7 @@ def main() -> int:
                 host=given.host,
                 port=given.port,
                 published=given.published,
+                allowed_hosts=given.allowed_host,
                 keys=given.keys,
                 storage=given.storage,
                 timeout=given.timeout,

@@ -30,6 +30,7 @@ from serving.gateway.http import (
     Left,
     Receive,
     Send,
+    Stopping,
     event,
     headers_of,
     json_reply,
@@ -59,7 +60,8 @@ class _Served:
             _id_of(headers), scope["method"], endpoint.path, headers, public=endpoint.public
         )
         try:
-            await self._serve(scope, receive, send, headers, record)
+            with self._gateway.stopping.running():
+                await self._serve(scope, receive, send, headers, record)
         except asyncio.CancelledError:
             record.stopped()
             raise
@@ -81,10 +83,11 @@ class _Served:
 
         try:
             try:
+                gateway.check_origin(scope["headers"], public=endpoint.public)
                 caller = None if endpoint.public else gateway.caller(headers)
                 record.key = caller.name if caller is not None else ""
                 body = await read_body(
-                    receive, gateway.settings.max_body_bytes, gateway.settings.body_seconds
+                    receive, headers, gateway.settings.max_body_bytes, gateway.settings.body_seconds
                 )
                 record.took(body)
                 deadline = record.began + _seconds(headers, gateway.settings.timeout)
@@ -97,12 +100,17 @@ class _Served:
                         receive, gateway.kept(call, endpoint.path, endpoint.keeps, work)
                     )
                     if isinstance(answer, Events):
-                        events = Events(_ending(answer.parts, endpoint.shape, record), answer.headers)
+                        parts = _ending(answer.parts, endpoint.shape, record, gateway.stopping)
+                        events = Events(parts, answer.headers)
                         await send_events(receive, noting, events, told)
                     else:
                         await send_reply(noting, answer, told)
             except ClientError as error:
                 raise from_client(error) from error
+            except asyncio.CancelledError:
+                if sent or not gateway.stopping.now:
+                    raise
+                raise gateway.stopping.error() from None
             except (ApiError, Left):
                 raise
             except Exception as error:
@@ -119,7 +127,7 @@ class _Served:
 
 
 async def _ending(
-    events: AsyncGenerator[bytes, None], shape: Shape, record: Record
+    events: AsyncGenerator[bytes, None], shape: Shape, record: Record, stopping: Stopping
 ) -> AsyncGenerator[bytes, None]:
     """A stream that ends in an error event where it fails: a client takes a silent end for a whole answer."""
     try:
@@ -131,6 +139,10 @@ async def _ending(
         failed = from_client(error)
     except ApiError as error:
         failed = error
+    except asyncio.CancelledError:
+        if not stopping.now:
+            raise
+        failed = stopping.error()
     except Exception:  # noqa: BLE001 - whatever it is, the caller must hear of it
         _log.exception("a stream failed")
         failed = ApiError(500, "the gateway failed", kind=INTERNAL, code="internal")
@@ -195,5 +207,6 @@ def application(settings: GatewaySettings) -> Starlette:
     app = Starlette(
         routes=routes, lifespan=lifespan, exception_handlers={404: _no_such_path, 405: _no_such_path}
     )
+    app.router.redirect_slashes = False  # the place would be made of what the caller says that it has called
     app.state.gateway = gateway
     return app

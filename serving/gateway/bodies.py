@@ -15,11 +15,19 @@ _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 HARMFUL = {
     "audio": "answers are text",
     "background": "answers come at once",
+    "chat_template": "the template is the model's own",
     "function_call": "use tool_choice",
     "functions": "use tools",
+    "guided_choice": "use structured_outputs",
+    "guided_grammar": "use structured_outputs",
+    "guided_json": "use structured_outputs",
+    "guided_regex": "use structured_outputs",
+    "logits_processors": "use logit_bias",
     "previous_response_id": "nothing is stored here: send the whole conversation",
     "conversation": "nothing is stored here: send the whole conversation",
+    "prompt_logprobs": "use echo and logprobs of /v1/completions",
     "raw_scores": "scores are those that the model's authors return",
+    "truncate_prompt_tokens": "send a shorter prompt",
     "web_search_options": "this gateway does not search the web",
 }
 
@@ -52,6 +60,8 @@ def read(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
         raise bad_request(f"{param}: {_PATH.sub('', str(error))}" if param else str(error), param) from None
     except RecursionError:
         raise bad_request("the body is nested too deep") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):  # inside of a text, which was not read before
+        raise bad_request("the body is not UTF-8") from None
 
 
 class _Length(msgspec.Struct, frozen=True):

@@ -8,6 +8,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 # In which the head of a request must have come, and in which a caller must take what waits to be sent.
 PATIENCE_SECONDS = 30.0
+MOST_HEAD_BYTES = 64 << 10  # of a request's line and headers
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class Connection(HttpToolsProtocol):
@@ -19,6 +21,7 @@ class Connection(HttpToolsProtocol):
     """
 
     _head: asyncio.TimerHandle | None = None
+    _head_bytes = 0
     _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -31,12 +34,17 @@ class Connection(HttpToolsProtocol):
         if self._head is None and self.cycle.response_complete:
             self._wait_for_head()
         super().data_received(data)
+        if self._head is not None and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > MOST_HEAD_BYTES:
+                self.transport.write(_TOO_LARGE)
+                self.transport.close()
 
     def on_headers_complete(self) -> None:
         """The head has come."""
         super().on_headers_complete()
         _cancel(self._head)
-        self._head = None
+        self._head, self._head_bytes = None, 0
 
     def pause_writing(self) -> None:
         """Much waits to be sent."""

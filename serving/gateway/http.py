@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
 import orjson
 
-from serving.gateway.errors import ApiError
+from serving.gateway.errors import INTERNAL, ApiError
 from serving.gateway.keys import Key
 from serving.gateway.record import Record
 
@@ -30,6 +30,42 @@ JSON = "application/json"
 
 class Left(Exception):
     """The caller has left; there is nobody to answer."""
+
+
+class Stopping:
+    """Ends the requests that still run when the gateway stops, so that each hears of it.
+
+    Attributes:
+        now: they are ended.
+    """
+
+    def __init__(self) -> None:
+        self.now = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """A request runs in the present task."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - each request has one
+        self._tasks.add(task)
+        try:
+            yield
+        finally:
+            self._tasks.discard(task)
+
+    def end(self) -> None:
+        """End them all: what they wait for is cancelled."""
+        self.now = True
+        for task in self._tasks:
+            task.cancel()
+
+    def error(self) -> ApiError:
+        """What the caller of one that was ended is told, in the task that was cancelled."""
+        if sys.version_info >= (3, 11) and (task := asyncio.current_task()) is not None:
+            task.uncancel()
+        headers = {"retry-after": "1"}
+        return ApiError(503, "the gateway stops", kind=INTERNAL, code="unavailable", headers=headers)
 
 
 class Meter:
@@ -117,13 +153,18 @@ def named_event(name: str, value: Any) -> bytes:
 DONE = b"data: [DONE]\n\n"
 
 
-async def read_body(receive: Receive, most: int, seconds: float) -> bytes:
+async def read_body(receive: Receive, headers: Mapping[str, str], most: int, seconds: float) -> bytes:
     """The body of a request.
 
     Raises:
-        ApiError: it is too large, or does not come in time.
+        ApiError: it is too large, compressed, or does not come in time.
         Left: the caller has left.
     """
+    if (coding := headers.get("content-encoding", "identity")) != "identity":
+        raise ApiError(415, f"bodies in {coding[:50]} are not read: send it as it is", code="unsupported")
+    length = headers.get("content-length", "")
+    if length.isdigit() and (len(length) > 15 or int(length) > most):
+        raise _too_large(most)
     try:
         return await asyncio.wait_for(_whole_body(receive, most), seconds)
     except asyncio.TimeoutError:
@@ -140,10 +181,14 @@ async def _whole_body(receive: Receive, most: int) -> bytes:
         part = message.get("body", b"")
         size += len(part)
         if size > most:
-            raise ApiError(413, f"the body has more than {most} bytes", code="too_large")
+            raise _too_large(most)
         parts.append(part)
         if not message.get("more_body"):
             return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"the body has more than {most} bytes", code="too_large")
 
 
 async def unless_left(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

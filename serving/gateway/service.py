@@ -16,10 +16,11 @@ from serving.gateway.cl100k import Cl100k
 from serving.gateway.errors import ApiError, overloaded, unknown_model
 from serving.gateway.failover import Failover, with_seed
 from serving.gateway.generation import Asked, merged
-from serving.gateway.http import Answer, Call
+from serving.gateway.http import Answer, Call, Stopping
 from serving.gateway.keys import Key, Keys
 from serving.gateway.models import Model
 from serving.gateway.observed import Observed
+from serving.gateway.origin import check_origin
 from serving.gateway.quotas import QuotaExceeded, Quotas, StorageUnavailable, headers
 from serving.gateway.replicas import Replicas
 from serving.gateway.settings import GatewaySettings
@@ -46,6 +47,7 @@ class Gateway:
                 f"{settings.keys} holds no key",
                 hint=f"make one: shoal keys add NAME --store {settings.keys}",
             )
+        self.stopping = Stopping()
         self.observed = Observed(settings)
         self.quotas = Quotas(settings.storage, on_error=settings.on_storage_error)
         self._cl100k = Cl100k.read(settings.cl100k) if settings.cl100k is not None else None
@@ -67,6 +69,15 @@ class Gateway:
         if self._cache is not None:
             await self._cache.close()
         await self.observed.close()
+
+    def check_origin(self, headers: Sequence[tuple[bytes, bytes]], *, public: bool) -> None:
+        """Refuse what a page of somebody else in a browser may have sent, where no key would stop it.
+
+        Raises:
+            ApiError: see `serving.gateway.origin`.
+        """
+        if self.keys is None:
+            check_origin(headers, self.settings.allowed_hosts, public=public)
 
     def caller(self, given: Mapping[str, str]) -> Key | None:
         """Whose request this is; None: no keys are set up, and anybody on this machine may call.

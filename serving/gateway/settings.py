@@ -24,6 +24,7 @@ class GatewaySettings:
         catalogue: URL of the list of models of each one's supervisor, in the same order.
         triton_authority: PEM file of the authority that signed the Tritons' certificates; None: no TLS.
         host, port: where the gateway listens.
+        allowed_hosts: names of this host beside loopback, which requests may be for where there are no keys.
         published: where it can be reached from, if not at `host`: in a container it listens on all addresses,
             and Docker publishes its port at one.
         keys: file of API keys, see `serving.gateway.keys`; None: anybody may call, from this machine only.
@@ -50,13 +51,14 @@ class GatewaySettings:
     triton_authority: Path | None = None
     host: str = LOOPBACK
     port: int = 8080
+    allowed_hosts: Sequence[str] = ()
     published: str | None = None
     keys: Path | None = None
     storage: str = "memory://"
     on_storage_error: Literal["refuse", "allow"] = "refuse"
     timeout: float = 600.0
     recovery_seconds: float = 30.0
-    max_body_bytes: int = 32 << 20
+    max_body_bytes: int = 8 << 20
     body_seconds: float = 30.0
     cache: str | None = None
     cache_scope: Literal["key", "shared"] = "key"

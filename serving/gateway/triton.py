@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from clients.errors import Unavailable, from_triton
+from clients.errors import Timeout, Unavailable, from_triton
 from clients.generation import microseconds
 from shoal import dialect
 
@@ -38,6 +39,7 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
 _PROBE_SECONDS = 1.0
+_CLOCK_SECONDS = 0.02
 _FINAL = "triton_final_response"
 
 
@@ -112,12 +114,13 @@ class Triton:
         Raises:
             ClientError: see `clients.errors`.
         """
+        end = time.monotonic() + timeout
         try:
             response = await self._stub.ModelInfer(
                 _request(model, inputs, request_id), timeout=timeout, metadata=_metadata(traceparent)
             )
         except grpc.RpcError as error:
-            raise self._translated(error) from error
+            raise self._translated(error, end) from error
         return {
             output.name: _array(output, content)
             for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
@@ -143,6 +146,7 @@ class Triton:
         request = _request(model, inputs, request_id)
         request.parameters["triton_enable_empty_final_response"].bool_param = True
         request.parameters["timeout"].int64_param = microseconds(timeout)
+        end = time.monotonic() + timeout
         call = self._stub.ModelStreamInfer(_once(request), timeout=timeout, metadata=_metadata(traceparent))
         ended = False
         try:
@@ -160,12 +164,15 @@ class Triton:
                 raise Unavailable(f"{self.address}: the server ended before its answer did")
         except grpc.RpcError as error:
             ended = True
-            raise self._translated(error) from error
+            raise self._translated(error, end) from error
         finally:
             if not ended:
                 call.cancel()
 
-    def _translated(self, error: grpc.RpcError) -> Exception:
+    def _translated(self, error: grpc.RpcError, end: float) -> Exception:
+        if error.code() is grpc.StatusCode.INTERNAL and time.monotonic() > end - _CLOCK_SECONDS:
+            # gRPC says "Internal error from Core" of a call that begins when its time is over.
+            return Timeout(f"{self.address}: no answer before the deadline")
         raised = InferenceServerException(str(error.details()), status=str(error.code()))
         return from_triton(raised, self.address)
 

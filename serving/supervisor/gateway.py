@@ -16,7 +16,7 @@ from shoal.errors import ServerError
 
 START_SECONDS = 30.0
 # In which the streams of a gateway may end; uvicorn's own limit is shorter, see `serving.gateway.run`.
-STOP_SECONDS = 12.0
+STOP_SECONDS = 15.0
 PAUSE_SECONDS = 2.0  # between two starts
 _POLL_SECONDS = 0.05
 _ANSWER_SECONDS = 2.0
@@ -73,11 +73,16 @@ class GatewayProcess:
             with suppress(OSError):  # no process or memory left just now: the next look tries again
                 self.start()
 
+    def ask_to_stop(self) -> None:
+        """Have it take no more requests, and let its streams end."""
+        if self._process is not None:
+            self._process.terminate()
+
     def stop(self) -> bool:
-        """End it, and let its streams end; whether it did so by itself."""
+        """End it; whether it did so by itself."""
+        self.ask_to_stop()
         if self._process is None:
             return True
-        self._process.terminate()
         try:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:

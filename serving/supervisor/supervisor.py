@@ -115,9 +115,11 @@ class Supervisor:
         except _Stop:
             self.metrics.ended("stopping")
             say("stopping: running requests are finished first")
-            gateway_clean = self._gateway is None or self._gateway.stop()
+            if self._gateway is not None:
+                self._gateway.ask_to_stop()
             running = self._served
             clean = running is None or embedded.stop(running.server, grace=self._settings.grace)
+            gateway_clean = self._gateway is None or self._gateway.stop()
             if not clean:
                 say(f"some did not finish within {self._settings.grace:.0f} s", level="warning")
             self._rollout.ended()

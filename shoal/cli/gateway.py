@@ -19,6 +19,10 @@ def gateway(
     host: Annotated[
         str, typer.Option(help="Address to listen on. Any but loopback needs --keys.")
     ] = "127.0.0.1",
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Without --keys: a name of this host for its callers, beside loopback."),
+    ] = None,
     keys: Annotated[
         Path | None, typer.Option(help="File of API keys, see `shoal keys`. Without it there are none.")
     ] = None,
@@ -99,6 +103,7 @@ def gateway(
         triton_authority=triton_ca,
         host=host,
         port=port,
+        allowed_hosts=allowed_host or [],
         keys=keys,
         storage=storage,
         cache=cache,

@@ -70,8 +70,8 @@ class ChatRequest(Generated, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    continue_final_message: bool = False
-    add_generation_prompt: bool = True
+    continue_final_message: bool | None = False
+    add_generation_prompt: bool | None = True
 
 
 def asked_of(request: ChatRequest, model: Model, wanted: tools.ToolRequest) -> Asked:
@@ -119,8 +119,8 @@ def _conversation(request: ChatRequest, wanted: tools.ToolRequest) -> str:
     """The input `messages`, see `serving.generation.conversation`."""
     conversation: dict[str, Any] = {
         "messages": request.messages,
-        "continue_final_message": request.continue_final_message,
-        "add_generation_prompt": request.add_generation_prompt,
+        "continue_final_message": bool(request.continue_final_message),
+        "add_generation_prompt": request.add_generation_prompt is not False,
     }
     if wanted.names:
         conversation["tools"] = request.tools

@@ -31,7 +31,7 @@ from serving.gateway.protocols.tasks import MOST_ROWS
 from serving.gateway.service import Gateway
 
 # Of one request: a thread that tokenizes cannot be stopped, and this takes it a second or two.
-MOST_BYTES = 2 << 20
+MOST_BYTES = 512 << 10  # what it takes more would keep all other requests waiting
 MOST_IDS = 1 << 20
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 

@@ -80,7 +80,7 @@ class Asker:
         """The first lines of a request for an answer within some seconds."""
         lines = [
             f"POST {_COMPLETIONS} HTTP/1.1",
-            "host: gateway",
+            f"host: 127.0.0.1:{self.port}",
             f"authorization: Bearer {self.key}",
             "content-type: application/json",
             f"x-stainless-read-timeout: {seconds:g}",

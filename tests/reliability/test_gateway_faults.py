@@ -171,7 +171,7 @@ def test_a_stream_whose_server_is_killed_is_whole_or_told_lost(scene: Scene) -> 
     files, memory = scene.open_files(), scene.memory()
     begun = time.monotonic()
     for number in range(1, STREAM_KILLS + 1):
-        # For a moment the supervisor still calls a server healthy that was killed, and then both would be gone.
+        # A server that was killed is called healthy until the supervisor sees it: then both would be gone.
         if not scene.worlds[0].wait(
             lambda: all(w.server() and w.healthy() for w in scene.worlds), REST_SECONDS
         ):

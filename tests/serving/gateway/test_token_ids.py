@@ -73,7 +73,7 @@ def test_the_vector_is_that_of_the_text(
     assert command.main() == 0
     (settings,) = told
     texts = ["Fish swim 日", "Fish", "Fish swim"]
-    with TestClient(application(settings)) as client:
+    with TestClient(application(settings), base_url="http://127.0.0.1") as client:
 
         def embed(given: object) -> list[list[float]]:
             answer = client.post("/v1/embeddings", json={"model": "minilm", "input": given})

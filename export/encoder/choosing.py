@@ -49,10 +49,10 @@ from shoal.progress import Silent
 
 CALLERS = 32
 # Of a text: median, and sigma of the logarithm; see `shoal.corpus.texts`.
-WORDS, SHORT = (20.0, 0.8), (8.0, 0.0)
+WORDS = (20.0, 0.8)
 TEXTS = 64
 ROUNDS = 5
-SINGLES = 3  # texts that are asked alone, in each round
+SINGLES = 8  # texts that are asked alone in each round: short ones need few CPUs, and long ones more
 # Of all rounds of a comparison, where that is enough for each caller to ask once a round, and at most so many
 # rows a round are asked.
 SECONDS = 3.0
@@ -108,7 +108,7 @@ class Choosing:
         return Choice(setting, MEASURED, self.cpus, CALLERS, tuple(compared))
 
     def _compare(self, what: str, settings: Sequence[Setting]) -> Comparison:
-        feeds, single = sample(self.source)
+        feeds, singles = sample(self.source)
         options = {setting: self._options(setting) for setting in settings}
         opened: dict[int, Sessions] = {}  # shared by settings that differ in their runs
         for asked in options.values():
@@ -130,7 +130,7 @@ class Choosing:
         calls = {
             setting: {
                 "many": (partial(network.answer, sent), 1),
-                "one": (partial(network.alone, single), SINGLES),
+                "one": (partial(network.alone, singles), 1),
             }
             for setting, network in networks.items()
         }
@@ -139,7 +139,8 @@ class Choosing:
         seconds = median_seconds(calls, ROUNDS, self.progress, what)
         busy = (others_seconds() - before) / (time.perf_counter() - began)
         figures = (
-            Figures(setting, rows / taken["many"], 1e3 * taken["one"]) for setting, taken in seconds.items()
+            Figures(setting, rows / taken["many"], 1e3 * taken["one"] / SINGLES)
+            for setting, taken in seconds.items()
         )
         spare = (os.cpu_count() or self.cpus) - self.cpus  # of a machine of which this process may use a part
         return Comparison(tuple(figures), self.cpus, max(0.0, busy - spare))
@@ -164,9 +165,10 @@ class Network:
         self._outputs = [spec.name for spec in graph.outputs]
         self._run, self._ragged = run_of(asked), asked.row_padding is not None
 
-    def alone(self, feed: Feed) -> None:
-        """Run one request, while no other waits."""
-        self._run(self._sessions[0], self._outputs, [self._given(feed)])
+    def alone(self, feeds: Sequence[Feed]) -> None:
+        """Answer the requests of one caller, who sends one after the other."""
+        for feed in feeds:
+            self._run(self._sessions[0], self._outputs, [self._given(feed)])
 
     def answer(self, feeds: Sequence[Feed]) -> None:
         """Answer requests of `CALLERS` callers, each of whom sends one after the other.
@@ -238,11 +240,12 @@ class _Request:
 _Queue = queue.SimpleQueue[_Request | None]
 
 
-def sample(source: Source) -> tuple[list[Feed], Feed]:
-    """Rows of different lengths as callers have them, and a short one; the served tokenizer pads them so."""
-    texts = [*corpus.texts(TEXTS, words=WORDS), *corpus.texts(1, words=SHORT)]
-    *rows, short = (_feed(source, row) for row in source.subject.rows(texts))
-    return rows, short
+def sample(source: Source) -> tuple[list[Feed], list[Feed]]:
+    """Rows of different lengths as callers have them, and `SINGLES` of them from the shortest to the longest.
+    The served tokenizer pads them so."""
+    rows = [_feed(source, row) for row in source.subject.rows(corpus.texts(TEXTS, words=WORDS))]
+    ordered = sorted(rows, key=lambda feed: sum(array.size for array in feed.values()))
+    return rows, ordered[TEXTS // SINGLES // 2 :: TEXTS // SINGLES]
 
 
 def _feed(source: Source, row: Row) -> Feed:

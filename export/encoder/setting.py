@@ -50,7 +50,7 @@ class Figures:
 
     Attributes:
         rows_per_second: under many callers, texts of different lengths.
-        single_ms: a short text alone, milliseconds.
+        single_ms: a text alone, milliseconds on average over short and long ones.
     """
 
     setting: Setting

@@ -68,6 +68,7 @@ class _Length(msgspec.Struct, frozen=True):
     """How long answers may become, by the names that the protocols have for it."""
 
     n: Any = 1
+    prompt: Any = None
     max_tokens: Any = None
     max_completion_tokens: Any = None
     max_output_tokens: Any = None
@@ -90,6 +91,8 @@ def most_tokens(body: bytes) -> int:
     limits = (given.max_completion_tokens, given.max_output_tokens, given.max_tokens, given.max_new_tokens)
     limit = next((value for value in limits if type(value) is int and value > 0), 0)
     answers = given.n if type(given.n) is int and given.n > 0 else 1
+    if isinstance(given.prompt, list) and given.prompt and not isinstance(given.prompt[0], int):
+        answers *= len(given.prompt)  # of completions: each prompt has its own
     return min(prompt + limit * answers, _MOST_TOKENS)
 
 

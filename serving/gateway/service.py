@@ -111,7 +111,8 @@ class Gateway:
         if call.caller is None:
             yield {}
             return
-        tokens, limit = most_tokens(call.body), call.caller.limits.tokens_per_minute
+        limit = call.caller.limits.tokens_per_minute
+        tokens = most_tokens(call.body) if limit is not None else 0
         if limit is not None and tokens > limit:
             raise ApiError(
                 429,

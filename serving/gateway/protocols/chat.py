@@ -236,9 +236,17 @@ class Whole:
         return message
 
 
-async def chat(gateway: Gateway, call: Call) -> Answer:
-    """Answer a request."""
-    request, unknown = read(call.body, ChatRequest)
+def ask(
+    gateway: Gateway, call: Call, request: ChatRequest
+) -> tuple[Model, list[Assistant], AsyncGenerator[tuple[int, Part], None]]:
+    """Ask the decoder that a request names.
+
+    Returns:
+        The model, who reads each answer, and the parts of all answers, each with the number of its answer.
+
+    Raises:
+        ApiError: see `asked_of`; or there is no such decoder for this caller.
+    """
     model = gateway.model(call, request.model, GENERATION)
     try:
         wanted = tools.check(request.tools, request.tool_choice, request.parallel_tool_calls)
@@ -247,7 +255,13 @@ async def chat(gateway: Gateway, call: Call) -> Answer:
         raise bad_request(error.message, error.param) from None
     most = (request.top_logprobs or 0) if request.logprobs else None
     assistants = [Assistant(model, wanted, most, whole=not request.stream) for _ in range(asked.choices)]
-    parts = gateway.generate(call, model, [asked], stream=bool(request.stream))
+    return model, assistants, gateway.generate(call, model, [asked], stream=bool(request.stream))
+
+
+async def chat(gateway: Gateway, call: Call) -> Answer:
+    """Answer a request."""
+    request, unknown = read(call.body, ChatRequest)
+    model, assistants, parts = ask(gateway, call, request)
     head = {
         "id": f"chatcmpl-{call.id}",
         "object": "chat.completion.chunk" if request.stream else "chat.completion",

@@ -13,16 +13,14 @@ from typing import Any
 
 import msgspec
 
-from serving.gateway import tools
 from serving.gateway.bodies import ignored, read
 from serving.gateway.errors import ApiError, bad_request
 from serving.gateway.generation import Sampled, Usage, first_of
 from serving.gateway.http import Answer, Call, Events, json_reply, named_event
-from serving.gateway.protocols.chat import Assistant, ChatRequest, Positive, Top, asked_of
+from serving.gateway.protocols.chat import Assistant, ChatRequest, Positive, Top, ask
 from serving.gateway.protocols.response_items import Output, Told
 from serving.gateway.service import Gateway
 from serving.gateway.triton import Part
-from shoal.tasks import GENERATION
 
 _ROLES = ("user", "assistant", "system", "developer")
 _TEXTS = ("input_text", "output_text", "text")
@@ -256,17 +254,9 @@ class Response:
 async def responses(gateway: Gateway, call: Call) -> Answer:
     """Answer a request."""
     request, unknown = read(call.body, ResponsesRequest)
-    model = gateway.model(call, request.model, GENERATION)
-    chat = chat_of(request)
-    try:
-        wanted = tools.check(chat.tools, chat.tool_choice, chat.parallel_tool_calls)
-        asked = asked_of(chat, model, wanted)
-    except tools.BadTools as error:
-        raise bad_request(error.message, error.param) from None
-    most = (chat.top_logprobs or 0) if chat.logprobs else None
-    response = Response(request, call, Assistant(model, wanted, most, whole=not chat.stream))
-    parts = gateway.generate(call, model, [asked], stream=bool(chat.stream))
-    if chat.stream:
+    _, (assistant,), parts = ask(gateway, call, chat_of(request))
+    response = Response(request, call, assistant)
+    if request.stream:
         return Events(_events(response, await first_of(parts)), ignored(unknown))
     async with aclosing(parts):
         async for _, part in parts:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fakeredis import TcpFakeServer
 from openai import OpenAI
 
 from serving import service as services
@@ -44,3 +46,19 @@ def openai(running: Running) -> Iterator[OpenAI]:
     """OpenAI's own SDK."""
     with OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
         yield client
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Of tests that are coroutines."""
+    return "asyncio"
+
+
+@pytest.fixture
+def redis() -> Iterator[str]:
+    """The address of a server that speaks Redis' protocol and runs the scripts of `limits`."""
+    server = TcpFakeServer(("127.0.0.1", 0))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"redis://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()

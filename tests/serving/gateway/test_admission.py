@@ -20,11 +20,6 @@ LATER = 1e6  # a deadline that is never reached
 ONE = Room(running=1, accepted=4, waiting=3)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Clock:
     def __init__(self) -> None:
         self.at = 0.0

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakeredis import TcpFakeServer
 
 from serving.gateway import cache as module
 from serving.gateway.cache import Cache, Keeps, Kept, MemoryStore, RedisStore, body_of, key_of, store_of
@@ -24,21 +21,6 @@ from tests.serving.gateway.running import gateway
 
 pytestmark = pytest.mark.anyio
 KEY = "0" * 64
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def redis() -> Iterator[str]:
-    """The address of a server that speaks Redis' protocol."""
-    server = TcpFakeServer(("127.0.0.1", 0))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"redis://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
 
 
 def call(body: Any = None) -> Call:

@@ -159,11 +159,6 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def servers() -> AsyncIterator[Servers]:
     """The first is the only one that takes new requests; the second and the third can go on."""
     made = Servers()

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import threading
 import time
-from collections.abc import Iterator
 from datetime import datetime, timezone
 
 import pytest
-from fakeredis import TcpFakeServer
 
 from serving.gateway.keys import Key, Limits
 from serving.gateway.quotas import (
@@ -38,11 +35,6 @@ def key(
     return Key(id=name, name="a", created=datetime(2026, 1, 1, tzinfo=timezone.utc), limits=limits)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Clock:
     def __init__(self) -> None:
         self.at = START
@@ -57,16 +49,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(time, "time", made)
     return made
-
-
-@pytest.fixture
-def redis() -> Iterator[str]:
-    """The address of a server that speaks Redis' protocol and runs the scripts of `limits`."""
-    server = TcpFakeServer(("127.0.0.1", 0))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"redis://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
 
 
 async def refused(quotas: Quotas, of: Key, tokens: int = 1) -> QuotaExceeded:

@@ -52,6 +52,11 @@ class Graph:
         self._added.append(helper.make_node(op, inputs, [output], name=output, domain=domain, **attributes))
         return output
 
+    @property
+    def made(self) -> set[str]:
+        """Names of the values of nodes that were added."""
+        return {name for node in self._added for name in node.output}
+
     def add_many(self, op: str, inputs: Sequence[str], outputs: list[str], **attributes: object) -> list[str]:
         """Add a node with several outputs; returns their names."""
         self._added.append(helper.make_node(op, inputs, outputs, name=outputs[0], **attributes))

@@ -43,7 +43,7 @@ from loadtest.peers.server import ROOT
 from serving import embedded
 from serving.generation.engine import Engine
 from serving.generation.params import SamplingParams
-from serving.generation.runner import DecoderRunner
+from serving.generation.runtime import Runner, graph_in, open_runner
 from serving.generation.scheduler import Limits
 from serving.generation.sequence import Chunk, Request
 from shoal import corpus, machine, model_config, show
@@ -88,7 +88,7 @@ def main() -> None:
         out.print(comparison(workload, results[workload]))
         for engine in results[workload]:
             out.print(f"[dim]{escape(engine)}[/]", highlight=False)
-    costs = None if options.skip_costs else own_costs(folder / "model.onnx", tokenizer, out)
+    costs = None if options.skip_costs else own_costs(graph_in(folder), tokenizer, out)
     print(json.dumps({"machine": machine.describe(), "results": results, "costs": costs}))
 
 
@@ -304,7 +304,7 @@ def comparison(workload: str, results: dict[str, list[dict[str, Any]]]) -> Any:
 
 def own_costs(path: Path, tokenizer: Tokenizer, out: Console) -> dict[str, Any]:
     """What our engine spends, in process."""
-    runner = DecoderRunner(path, rows=Limits(max_num_seqs=32).rows, max_length=2048)
+    runner = open_runner(path, rows=Limits(max_num_seqs=32).rows, max_length=2048)
     contexts, batches = (64, 256, 1024), (1, 4, 16, 32)
     steps = {
         context: {
@@ -347,7 +347,7 @@ def own_costs(path: Path, tokenizer: Tokenizer, out: Console) -> dict[str, Any]:
     }
 
 
-def _chat(runner: DecoderRunner, tokenizer: Tokenizer, cached: int) -> dict[str, Any]:
+def _chat(runner: Runner, tokenizer: Tokenizer, cached: int) -> dict[str, Any]:
     """Five turns of a conversation that grows, through the engine."""
     engine = Engine(
         runner, Limits(max_num_seqs=32), ends=[], decode=tokenizer.decode, prefix_cache_tokens=cached

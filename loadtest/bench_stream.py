@@ -30,7 +30,7 @@ from loadtest.neighbours import watched
 from serving import embedded
 from serving.generation.engine import Engine
 from serving.generation.params import SamplingParams
-from serving.generation.runner import DecoderRunner
+from serving.generation.runtime import Runner, graph_in, open_runner
 from serving.generation.scheduler import Limits
 from serving.generation.sequence import Request
 from shoal import machine, show
@@ -58,7 +58,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     prompts = prompts_of(tokenizer, max(options.streams))
     ids = [tokenizer.encode(prompt).ids for prompt in prompts]
-    runner = DecoderRunner(folder / "model.onnx", rows=Limits().rows, max_length=2048)
+    runner = open_runner(graph_in(folder), rows=Limits().rows, max_length=2048)
     if options.engine:
         for streams in options.streams:
             for _ in range(options.blocks):
@@ -85,7 +85,7 @@ def main() -> None:
     print(json.dumps({"machine": machine.describe(), "precision": options.precision, "rows": rows}))
 
 
-def steps_alone(runner: DecoderRunner, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+def steps_alone(runner: Runner, prompts: Sequence[Sequence[int]], tokens: int) -> float:
     """Tokens per second of the runs that a server needs: prompts by eight, then steps of all rows."""
     began = time.perf_counter()
     for first in range(0, len(prompts), 8):
@@ -99,7 +99,7 @@ def steps_alone(runner: DecoderRunner, prompts: Sequence[Sequence[int]], tokens:
 
 
 def engine_alone(
-    runner: DecoderRunner, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], tokens: int
+    runner: Runner, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], tokens: int
 ) -> tuple[float, int]:
     """Tokens per second of our engine without Triton, with streams that nobody reads, and its steps."""
     engine = Engine(runner, Limits(), ends=[], decode=tokenizer.decode)

@@ -9,16 +9,21 @@ from tokenizers import Tokenizer
 
 from export.checkpoint.source import Checkpoint
 from export.exported import Exported
+from export.generation.choosing import compare
 from export.generation.quantize import quantize_int4, quantize_int8
-from export.generation.recipe import GenerationRecipe
+from export.generation.recipe import AUTO, GenerationRecipe
 from export.generation.to_onnx import to_onnx
+from export.generation.to_openvino import to_openvino
 from serving.generation.runner import DecoderRunner
+from serving.generation.runtime import FILES, ONNXRUNTIME, OPENVINO
 from shoal import corpus
+from shoal.errors import ExportError
 from shoal.progress import Silent
 
 CALIBRATION_WINDOW = 128  # tokens
 CALIBRATION_WINDOWS = 16  # of documentation
 CALIBRATION_WRITTEN = 32  # by the model itself
+COMPARED = 8  # of them, to compare libraries on
 
 
 def build(
@@ -38,10 +43,31 @@ def build(
         if precision == "fp32":
             made[precision] = plain
         elif precision == "int8":
-            made[precision] = quantize_int8(plain, path, _calibration(checkpoint, plain, progress), progress)
+            made[precision] = _int8(recipe, checkpoint, work, plain, progress)
         else:
             made[precision] = quantize_int4(plain, path, progress)
     return made
+
+
+def _int8(
+    recipe: GenerationRecipe, checkpoint: Checkpoint, work: Path, plain: Exported, progress: Silent
+) -> Exported:
+    """The graph of the library that runs int8: the recipe's, or the better of two on this machine."""
+    graphs = {}
+    if recipe.engine in (OPENVINO, AUTO):
+        try:
+            path = _file(work, "int8-openvino").with_name(FILES[OPENVINO])
+            graphs[OPENVINO] = to_openvino(plain, path, progress)
+        except ExportError:
+            if recipe.engine == OPENVINO:
+                raise
+    if recipe.engine == OPENVINO:
+        return graphs[OPENVINO]
+    texts = _calibration(checkpoint, plain, progress)
+    graphs[ONNXRUNTIME] = quantize_int8(plain, _file(work, "int8"), texts, progress)
+    if OPENVINO not in graphs:
+        return graphs[ONNXRUNTIME]
+    return graphs[compare(plain, graphs, texts[:COMPARED], progress).chosen]
 
 
 def _file(work: Path, precision: str) -> Path:

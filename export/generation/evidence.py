@@ -31,6 +31,7 @@ class GenerationEvidence(Measured):
         prefill_tokens_per_second: one prompt of 256 tokens, in process.
         scored_tokens: how many tokens the perplexity is of.
         text: what was scored.
+        engine: what runs it, `onnxruntime` or `openvino`.
     """
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
@@ -47,6 +48,7 @@ class GenerationEvidence(Measured):
     prefill_tokens_per_second: float
     scored_tokens: int
     text: str
+    engine: str = "onnxruntime"
 
     @property
     def perplexity_rise(self) -> float:

@@ -27,7 +27,7 @@ from export.generation.recipe import GenerationRecipe
 from export.generation.reference import prompts_of, take_reference
 from export.raw.measure import RawAnswers
 from export.repository import ModelFiles, Published
-from serving.generation.runner import DecoderRunner
+from serving.generation.runtime import graph_in, open_runner
 from serving.generation.sequence import SCORED_TOKENS
 from serving.in_process import InProcess
 from shoal.manifest import Manifest
@@ -62,6 +62,10 @@ class DecoderSubject(OneModel):
         """See `Subject`."""
         return build(self.decoder.recipe, self.decoder.checkpoint, work, progress)
 
+    def published(self, manifest: Manifest, repository: Path) -> Exported:
+        """See `Subject`."""
+        return Exported.read(graph_in(repository / manifest.network / str(manifest.version)))
+
     def measure(
         self, graphs: Mapping[str, Exported], published: Mapping[str, Manifest], progress: Silent
     ) -> dict[str, GenerationEvidence]:
@@ -94,7 +98,7 @@ class DecoderSubject(OneModel):
         prompts = prompts_of(self.eval_data, self.decoder.tokenizer, self.decoder.settings)
         gpu = 0 if served.evidence.precision in GenerationRecipe.ON_GPU else None
         with progress.step("Keep statistics to see drift by", total=len(prompts)) as advance:
-            runner = DecoderRunner(served.exported.path, rows=1, max_length=SCORED_TOKENS, gpu=gpu)
+            runner = open_runner(served.exported.path, rows=1, max_length=SCORED_TOKENS, gpu=gpu)
             labelled = self.eval_data is not None
             found = take_reference(
                 runner, self.decoder.tokenizer, prompts, labelled=labelled, advance=advance
@@ -137,5 +141,6 @@ def load_original(checkpoint: Checkpoint) -> PreTrainedModel:
 
 
 FAMILY = Family(
-    ("torch", "transformers", "onnxruntime-genai", "onnx", "onnxruntime", "tokenizers", "numpy"), find
+    ("torch", "transformers", "onnxruntime-genai", "onnx", "onnxruntime", "openvino", "tokenizers", "numpy"),
+    find,
 )

@@ -85,7 +85,7 @@ def quantize_int8(
     with TemporaryDirectory(dir=path.parent) as scratch:
         graph, session = _opened(graph.finish(), Path(scratch) / "rotated.onnx")
     groups = graph.products()
-    _quantize_embedding(graph)
+    quantize_embedding(graph)
     widths = {name: len(graph.constants[products[0].input[1]]) for name, products in groups.items()}
     parts = _within(GRAM_BYTES, widths)
     steps = len(parts) * len(calibration) + len(groups)
@@ -106,7 +106,7 @@ def quantize_int4(exported: Exported, path: Path, progress: Silent) -> Exported:
     """Quantize the token vectors, and the weights of every product; see the module."""
     with progress.step("Quantize to int4"):
         graph = Graph(onnx.load(exported.path))
-        _quantize_embedding(graph)
+        quantize_embedding(graph)
         model = graph.finish()
         products = [node.name for node in model.graph.node if node.op_type == "MatMul"]
         model = quantize_weights(model, products, _sensitive(model))
@@ -283,7 +283,7 @@ def _quantize_group(
     graph.add_many("Split", [scaled, sizes], outputs, axis=-1)
 
 
-def _quantize_embedding(graph: Graph) -> None:
+def quantize_embedding(graph: Graph) -> None:
     """The table of token vectors."""
     (gather,) = token_gathers(graph)
     quantize_table(graph, gather)

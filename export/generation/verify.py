@@ -19,7 +19,8 @@ from export.generation.evidence import GenerationEvidence
 from export.generation.recipe import GenerationRecipe
 from export.likeness import share_equal
 from export.speed import Timed, median_seconds
-from serving.generation.runner import DecoderRunner, mover_of
+from serving.generation.runner import mover_of
+from serving.generation.runtime import Runner, open_runner, runtime_of
 from serving.generation.sampling import negative_log_likelihood
 from shoal import corpus
 from shoal.errors import UsageError
@@ -125,7 +126,7 @@ def measure(
         candidates: precision -> exported graph.
     """
     runners = {
-        name: DecoderRunner(
+        name: open_runner(
             exported.path,
             rows=max(*SPEED_BATCHES, PROMPTS),
             max_length=LEAST_CONTEXT,
@@ -157,6 +158,7 @@ def measure(
             prefill_tokens_per_second=speeds[name][1],
             scored_tokens=int(chosen.windows.size),
             text=chosen.text,
+            engine=runtime_of(exported.path),
         )
         for name, exported in candidates.items()
     }
@@ -167,7 +169,7 @@ def files_of(path: Path) -> list[Path]:
     return [part for part in (path, path.with_name(f"{path.name}.data"), mover_of(path)) if part.exists()]
 
 
-def perplexity(runner: DecoderRunner, windows: Any, advance: Callable[[], Any]) -> float:
+def perplexity(runner: Runner, windows: Any, advance: Callable[[], Any]) -> float:
     """exp of the mean negative log likelihood (natural) of each token given those before it in its window."""
     losses = []
     for window in windows:
@@ -177,7 +179,7 @@ def perplexity(runner: DecoderRunner, windows: Any, advance: Callable[[], Any]) 
     return float(np.exp(np.mean(losses)))
 
 
-def greedy(runner: DecoderRunner, prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+def greedy(runner: Runner, prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     """Greedy answers of ANSWER_TOKENS tokens, beyond any end of text, all prompts in one batch."""
     tokens = runner.prefill_together(0, prompts).argmax(axis=1).tolist()
     lengths = [len(prompt) for prompt in prompts]
@@ -190,9 +192,7 @@ def greedy(runner: DecoderRunner, prompts: Sequence[Sequence[int]]) -> list[tupl
     return [tuple(answer) for answer in answers]
 
 
-def _speeds(
-    runners: Mapping[str, DecoderRunner], progress: Silent
-) -> dict[str, tuple[dict[int, float], float]]:
+def _speeds(runners: Mapping[str, Runner], progress: Silent) -> dict[str, tuple[dict[int, float], float]]:
     """Decode tokens per second by batch size, and prefill tokens per second, runners taken in turn."""
     calls: dict[str, dict[int, Timed]] = {
         precision: {

@@ -16,7 +16,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Tokens
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,14 +42,36 @@ class QueueFull(RuntimeError):
 
 
 class Model(Protocol):
-    """What the engine needs of a decoder; `serving.generation.runner.DecoderRunner` is the real one."""
+    """What the engine needs of a decoder; `serving.generation.runtime.open_runner` opens a real one."""
 
     def decode(self, tokens: Tokens[int], lengths: Tokens[int]) -> Logits: ...
     def prefill(self, row: int, tokens: Tokens[int], start: int, wanted: Tokens[int]) -> Logits: ...
     def prefill_together(self, row: int, prompts: Tokens[Tokens[int]]) -> Logits: ...
-    def copy(self, source: int, target: int, length: int) -> None: ...
+    def move(self, source: int, target: int, length: int) -> None: ...
     def save(self, row: int, start: int, stop: int) -> Any: ...
     def restore(self, row: int, start: int, saved: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one run of a model writes for one sequence.
+
+    Attributes:
+        tokens: to add to a row that holds `start` already.
+        wanted: ascending positions among `tokens` whose logits are returned, at least one.
+    """
+
+    row: int
+    tokens: Tokens[int]
+    start: int
+    wanted: Tokens[int]
+
+
+@runtime_checkable
+class MixingModel(Model, Protocol):
+    """A model that also writes prompts and single tokens in one run, which costs less than two."""
+
+    def run(self, parts: Tokens[Part]) -> Logits: ...
 
 
 class Engine:
@@ -169,11 +192,15 @@ class Engine:
         self._answer_probe()
         self._read_inbox()
         self._drop_the_gone(began)
-        budget = self._scheduler.budget
+        budget, running = self._scheduler.budget, list(self._scheduler.running)
         while work := self._scheduler.next_prefill(budget, self._count_cached):
             budget -= work.cost
-            self._guarded(self._prefill, work, work.sequences)
-        if running := list(self._scheduler.running):
+            if running and self._mixed(work, running):
+                running = []
+            else:
+                self._guarded(self._prefill, work, work.sequences)
+        # Whoever was written has its first token now, and does not wait for the others to get their next.
+        if running:
             self._guarded(self._decode, running, running)
         for sequence, error in self._deliveries.give(self._scheduler.running):
             self._fail(sequence, Failure.INTERNAL, error)
@@ -238,16 +265,55 @@ class Engine:
             prompts = [sequence.request.prompt for sequence in work.sequences]
             logits = self._timed(lambda: self._model.prefill_together(work.row, prompts))
         else:
+            (part,) = self._parts(work)
+            logits = self._timed(lambda: self._model.prefill(part.row, part.tokens, part.start, part.wanted))
+        self._written(work, logits)
+
+    def _mixed(self, work: Prefill, running: Tokens[Sequence]) -> bool:
+        """Write prompts and the next tokens of all that run at once. False: nothing is written.
+
+        Whatever fails is done again by itself, which shows whom the failure is about.
+        """
+        model = self._model
+        if not isinstance(model, MixingModel):
+            return False
+        steps = [Part(s.row or 0, [s.output[-1]], s.computed, [0]) for s in running]
+        try:
+            parts = [*self._parts(work), *steps]
+            logits = self._timed(lambda: model.run(parts))
+        except Exception as error:  # noqa: BLE001 - it fails again by itself, and is told there
+            _log.warning("prompts and steps are run by themselves: %s", described(error))
+            return False
+        prompts, nexts = np.split(logits, [len(logits) - len(steps)])
+        for sequence in running:
+            sequence.computed += 1
+        self._choose(running, nexts)
+        self._guarded(lambda done: self._written(done, prompts), work, work.sequences)
+        return True
+
+    def _parts(self, work: Prefill) -> list[Part]:
+        """What is to be run for prompts; what the prefix cache holds of them is restored."""
+        if work.together:
+            prompts = [sequence.request.prompt for sequence in work.sequences]
+            return [Part(work.row + n, prompt, 0, [len(prompt) - 1]) for n, prompt in enumerate(prompts)]
+        (only,) = work.sequences
+        if only.cached and not only.computed:
+            self._restore(only.request.prompt, work.row)
+        tokens = only.request.prompt[work.start : work.stop]
+        judged = range(min(len(tokens), max(0, only.judged_positions - work.start)))
+        return [Part(work.row, tokens, work.start, [*judged, len(tokens) - 1])]
+
+    def _written(self, work: Prefill, logits: Logits) -> None:
+        """Let those run whose prompts are written, with their first tokens.
+
+        Args:
+            logits: of the positions that `_parts` wants.
+        """
+        if not work.together:
             (only,) = work.sequences
-            if only.cached and not only.computed:
-                self._restore(only.request.prompt, work.row)
-            part = only.request.prompt[work.start : work.stop]
-            judged = range(min(len(part), max(0, only.judged_positions - work.start)))
-            wanted = [*judged, len(part) - 1]
-            logits = self._timed(lambda: self._model.prefill(work.row, part, work.start, wanted))
-            if judged:
-                self._judge(only, logits[: len(judged)], work.start)
-            logits = logits[len(judged) :]
+            if len(logits) > 1:
+                self._judge(only, logits[:-1], work.start)
+            logits = logits[-1:]
             only.computed = work.stop
             if work.stop < len(only.request.prompt):
                 return
@@ -287,7 +353,7 @@ class Engine:
         prompt, staged = sequence.request.prompt, sequence.row
         assert staged is not None  # noqa: S101
         self._keep(prompt, staged)
-        self._model.copy(staged, self._scheduler.next_row, len(prompt))
+        self._model.move(staged, self._scheduler.next_row, len(prompt))
         self._scheduler.promote(sequence)
         sequence.computed = len(prompt)
         self.stats.prompt_tokens += len(prompt)
@@ -308,13 +374,14 @@ class Engine:
                 _log.warning("the perplexity of a prompt was not taken: %s", described(error))
 
     def _decode(self, running: Tokens[Sequence]) -> None:
-        if len(running) == 1 and self._speculate and self._check_guesses(running[0]):
+        alone = len(self._scheduler.running) == 1
+        if alone and self._speculate and self._check_guesses(running[0]):
             return
         began = self._clock()
         logits = self._timed(
             lambda: self._model.decode([s.output[-1] for s in running], [s.computed for s in running])
         )
-        if len(running) == 1:
+        if alone:
             self._cost.record(self._clock() - began, guesses=0)
         for sequence in running:
             sequence.computed += 1
@@ -391,7 +458,7 @@ class Engine:
         if move is None or last is None:
             return None
         try:
-            self._model.copy(*move, last.computed)
+            self._model.move(*move, last.computed)
         except Exception as error:  # noqa: BLE001 - its caller must hear of it
             return last, described(error)
         return None

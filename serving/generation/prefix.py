@@ -41,9 +41,10 @@ class PrefixCache(Generic[Kept]):
     def match(self, tokens: Sequence[int]) -> list[Kept]:
         """What is kept of the longest known prefix, block by block, in order.
 
-        At least one token is left over: its logits are what the first new token is chosen from.
+        At least two tokens are left over: from the last one's logits the first new token is chosen, and one
+        alone is added up in another order than beside others of its prompt.
         """
-        path = self._path(tokens, (len(tokens) - 1) // BLOCK)
+        path = self._path(tokens, (len(tokens) - 2) // BLOCK)
         self._touch(path)
         return [self._nodes[key].kept for key in path]
 

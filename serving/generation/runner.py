@@ -17,9 +17,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from serving.generation.cache import Cache, DeviceCache, HostCache
+from serving.generation.memory import Memory
 from serving.onnxruntime.options import BadConfig, session_options
 from serving.onnxruntime.sessions import load_session, providers_of
-from shoal.machine import available_cpus, memory_bytes
+from shoal.machine import available_cpus
 
 INPUT_IDS, PAST_LENGTHS, TOTAL_LENGTH, LOGIT_ROWS, LOGITS = (
     "input_ids",
@@ -71,12 +72,16 @@ class DecoderRunner:
         shape = (len(self._keys_and_values), rows, heads, max_length, width)
         self._element = _ELEMENTS[first.type]
         self._cache: Cache
-        self._shape = shape
-        self._gpu = gpu
         self._most_tokens = RUN_TOKENS if gpu is None else max_length
-        self._weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+        self._memory = Memory(
+            weights=sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")),
+            bytes_per_token=len(self._keys_and_values) * heads * width * np.dtype(self._element).itemsize,
+            rows=rows,
+            max_length=max_length,
+            gpu=gpu is not None,
+        )
         if gpu is None:
-            self._check_memory()
+            self._memory.check()
             try:
                 self._cache = HostCache(shape, self._element)
             except MemoryError:  # more than the kernel lends, though it would not be written soon
@@ -94,38 +99,11 @@ class DecoderRunner:
     @property
     def bytes_per_token(self) -> int:
         """What one token of one row takes in the cache."""
-        layers, _, heads, _, width = self._shape
-        return layers * heads * width * np.dtype(self._element).itemsize
+        return self._memory.bytes_per_token
 
     def describe_memory(self) -> tuple[str, bool]:
-        """A sentence on what the cache takes, and whether all rows fit into the memory when they are full."""
-        weights, token, most = self._weights, self.bytes_per_token, memory_bytes()
-        needed = weights + self.rows * self.max_length * token
-        told = (
-            f"{_mb(weights)} of weights; keys and values take {token / 1e3:.0f} kB a token, at most"
-            f" {_mb(token * self.max_length)} a request"
-        )
-        if self._gpu is not None:
-            return (
-                f"{told}, and {_mb(needed - weights)} of the GPU's memory for {self.rows} requests are taken"
-                " at the start; max_num_seqs and max_model_len set them"
-            ), True
-        told = f"{told}, and memory is taken as they are written"
-        if needed <= most:
-            return told, True
-        return (
-            f"{told}; {self.rows} requests at their longest need {_mb(needed)}, and this process may use"
-            f" {_mb(most)}: lower max_num_seqs or max_model_len"
-        ), False
-
-    def _check_memory(self) -> None:
-        row = self.max_length * self.bytes_per_token
-        if self._weights + row > memory_bytes():
-            raise BadConfig(
-                f"one context of {self.max_length} tokens needs {_mb(row)} beside {_mb(self._weights)} of"
-                f" weights, and this process may use {_mb(memory_bytes())}: lower max_model_len in"
-                " config.pbtxt"
-            )
+        """See `serving.generation.memory.Memory.describe`."""
+        return self._memory.describe()
 
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
         """Add one token to each of the first rows.
@@ -177,8 +155,8 @@ class DecoderRunner:
         last = np.arange(len(prompts)) * ids.shape[1] + lengths - 1
         return self._run(row, ids, (lengths - 1).astype(np.int32), last.astype(np.int64))
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` tokens of a row into another."""
+    def move(self, source: int, target: int, length: int) -> None:
+        """Let a row hold the first `length` tokens of another, which nobody reads any more."""
         self._cache.copy(source, target, length)
 
     def save(self, row: int, start: int, stop: int) -> NDArray:
@@ -224,7 +202,3 @@ class DecoderRunner:
 def mover_of(path: Path) -> Path:
     """The graph beside a GPU's that moves parts of its cache."""
     return path.with_name(f"{path.name}.moves")
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB"

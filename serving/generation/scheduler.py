@@ -126,8 +126,10 @@ class Scheduler:
         if len(self.staged) > 1:
             return Prefill(tuple(self.staged), 0, max(len(s.request.prompt) for s in self.staged))
         only = self.staged[0]
-        start = only.computed or only.cached
-        return Prefill((only,), start, min(len(only.request.prompt), start + budget))
+        start, length = only.computed or only.cached, len(only.request.prompt)
+        stop = min(length, start + budget)
+        # One token alone is added up in another order than beside others of its prompt.
+        return Prefill((only,), start, stop - 1 if stop == length - 1 and stop - 1 > start else stop)
 
     def _stage(self, budget: int, count_cached: Callable[[Sequence], int]) -> None:
         """Several that fit together, or one that is longer, scored, or begins with a known prefix."""

@@ -34,7 +34,7 @@ from serving.generation.conversation import Conversation, Renderer
 from serving.generation.deliveries import described
 from serving.generation.engine import Engine
 from serving.generation.params import MAX_BYTES, BadRequest, SamplingParams
-from serving.generation.runner import DecoderRunner
+from serving.generation.runtime import graph_in, open_runner
 from serving.generation.scheduler import Limits
 from serving.generation.sequence import Failure, Request
 from serving.generation.structure import Compiler, Structures
@@ -130,8 +130,8 @@ class TritonPythonModel:
         folder = version_folder(args)
         check_runtime(folder)
         limits = settings.limits
-        runner = DecoderRunner(
-            folder / "model.onnx",
+        runner = open_runner(
+            graph_in(folder),
             rows=limits.rows,
             max_length=limits.max_model_len,
             threads=settings.intra_op_thread_count,

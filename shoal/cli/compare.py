@@ -202,13 +202,13 @@ def _written(repository: Path, first: Manifest, second: Manifest) -> dict[str, A
     """What two decoders write after the same beginnings, the likeliest token each time."""
     from tokenizers import Tokenizer
 
-    from serving.generation.runner import DecoderRunner
+    from serving.generation.runtime import graph_in, open_runner
 
     answers: list[list[list[int]]] = []
     for manifest in (first, second):
         folder = repository / manifest.network / str(manifest.version)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        runner = DecoderRunner(folder / "model.onnx", rows=1, max_length=TOKENS + 64)
+        runner = open_runner(graph_in(folder), rows=1, max_length=TOKENS + 64)
         answers.append([_greedy(runner, tokenizer.encode(prompt).ids) for prompt in PROMPTS])
     pairs = [(a, b) for one, other in zip(*answers, strict=True) for a, b in zip(one, other, strict=True)]
     texts = {

@@ -49,7 +49,11 @@ EvalData = Annotated[
     Path | None, typer.Option(help="Labelled data for the task's metric; docs/tasks.md has each form.")
 ]
 Engine = Annotated[
-    str | None, typer.Option(help="Text generation: onnxruntime, or vllm for its layout (untried).")
+    str | None,
+    typer.Option(
+        help="Text generation: what runs int8, onnxruntime or openvino. Default: auto, the faster one on this"
+        " machine. vllm: its layout (untried)."
+    ),
 ]
 Sampling = Annotated[
     list[str] | None,

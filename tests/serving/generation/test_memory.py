@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serving.embedded import running
-from serving.generation import runner as runners
+from serving.generation import memory as memories
 from serving.generation.runner import DecoderRunner
 from serving.onnxruntime.options import BadConfig
 from shoal import model_config
@@ -16,7 +16,7 @@ from shoal.errors import ServerError
 
 
 def _runner(repository: Path, monkeypatch: pytest.MonkeyPatch, memory: int) -> DecoderRunner:
-    monkeypatch.setattr(runners, "memory_bytes", lambda: memory)
+    monkeypatch.setattr(memories, "memory_bytes", lambda: memory)
     return DecoderRunner(repository / "tiny" / "1" / "model.onnx", rows=4, max_length=1000)
 
 

@@ -94,9 +94,10 @@ class Toy:
             self.cache[row + index, : len(prompt)] = prompt
         return np.stack([self._logits(row + index, len(prompt)) for index, prompt in enumerate(prompts)])
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        self._may_fail("copy", 1, self.cache[target])
+    def move(self, source: int, target: int, length: int) -> None:
+        self._may_fail("move", 1, self.cache[target])
         self.cache[target, :length] = self.cache[source, :length]
+        self.cache[source] = -1
 
     def save(self, row: int, start: int, stop: int) -> NDArray[np.int64]:
         self._may_fail("save", 0, self.cache[:0])

@@ -1,0 +1,97 @@
+"""Which library runs a decoder's int8 version: the faster one on this machine.
+
+ONNX Runtime is the default. OpenVINO takes its place where it is clearly faster over prompts and steps of
+several sizes, on a machine that does nothing else meanwhile, and where its graph stays as close to the fp32
+graph as any version in int8 must.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from export.exported import Exported
+from export.generation.evidence import LIMITS
+from export.speed import Timed, median_seconds
+from serving.generation.runtime import ONNXRUNTIME, OPENVINO, Runner, open_runner
+from serving.generation.sampling import negative_log_likelihood
+from shoal.machine import available_cpus, others_seconds
+from shoal.progress import Silent
+
+FASTER = 1.05  # geometric mean of the ratios of times
+CROWDED = 0.1  # of the CPUs, what others may take meanwhile
+ROUNDS = 3
+CONTEXT = 512  # tokens
+PROMPTS = (64, 512)  # tokens
+STEPS = (1, 4, 16)  # rows
+REST, REST_SECONDS = ("rest", 0), 0.1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured of both.
+
+    Attributes:
+        faster: how many times as fast OpenVINO is, as the geometric mean over prompts and steps.
+        rise: of the perplexity of sample text, from the fp32 graph to OpenVINO's, as a fraction.
+        others: CPUs that other processes took meanwhile.
+        cpus: that this process could use.
+    """
+
+    faster: float
+    rise: float
+    others: float
+    cpus: int
+
+    @property
+    def chosen(self) -> str:
+        """The library's name."""
+        quiet = self.others <= CROWDED * self.cpus
+        close = self.rise <= LIMITS["int8"]["perplexity_rise"]
+        return OPENVINO if quiet and close and self.faster >= FASTER else ONNXRUNTIME
+
+
+def compare(
+    plain: Exported, graphs: Mapping[str, Exported], texts: Sequence[Sequence[int]], progress: Silent
+) -> Comparison:
+    """Measure both, in turn.
+
+    Args:
+        plain: the fp32 graph.
+        graphs: in int8, by the library's name.
+        texts: token ids, each a window of its own that a row of `CONTEXT` tokens holds.
+    """
+    runners = {
+        name: open_runner(graph.path, rows=max(STEPS), max_length=2 * CONTEXT)
+        for name, graph in graphs.items()
+    }
+    began, before = time.perf_counter(), others_seconds()
+    calls = {name: _calls(runner) for name, runner in runners.items()}
+    seconds = median_seconds(calls, ROUNDS, progress, "Compare ONNX Runtime and OpenVINO")
+    others = max(0.0, (others_seconds() - before) / (time.perf_counter() - began))
+    cases = [case for case in seconds[OPENVINO] if case != REST]
+    ratios = [seconds[ONNXRUNTIME][case] / seconds[OPENVINO][case] for case in cases]
+    faster = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    exact = open_runner(plain.path, rows=1, max_length=2 * CONTEXT)
+    loss = _loss(runners[OPENVINO], texts) - _loss(exact, texts)
+    return Comparison(faster, math.expm1(loss), others, available_cpus())
+
+
+def _calls(runner: Runner) -> dict[tuple[str, int], Timed]:
+    # Threads of the other library, which wait for its next run, take CPU time for a while.
+    rest: dict[tuple[str, int], Timed] = {REST: (partial(time.sleep, REST_SECONDS), 1)}
+    prompts = {("prompt", n): (partial(runner.prefill, 0, [1] * n, 0, [n - 1]), 2) for n in PROMPTS}
+    steps = {("step", n): (partial(runner.decode, [1] * n, [CONTEXT] * n), 8) for n in STEPS}
+    return rest | prompts | steps
+
+
+def _loss(runner: Runner, texts: Sequence[Sequence[int]]) -> float:
+    """Mean negative log likelihood (natural) of each token given those before it in its text."""
+    losses = []
+    for text in texts:
+        logits = runner.prefill(0, text, 0, range(len(text) - 1))
+        losses.append(float(negative_log_likelihood(logits, text[1:]).mean()))
+    return sum(losses) / len(losses)

@@ -1,0 +1,195 @@
+"""Runs a decoder in OpenVINO over pages of a KV cache, on a CPU. All machinery, no policy.
+
+A page holds `PAGE` tokens of one sequence, and a row of the cache is a list of pages. One run takes any mix
+of prompts and single tokens, in a line without padding. What is computed of a token depends neither on what
+runs beside it nor on where a prompt was cut, with two exceptions: OpenVINO adds up the attention of one token
+of a single sequence in an order of its own, so a sequence without tokens is run beside it; and that of one
+token in another order than that of several, so a prompt is not cut before its last token.
+
+Knows OpenVINO and numpy, not Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+
+from serving.generation.engine import Part
+from serving.generation.memory import Memory
+from serving.generation.openvino_graph import (
+    BEGINS,
+    CONTEXT,
+    KEYS,
+    PAGE_BEGINS,
+    PAGES,
+    PAST,
+    POSITIONS,
+    VALUES,
+    group_size,
+    read_graph,
+)
+from serving.onnxruntime.options import BadConfig
+from shoal.machine import available_cpus
+
+PAGE = 32  # tokens; what OpenVINO's kernels are made for
+# By channel, OpenVINO's default, a page's values would change with each token that is added to it.
+CACHE = {"KV_CACHE_PRECISION": "u8", "KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
+INPUT_IDS, LOGIT_ROWS = "input_ids", "logit_rows"
+
+
+class PagedRunner:
+    """One compiled model and its KV cache.
+
+    Args:
+        path: a graph from `export.generation.to_openvino`.
+        rows: sequences the cache holds.
+        max_length: tokens a row holds.
+        threads: of one step; None: the CPUs this process may use.
+
+    Attributes:
+        vocabulary: width of the logits.
+
+    Raises:
+        BadConfig: not even one full context fits into the memory.
+        RuntimeError: OpenVINO cannot load the graph; the message says why.
+    """
+
+    def __init__(self, path: Path, *, rows: int, max_length: int, threads: int | None = None) -> None:
+        core = openvino.Core()
+        model = read_graph(core, path)
+        settings = {
+            # Without it, a CPU with bfloat16 would compute in that, and answers depend on the machine.
+            "INFERENCE_PRECISION_HINT": "f32",
+            **CACHE,
+            "PERFORMANCE_HINT": "LATENCY",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group_size(model)),
+            "INFERENCE_NUM_THREADS": threads or available_cpus(),
+            # Others run on these CPUs, and the system knows best where there is room.
+            "ENABLE_CPU_PINNING": False,
+        }
+        compiled = core.compile_model(model, "CPU", settings)
+        self._request = compiled.create_infer_request()
+        self.rows, self.max_length = rows, max_length
+        self.vocabulary = int(compiled.output(0).partial_shape[1].get_length())
+        self._rows = np.arange(rows * -(-max_length // PAGE), dtype=np.int32).reshape(rows, -1)
+        caches = [port for port in compiled.inputs if port.any_name.startswith((KEYS, VALUES))]
+        self._memory = Memory(
+            weights=sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")),
+            bytes_per_token=sum(_bytes_per_token(port) for port in caches),
+            rows=rows,
+            max_length=max_length,
+        )
+        self._memory.check()
+        self._cache: list[NDArray] = []
+        for port in caches:
+            _, heads, page, width = port.partial_shape
+            shape = (self._rows.size, heads.get_length(), page.get_length(), width.get_length())
+            try:
+                self._cache.append(np.zeros(shape, port.element_type.to_dtype()))
+            except MemoryError:  # more than the kernel lends, though it would not be written soon
+                raise BadConfig(self._memory.describe()[0]) from None
+            self._request.set_tensor(port, openvino.Tensor(self._cache[-1], shared_memory=True))
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What one token of one row takes in the cache."""
+        return self._memory.bytes_per_token
+
+    def describe_memory(self) -> tuple[str, bool]:
+        """A sentence on what the cache takes, and whether all rows fit into the memory when they are full."""
+        return self._memory.describe()
+
+    def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
+        """See `serving.generation.runner.DecoderRunner.decode`."""
+        rows = range(len(tokens))
+        return self._run(rows, [[token] for token in tokens], lengths, rows)
+
+    def prefill(
+        self, row: int, tokens: Sequence[int], start: int, wanted: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """See `serving.generation.runner.DecoderRunner.prefill`."""
+        return self._run([row], [tokens], [start], wanted).copy()
+
+    def prefill_together(self, row: int, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """See `serving.generation.runner.DecoderRunner.prefill_together`."""
+        rows = range(row, row + len(prompts))
+        last = np.cumsum([len(prompt) for prompt in prompts]) - 1
+        return self._run(rows, prompts, [0] * len(prompts), last).copy()
+
+    def run(self, parts: Sequence[Part]) -> NDArray[np.float32]:
+        """Write prompts and single tokens of several sequences at once.
+
+        Returns:
+            Logits float32 [wanted of all parts, vocabulary]; valid until the next call.
+        """
+        begins = _bounds(np.array([len(part.tokens) for part in parts]))
+        wanted = [begin + place for begin, part in zip(begins, parts, strict=False) for place in part.wanted]
+        return self._run(
+            [part.row for part in parts],
+            [part.tokens for part in parts],
+            [part.start for part in parts],
+            wanted,
+        )
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Let a row hold what another holds, which holds nothing then: they change their pages."""
+        self._rows[[source, target]] = self._rows[[target, source]]
+
+    def save(self, row: int, start: int, stop: int) -> list[NDArray]:
+        """Keys and values of tokens [start, stop) of a row, as copies."""
+        pages, offsets = self._places(row, start, stop)
+        return [cache[pages, :, offsets] for cache in self._cache]
+
+    def restore(self, row: int, start: int, saved: Sequence[NDArray]) -> None:
+        """Write what `save` gave into a row, from token `start` on."""
+        pages, offsets = self._places(row, start, start + len(saved[0]))
+        for cache, values in zip(self._cache, saved, strict=True):
+            cache[pages, :, offsets] = values
+
+    def _places(self, row: int, start: int, stop: int) -> tuple[NDArray, NDArray]:
+        positions = np.arange(start, stop)
+        return self._rows[row, positions // PAGE], positions % PAGE
+
+    def _run(
+        self,
+        rows: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        past: Sequence[int],
+        wanted: Sequence[int] | NDArray,
+    ) -> NDArray[np.float32]:
+        if len(rows) == 1 and len(tokens[0]) == 1:
+            rows, tokens, past = [*rows, rows[0]], [*tokens, []], [*past, 0]  # see the module
+        counts = np.array([len(part) for part in tokens], np.int32)
+        held = np.asarray(past, np.int32)
+        totals = held + counts
+        pages = -(-totals // PAGE)
+        ends = np.cumsum(counts, dtype=np.int32)
+        inputs = {
+            INPUT_IDS: np.concatenate([np.asarray(part, np.int64) for part in tokens]).reshape(-1, 1),
+            # Of each token in its own sequence.
+            POSITIONS: np.arange(ends[-1], dtype=np.int32) + np.repeat(held - (ends - counts), counts),
+            PAST: held,
+            BEGINS: _bounds(counts),
+            PAGES: np.concatenate([self._rows[row, :n] for row, n in zip(rows, pages, strict=True)]),
+            PAGE_BEGINS: _bounds(pages),
+            CONTEXT: np.array(totals.max(), np.int32),
+            LOGIT_ROWS: np.asarray(wanted, np.int64),
+        }
+        for name, value in inputs.items():
+            self._request.set_tensor(name, openvino.Tensor(value))
+        self._request.infer()
+        return self._request.get_output_tensor(0).data
+
+
+def _bounds(counts: NDArray) -> NDArray[np.int32]:
+    """Where each of several parts in a line begins, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+
+
+def _bytes_per_token(port: openvino.ConstOutput) -> int:
+    _, heads, _, width = port.partial_shape
+    return heads.get_length() * width.get_length() * np.dtype(port.element_type.to_dtype()).itemsize

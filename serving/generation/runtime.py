@@ -1,0 +1,79 @@
+"""Which library runs a decoder: the file in a version's folder says it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from serving.generation.engine import Model
+from serving.generation.runner import DecoderRunner
+from serving.onnxruntime.options import BadConfig
+
+ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
+# The graph that each of them runs.
+FILES = {ONNXRUNTIME: "model.onnx", OPENVINO: "openvino.onnx"}
+
+
+class Runner(Model, Protocol):
+    """A decoder with a cache for several sequences.
+
+    Attributes:
+        rows: sequences the cache holds.
+        max_length: tokens a row holds.
+        vocabulary: width of the logits.
+    """
+
+    rows: int
+    max_length: int
+    vocabulary: int
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What one token of one row takes in the cache."""
+        ...
+
+    def describe_memory(self) -> tuple[str, bool]:
+        """A sentence on what the cache takes, and whether all rows fit into the memory when they are full."""
+        ...
+
+
+def graph_in(version: Path) -> Path:
+    """The graph in a version's folder."""
+    other = version / FILES[OPENVINO]
+    return other if other.exists() else version / FILES[ONNXRUNTIME]
+
+
+def runtime_of(graph: Path) -> str:
+    """`onnxruntime` or `openvino`."""
+    return OPENVINO if graph.name == FILES[OPENVINO] else ONNXRUNTIME
+
+
+def open_runner(
+    graph: Path, *, rows: int, max_length: int, threads: int | None = None, gpu: int | None = None
+) -> Runner:
+    """Load a graph, with an empty cache.
+
+    Args:
+        rows: sequences the cache holds.
+        max_length: tokens a row holds.
+        threads: of one step; None: the CPUs this process may use.
+        gpu: number of the CUDA device; None: the CPU.
+
+    Raises:
+        BadConfig: the library is not installed, or cannot use the device; or not even one full context fits
+            into the memory.
+        RuntimeError: the library cannot load the graph; the message says why.
+    """
+    if runtime_of(graph) == ONNXRUNTIME:
+        return DecoderRunner(graph, rows=rows, max_length=max_length, threads=threads, gpu=gpu)
+    if gpu is not None:
+        raise BadConfig(f"{graph} is for CPUs, and config.pbtxt puts it on a GPU")
+    try:
+        from serving.generation.paged_runner import PagedRunner  # noqa: PLC0415 - where it is needed only
+    except ModuleNotFoundError as error:
+        if error.name != "openvino":
+            raise
+        raise BadConfig(
+            f"{graph} needs OpenVINO: pip install openvino, or export again with --engine onnxruntime"
+        ) from None
+    return PagedRunner(graph, rows=rows, max_length=max_length, threads=threads)

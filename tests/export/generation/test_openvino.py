@@ -1,0 +1,119 @@
+"""What OpenVINO runs is what ONNX Runtime runs of the same checkpoint, whatever its attention is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from export.exported import Exported
+from export.generation import choosing, to_openvino
+from export.generation.choosing import Comparison
+from export.generation.recipe import GenerationRecipe
+from export.generation.to_onnx import to_onnx
+from serving.generation import paged_runner
+from serving.generation.paged_runner import PagedRunner
+from serving.generation.runner import DecoderRunner
+from shoal.errors import ExportError, UsageError
+from shoal.progress import Silent
+from tests import tiny
+
+IDS = [int(token) for token in np.random.default_rng(0).integers(5, 90, 100)]
+ARCHITECTURES = [
+    ("LlamaForCausalLM", {}),
+    ("Qwen2ForCausalLM", {}),  # biases
+    ("Qwen3ForCausalLM", {"head_dim": 16}),  # normalized queries and keys
+    ("MistralForCausalLM", {"sliding_window": 32}),
+    ("PhiForCausalLM", {"num_attention_heads": 2}),  # half of the channels are rotated
+    ("GemmaForCausalLM", {"head_dim": 16}),
+    ("Gemma3ForCausalLM", {"head_dim": 16, "sliding_window": 32}),
+    ("SmolLM3ForCausalLM", {"num_hidden_layers": 4}),  # a layer without rotation
+    ("GraniteForCausalLM", {}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "config"), ARCHITECTURES)
+def test_its_attention_is_that_of_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, config: dict[str, Any]
+) -> None:
+    plain, exact = _both(tmp_path, monkeypatch, architecture, config)
+    assert _distance(exact, plain) < 0.001
+    # The measure sees a window: with all tokens the answers are others.
+    if "sliding_window" in config:
+        (tmp_path / "full").mkdir()
+        full, _ = _both(tmp_path / "full", monkeypatch, architecture, config | {"sliding_window": 1000})
+        assert _distance(full, plain) > 0.1
+
+
+def _both(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, config: dict[str, Any]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits of ONNX Runtime and of OpenVINO, both in fp32."""
+    graph = to_onnx(tiny.make_decoder(folder / "checkpoint", architecture, **config), folder / "model.onnx")
+    with monkeypatch.context() as patch:
+        patch.setattr(to_openvino, "_quantize", lambda graph, product: None)
+        patch.setattr(to_openvino, "quantize_embedding", lambda graph: None)
+        made = to_openvino.to_openvino(graph, folder / "openvino.onnx", Silent())
+    onnxruntime = DecoderRunner(graph.path, rows=1, max_length=128)
+    with monkeypatch.context() as patch:
+        patch.setattr(paged_runner, "CACHE", {"KV_CACHE_PRECISION": "f32"})
+        openvino = PagedRunner(made.path, rows=1, max_length=128)
+    everywhere = range(len(IDS))
+    return onnxruntime.prefill(0, IDS, 0, everywhere), openvino.prefill(0, IDS, 0, everywhere)
+
+
+def _distance(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Relative to how far the values are spread, at the worst place."""
+    return float(np.abs(one - other).max(axis=1).max() / other.std())
+
+
+def test_a_cap_on_scores_is_refused(tmp_path: Path) -> None:
+    config = {"head_dim": 16, "query_pre_attn_scalar": 16}
+    graph = to_onnx(tiny.make_decoder(tmp_path / "c", "Gemma2ForCausalLM", **config), tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match="it has a cap on attention scores"):
+        to_openvino.to_openvino(graph, tmp_path / "openvino.onnx", Silent())
+    assert not (tmp_path / "openvino.onnx").exists()
+
+
+def test_weights_of_8_bits_are_half_a_step_away_at_most() -> None:
+    weights = np.random.default_rng(0).normal(size=(7, 33)).astype(np.float32)
+    weights[0], weights[1, 0] = 0, 90  # nothing at all, and one that is far from all others
+    codes, scales, zeros = to_openvino.quantized(weights)
+    back = (codes.astype(np.float32) - zeros[:, None]) * scales[:, None]
+    assert codes.dtype == zeros.dtype == np.uint8 and not back[0].any()
+    assert (np.abs(back - weights) <= 0.501 * scales[:, None]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "chosen"),
+    [
+        ({}, "openvino"),
+        ({"faster": 1.04}, "onnxruntime"),
+        ({"rise": 0.021}, "onnxruntime"),
+        ({"rise": float("nan")}, "onnxruntime"),
+        ({"others": 0.21}, "onnxruntime"),  # nothing can be said while others run
+    ],
+)
+def test_the_faster_library_is_chosen_if_it_is_close_enough(changes: dict[str, float], chosen: str) -> None:
+    figures = {"faster": 1.06, "rise": 0.01, "others": 0.1, "cpus": 2} | changes
+    assert Comparison(**figures).chosen == chosen  # type: ignore[arg-type]
+
+
+def test_both_libraries_are_asked_the_same(tiny_repository: Path, tmp_path: Path) -> None:
+    plain = Exported.read(tiny_repository / "tiny" / "1" / "model.onnx")
+    other = to_openvino.to_openvino(plain, tmp_path / "openvino.onnx", Silent())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choosing, "CONTEXT", 30)
+        patch.setattr(choosing, "PROMPTS", (8, 30))
+        found = choosing.compare(
+            plain, {"onnxruntime": plain, "openvino": other}, [IDS[:40], IDS[40:70]], Silent()
+        )
+    assert found.faster > 0 and abs(found.rise) < 0.2
+
+
+def test_openvino_runs_int8_only() -> None:
+    with pytest.raises(UsageError, match="OpenVINO runs int8 only"):
+        GenerationRecipe(engine="openvino", precisions=("fp32",))

@@ -16,13 +16,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.generation.deliveries import Deliveries, Stats, described
+from serving.generation.model import Logits, MixingModel, Model, Part
 from serving.generation.params import Unmet
 from serving.generation.prefix import BLOCK, PrefixCache
 from serving.generation.sampling import negative_log_likelihood, top_logprobs
@@ -32,46 +33,12 @@ from serving.generation.speculation import StepCost
 from serving.generation.text import Decode
 from shoal.dialect import QUEUE_FULL
 
-Logits = NDArray[np.float32]
 PROBE_TOKENS = 16  # of a probe's prompt, at most: it is written beside what a step may write
 _log = logging.getLogger(__name__)
 
 
 class QueueFull(RuntimeError):
     """The queue is full: as many requests wait as may wait."""
-
-
-class Model(Protocol):
-    """What the engine needs of a decoder; `serving.generation.runtime.open_runner` opens a real one."""
-
-    def decode(self, tokens: Tokens[int], lengths: Tokens[int]) -> Logits: ...
-    def prefill(self, row: int, tokens: Tokens[int], start: int, wanted: Tokens[int]) -> Logits: ...
-    def prefill_together(self, row: int, prompts: Tokens[Tokens[int]]) -> Logits: ...
-    def move(self, source: int, target: int, length: int) -> None: ...
-    def save(self, row: int, start: int, stop: int) -> Any: ...
-    def restore(self, row: int, start: int, saved: Any) -> None: ...
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one run of a model writes for one sequence.
-
-    Attributes:
-        tokens: to add to a row that holds `start` already.
-        wanted: ascending positions among `tokens` whose logits are returned, at least one.
-    """
-
-    row: int
-    tokens: Tokens[int]
-    start: int
-    wanted: Tokens[int]
-
-
-@runtime_checkable
-class MixingModel(Model, Protocol):
-    """A model that also writes prompts and single tokens in one run, which costs less than two."""
-
-    def run(self, parts: Tokens[Part]) -> Logits: ...
 
 
 class Engine:
@@ -192,16 +159,14 @@ class Engine:
         self._answer_probe()
         self._read_inbox()
         self._drop_the_gone(began)
-        budget, running = self._scheduler.budget, list(self._scheduler.running)
-        while work := self._scheduler.next_prefill(budget, self._count_cached):
-            budget -= work.cost
-            if running and self._mixed(work, running):
-                running = []
-            else:
-                self._guarded(self._prefill, work, work.sequences)
-        # Whoever was written has its first token now, and does not wait for the others to get their next.
-        if running:
-            self._guarded(self._decode, running, running)
+        running = list(self._scheduler.running)
+        if isinstance(self._model, MixingModel):
+            self._run(self._model, running)
+        else:
+            self._prefill_all()
+            # Whoever was written has its first token now, and does not wait for the others' next one.
+            if running:
+                self._guarded(self._decode, running, running)
         for sequence, error in self._deliveries.give(self._scheduler.running):
             self._fail(sequence, Failure.INTERNAL, error)
         self.stats.steps += 1
@@ -260,6 +225,12 @@ class Engine:
     def _count_cached(self, sequence: Sequence) -> int:
         return len(self._prefixes.match(sequence.request.prompt)) * BLOCK
 
+    def _prefill_all(self) -> None:
+        budget = self._scheduler.budget
+        while work := self._scheduler.next_prefill(budget, self._count_cached):
+            budget -= work.cost
+            self._guarded(self._prefill, work, work.sequences)
+
     def _prefill(self, work: Prefill) -> None:
         if work.together:
             prompts = [sequence.request.prompt for sequence in work.sequences]
@@ -269,27 +240,37 @@ class Engine:
             logits = self._timed(lambda: self._model.prefill(part.row, part.tokens, part.start, part.wanted))
         self._written(work, logits)
 
-    def _mixed(self, work: Prefill, running: Tokens[Sequence]) -> bool:
-        """Write prompts and the next tokens of all that run at once. False: nothing is written.
+    def _run(self, model: MixingModel, running: Tokens[Sequence]) -> None:
+        """Write prompts and the next tokens of all that run, at once.
 
         Whatever fails is done again by itself, which shows whom the failure is about.
         """
-        model = self._model
-        if not isinstance(model, MixingModel):
-            return False
-        steps = [Part(s.row or 0, [s.output[-1]], s.computed, [0]) for s in running]
+        works = self._scheduler.prefills(self._count_cached)
+        if running and not works:
+            self._guarded(self._decode, running, running)
+        if not works:
+            return
         try:
-            parts = [*self._parts(work), *steps]
-            logits = self._timed(lambda: model.run(parts))
+            parts = [part for work in works for part in self._parts(work)]
+            steps = [Part(s.row or 0, [s.output[-1]], s.computed, [0]) for s in running]
+            logits = self._timed(lambda: model.run([*parts, *steps]))
         except Exception as error:  # noqa: BLE001 - it fails again by itself, and is told there
             _log.warning("prompts and steps are run by themselves: %s", described(error))
-            return False
-        prompts, nexts = np.split(logits, [len(logits) - len(steps)])
+            for work in works:
+                (only,) = work.sequences
+                if not only.computed and self._count_cached(only) < only.cached:
+                    only.cached = 0  # what is known was lost; it stays staged, and is written from the start
+                else:
+                    self._guarded(self._prefill, work, work.sequences)
+            if running:
+                self._guarded(self._decode, running, running)
+            return
+        *prompts, nexts = np.split(logits, np.cumsum([len(part.wanted) for part in parts]))
         for sequence in running:
             sequence.computed += 1
         self._choose(running, nexts)
-        self._guarded(lambda done: self._written(done, prompts), work, work.sequences)
-        return True
+        for work, found in zip(works, prompts, strict=True):
+            self._guarded(partial(self._written, logits=found), work, work.sequences)
 
     def _parts(self, work: Prefill) -> list[Part]:
         """What is to be run for prompts; what the prefix cache holds of them is restored."""

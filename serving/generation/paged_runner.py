@@ -11,15 +11,16 @@ Knows OpenVINO and numpy, not Triton.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from serving.generation.engine import Part
 from serving.generation.memory import Memory
+from serving.generation.model import Part
 from serving.generation.openvino_graph import (
     BEGINS,
     CONTEXT,
@@ -84,15 +85,24 @@ class PagedRunner:
             max_length=max_length,
         )
         self._memory.check()
-        self._cache: list[NDArray] = []
-        for port in caches:
-            _, heads, page, width = port.partial_shape
-            shape = (self._rows.size, heads.get_length(), page.get_length(), width.get_length())
+        self._caches = self._allocated(caches)
+
+    def _allocated(self, ports: Sequence[openvino.ConstOutput]) -> list[NDArray]:
+        """Memory for the caches of all layers, those of one shape in one array."""
+        alike: dict[tuple[Any, ...], list[openvino.ConstOutput]] = {}
+        for port in ports:
+            _, heads, page, width = (dim.get_max_length() for dim in port.partial_shape)
+            kind = np.dtype(port.element_type.to_dtype())
+            alike.setdefault((kind, self._rows.size, heads, page, width), []).append(port)
+        made = []
+        for (kind, *shape), same in alike.items():
             try:
-                self._cache.append(np.zeros(shape, port.element_type.to_dtype()))
+                made.append(np.zeros((len(same), *shape), kind))
             except MemoryError:  # more than the kernel lends, though it would not be written soon
                 raise BadConfig(self._memory.describe()[0]) from None
-            self._request.set_tensor(port, openvino.Tensor(self._cache[-1], shared_memory=True))
+            for port, values in zip(same, made[-1], strict=True):
+                self._request.set_tensor(port, openvino.Tensor(values, shared_memory=True))
+        return made
 
     @property
     def bytes_per_token(self) -> int:
@@ -141,18 +151,28 @@ class PagedRunner:
 
     def save(self, row: int, start: int, stop: int) -> list[NDArray]:
         """Keys and values of tokens [start, stop) of a row, as copies."""
-        pages, offsets = self._places(row, start, stop)
-        return [cache[pages, :, offsets] for cache in self._cache]
+        places = list(self._places(row, start, stop))
+        return [
+            np.concatenate([cache[:, page, :, inside] for page, inside in places], axis=2)
+            for cache in self._caches
+        ]
 
     def restore(self, row: int, start: int, saved: Sequence[NDArray]) -> None:
         """Write what `save` gave into a row, from token `start` on."""
-        pages, offsets = self._places(row, start, start + len(saved[0]))
-        for cache, values in zip(self._cache, saved, strict=True):
-            cache[pages, :, offsets] = values
+        for cache, values in zip(self._caches, saved, strict=True):
+            done = 0
+            for page, inside in self._places(row, start, start + values.shape[2]):
+                count = inside.stop - inside.start
+                cache[:, page, :, inside] = values[:, :, done : done + count]
+                done += count
 
-    def _places(self, row: int, start: int, stop: int) -> tuple[NDArray, NDArray]:
-        positions = np.arange(start, stop)
-        return self._rows[row, positions // PAGE], positions % PAGE
+    def _places(self, row: int, start: int, stop: int) -> Iterator[tuple[int, slice]]:
+        """The pages that hold tokens [start, stop) of a row, and where in each of them."""
+        while start < stop:
+            offset = start % PAGE
+            count = min(PAGE - offset, stop - start)
+            yield int(self._rows[row, start // PAGE]), slice(offset, offset + count)
+            start += count
 
     def _run(
         self,

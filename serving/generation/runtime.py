@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from serving.generation.engine import Model
+from serving.generation.model import Model
 from serving.generation.runner import DecoderRunner
 from serving.onnxruntime.options import BadConfig
 

@@ -22,6 +22,9 @@ from dataclasses import dataclass
 
 from serving.generation.sequence import Sequence
 
+# Tokens of a prompt that are written at once, where it has as many: one alone is added up in another order.
+LEAST = 2
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -125,11 +128,36 @@ class Scheduler:
             return None
         if len(self.staged) > 1:
             return Prefill(tuple(self.staged), 0, max(len(s.request.prompt) for s in self.staged))
-        only = self.staged[0]
-        start, length = only.computed or only.cached, len(only.request.prompt)
+        return self._part(self.staged[0], budget)
+
+    def prefills(self, count_cached: Callable[[Sequence], int]) -> list[Prefill]:
+        """What to write in one run of this step: each of them one sequence.
+
+        Args:
+            count_cached: see `next_prefill`.
+        """
+        budget, found = self.budget, []
+        for sequence in self.staged:
+            found.append(self._part(sequence, budget))
+            budget -= found[-1].cost
+            if budget < LEAST:
+                return found
+        while budget >= LEAST and self.waiting and self.free and len(self.staged) < self.limits.staging_rows:
+            head = self.waiting.popleft()
+            head.cached = count_cached(head) if head.judged_positions == 0 else 0
+            used = {sequence.row for sequence in self.staged}
+            rows = range(self.limits.max_num_seqs, self.limits.probe_row)
+            head.row = next(row for row in rows if row not in used)
+            self.staged.append(head)
+            found.append(self._part(head, budget))
+            budget -= found[-1].cost
+        return found
+
+    def _part(self, sequence: Sequence, budget: int) -> Prefill:
+        """The next tokens of a prompt."""
+        start, length = sequence.computed or sequence.cached, len(sequence.request.prompt)
         stop = min(length, start + budget)
-        # One token alone is added up in another order than beside others of its prompt.
-        return Prefill((only,), start, stop - 1 if stop == length - 1 and stop - 1 > start else stop)
+        return Prefill((sequence,), start, stop - 1 if stop == length - 1 and stop - 1 > start else stop)
 
     def _stage(self, budget: int, count_cached: Callable[[Sequence], int]) -> None:
         """Several that fit together, or one that is longer, scored, or begins with a known prefix."""

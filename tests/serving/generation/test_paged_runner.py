@@ -11,7 +11,7 @@ import pytest
 from export.exported import Exported
 from export.generation.to_openvino import to_openvino
 from serving.generation import memory
-from serving.generation.engine import MixingModel, Part
+from serving.generation.model import MixingModel, Part
 from serving.generation.paged_runner import PAGE, PagedRunner
 from serving.generation.runtime import open_runner, runtime_of
 from serving.onnxruntime.options import BadConfig

@@ -35,7 +35,7 @@ def answer(prompt: Sequence[int], count: int, window: int | None = None, *, end:
 
 
 class Toy:
-    """See `serving.generation.engine.Model`.
+    """See `serving.generation.model.Model`.
 
     Attributes:
         calls: of the operations that compute: name and tokens.

@@ -24,6 +24,9 @@ class Silent:
         """A named step of `total` parts (None: unknown). Yields the function to call after each part."""
         yield lambda: None
 
+    def note(self, text: str) -> None:
+        """Something that people should know, and that does not end the work."""
+
     def each(self, description: str, items: Collection[Item]) -> Iterator[Item]:
         """The items one after the other, each of them a part of a named step."""
         with self.step(description, total=len(items)) as advance:
@@ -63,6 +66,10 @@ class Bars(Silent):
             elapsed = bars.tasks[0].elapsed or 0.0
             check()
         self._done(description, elapsed)
+
+    def note(self, text: str) -> None:
+        """See `Silent.note`."""
+        self._console.print(text, style="yellow", highlight=False, markup=False)
 
     def _done(self, description: str, elapsed: float) -> None:
         self._console.print(f"[green]✓[/] {description} [dim]{elapsed:.1f} s[/]", highlight=False)

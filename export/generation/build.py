@@ -9,13 +9,13 @@ from tokenizers import Tokenizer
 
 from export.checkpoint.source import Checkpoint
 from export.exported import Exported
-from export.generation.choosing import compare
+from export.generation.choosing import Comparison, compare
 from export.generation.quantize import quantize_int4, quantize_int8
 from export.generation.recipe import AUTO, GenerationRecipe
 from export.generation.to_onnx import to_onnx
 from export.generation.to_openvino import to_openvino
 from serving.generation.runner import DecoderRunner
-from serving.generation.runtime import FILES, ONNXRUNTIME, OPENVINO
+from serving.generation.runtime import FILES, ONNXRUNTIME, OPENVINO, open_runner
 from shoal import corpus
 from shoal.errors import ExportError
 from shoal.progress import Silent
@@ -28,14 +28,15 @@ COMPARED = 8  # of them, to compare libraries on
 
 def build(
     recipe: GenerationRecipe, checkpoint: Checkpoint, work: Path, progress: Silent
-) -> dict[str, Exported]:
-    """One graph per precision, in the recipe's order."""
+) -> tuple[dict[str, Exported], Comparison | None]:
+    """One graph per precision, in the recipe's order; and what the library that runs int8 was chosen by."""
+    compared = None
     made: dict[str, Exported] = {}
     if recipe.gpu:
         for precision in recipe.precisions:
             with progress.step(f"Build the graph in {precision} with ONNX Runtime GenAI"):
                 made[precision] = to_onnx(checkpoint.folder, _file(work, precision), precision)
-        return made
+        return made, None
     with progress.step("Build the graph with ONNX Runtime GenAI"):
         plain = to_onnx(checkpoint.folder, _file(work, "fp32"))
     for precision in recipe.precisions:
@@ -43,31 +44,42 @@ def build(
         if precision == "fp32":
             made[precision] = plain
         elif precision == "int8":
-            made[precision] = _int8(recipe, checkpoint, work, plain, progress)
+            made[precision], compared = _int8(recipe, checkpoint, work, plain, progress)
         else:
             made[precision] = quantize_int4(plain, path, progress)
-    return made
+    return made, compared
 
 
 def _int8(
     recipe: GenerationRecipe, checkpoint: Checkpoint, work: Path, plain: Exported, progress: Silent
-) -> Exported:
+) -> tuple[Exported, Comparison | None]:
     """The graph of the library that runs int8: the recipe's, or the better of two on this machine."""
     graphs = {}
     if recipe.engine in (OPENVINO, AUTO):
+        path = _file(work, "int8-openvino").with_name(FILES[OPENVINO])
         try:
-            path = _file(work, "int8-openvino").with_name(FILES[OPENVINO])
             graphs[OPENVINO] = to_openvino(plain, path, progress)
-        except ExportError:
+            _try(path)
+        except (ExportError, RuntimeError, ValueError, LookupError) as error:
+            told = str(error) if isinstance(error, ExportError) else f"OpenVINO cannot run the graph: {error}"
             if recipe.engine == OPENVINO:
-                raise
+                raise ExportError(told) from error
+            graphs.clear()
+            progress.note(f"ONNX Runtime runs int8: {told}")
     if recipe.engine == OPENVINO:
-        return graphs[OPENVINO]
+        return graphs[OPENVINO], None
     texts = _calibration(checkpoint, plain, progress)
     graphs[ONNXRUNTIME] = quantize_int8(plain, _file(work, "int8"), texts, progress)
     if OPENVINO not in graphs:
-        return graphs[ONNXRUNTIME]
-    return graphs[compare(plain, graphs, texts[:COMPARED], progress).chosen]
+        return graphs[ONNXRUNTIME], None
+    compared = compare(plain, graphs, texts[:COMPARED], progress)
+    return graphs[compared.chosen], compared
+
+
+def _try(path: Path) -> None:
+    """Load a graph and run it: what a library has no kernel for is seen then."""
+    runner = open_runner(path, rows=2, max_length=8)
+    runner.prefill_together(0, [[1], [1, 1]])
 
 
 def _file(work: Path, precision: str) -> Path:

@@ -32,6 +32,8 @@ class GenerationEvidence(Measured):
         scored_tokens: how many tokens the perplexity is of.
         text: what was scored.
         engine: what runs it, `onnxruntime` or `openvino`.
+        serving: what that was chosen by, `export.generation.choosing.Comparison` as plain types; None:
+            nothing was compared.
     """
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
@@ -49,6 +51,7 @@ class GenerationEvidence(Measured):
     scored_tokens: int
     text: str
     engine: str = "onnxruntime"
+    serving: Mapping[str, Any] | None = None
 
     @property
     def perplexity_rise(self) -> float:
@@ -62,13 +65,14 @@ class GenerationEvidence(Measured):
 
     @classmethod
     def columns(cls, entries: Sequence[GenerationEvidence]) -> list[Column]:
-        """Perplexity and its rise; greedy answers that are the same alone and in a batch; tokens per second
-        of prefill, and of decoding by batch size."""
+        """What runs it; perplexity and its rise; greedy answers that are the same alone and in a batch;
+        tokens per second of prefill, and of decoding by batch size."""
 
         def decoding(batch: int) -> Column:
             return f"#×{batch}", lambda entry: f"{entry.decode_tokens_per_second[batch]:.0f}"
 
         return [
+            ("engine", lambda entry: entry.engine),
             figure("#MB", "size_bytes", ".0f", 1e6),
             figure("#ppl", "perplexity", ".2f"),
             figure("#rise", "perplexity_rise", "+.1%"),

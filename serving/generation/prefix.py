@@ -7,12 +7,17 @@ automatic prefix caching; here blocks are copied in and out of the rows that att
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from serving.generation.deliveries import described
+from serving.generation.model import Model
 
 BLOCK = 16  # tokens
+_log = logging.getLogger(__name__)
 Kept = TypeVar("Kept")
 
 
@@ -38,13 +43,14 @@ class PrefixCache(Generic[Kept]):
     def __len__(self) -> int:
         return len(self._nodes)
 
-    def match(self, tokens: Sequence[int]) -> list[Kept]:
+    def match(self, tokens: Sequence[int], left: int = 1) -> list[Kept]:
         """What is kept of the longest known prefix, block by block, in order.
 
-        At least two tokens are left over: from the last one's logits the first new token is chosen, and one
-        alone is added up in another order than beside others of its prompt.
+        Args:
+            left: tokens that are left over at least: the last one's logits are what the first new token is
+                chosen from.
         """
-        path = self._path(tokens, (len(tokens) - 2) // BLOCK)
+        path = self._path(tokens, (len(tokens) - left) // BLOCK)
         self._touch(path)
         return [self._nodes[key].kept for key in path]
 
@@ -88,3 +94,42 @@ class PrefixCache(Generic[Kept]):
     def _touch(self, path: Sequence[tuple[int, tuple[int, ...]]]) -> None:
         for key in reversed(path):
             self._nodes.move_to_end(key)
+
+
+class RowPrefixes:
+    """Prefixes of what the rows of a model held.
+
+    Args:
+        model: rows are saved and restored by it.
+        tokens: how many are kept at most; 0: none.
+        left: tokens of a prompt that are left over at least; see `PrefixCache.match`.
+    """
+
+    def __init__(self, model: Model, tokens: int, left: int) -> None:
+        self._model, self._left = model, left
+        self._cache: PrefixCache[Any] = PrefixCache(tokens // BLOCK)
+
+    @property
+    def tokens(self) -> int:
+        """How many are kept."""
+        return len(self._cache) * BLOCK
+
+    def count(self, prompt: Sequence[int]) -> int:
+        """Tokens at the beginning of a prompt that are known."""
+        return len(self._cache.match(prompt, self._left)) * BLOCK
+
+    def restore(self, prompt: Sequence[int], row: int) -> None:
+        """Write what is known of a prompt into a row. Where that fails, everything is forgotten."""
+        try:
+            for index, saved in enumerate(self._cache.match(prompt, self._left)):
+                self._model.restore(row, index * BLOCK, saved)
+        except Exception:
+            self._cache.clear()  # or every prompt that begins so would fail
+            raise
+
+    def keep(self, tokens: Sequence[int], row: int) -> None:
+        """Keep what a row holds; without that the next prompt only costs more."""
+        try:
+            self._cache.insert(tokens, lambda start, stop: self._model.save(row, start, stop))
+        except Exception as error:  # noqa: BLE001 - the answer is right without it
+            _log.warning("keys and values were not kept for the next prompt: %s", described(error))

@@ -37,7 +37,7 @@ RUN_TOKENS = 256
 
 
 class DecoderRunner:
-    """One ONNX Runtime session and its KV cache.
+    """One ONNX Runtime session and its KV cache: a `serving.generation.model.Model`.
 
     Args:
         path: a graph from `export.generation.to_onnx`.
@@ -106,15 +106,7 @@ class DecoderRunner:
         return self._memory.describe()
 
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
-        """Add one token to each of the first rows.
-
-        Args:
-            tokens: one per row, rows 0, 1, ...
-            lengths: tokens each row holds already.
-
-        Returns:
-            Logits float32 [rows, vocabulary]; valid until the next call.
-        """
+        """See `Model`."""
         ids = np.asarray(tokens, np.int64).reshape(-1, 1)
         wanted = np.arange(len(ids), dtype=np.int64)
         return self._run(0, ids, np.asarray(lengths, np.int32), wanted, self._logits[: len(ids)])
@@ -122,14 +114,7 @@ class DecoderRunner:
     def prefill(
         self, row: int, tokens: Sequence[int], start: int, wanted: Sequence[int]
     ) -> NDArray[np.float32]:
-        """Add several tokens to one row that holds `start` already.
-
-        Args:
-            wanted: ascending positions among `tokens` whose logits are returned, at least one.
-
-        Returns:
-            Logits float32 [wanted, vocabulary].
-        """
+        """See `Model`."""
         count = -(-len(tokens) // self._most_tokens)
         size = -(-len(tokens) // count)
         found = []
@@ -143,11 +128,7 @@ class DecoderRunner:
         return np.concatenate(found) if len(found) > 1 else found[0]
 
     def prefill_together(self, row: int, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Write the first tokens of several sequences into rows `row`, `row + 1`, ...
-
-        Returns:
-            Logits float32 [prompts, vocabulary] of each one's last token.
-        """
+        """See `Model`."""
         lengths = np.array([len(prompt) for prompt in prompts])
         ids = np.zeros((len(prompts), int(lengths.max())), np.int64)
         for index, prompt in enumerate(prompts):
@@ -156,15 +137,15 @@ class DecoderRunner:
         return self._run(row, ids, (lengths - 1).astype(np.int32), last.astype(np.int64))
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Let a row hold the first `length` tokens of another, which nobody reads any more."""
+        """See `Model`."""
         self._cache.copy(source, target, length)
 
     def save(self, row: int, start: int, stop: int) -> NDArray:
-        """Keys and values of tokens [start, stop) of a row, as a copy."""
+        """See `Model`."""
         return self._cache.save(row, start, stop)
 
     def restore(self, row: int, start: int, saved: NDArray) -> None:
-        """Write what `save` gave into a row, from token `start` on."""
+        """See `Model`."""
         self._cache.restore(row, start, saved)
 
     def _run(

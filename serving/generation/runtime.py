@@ -70,10 +70,11 @@ def open_runner(
         raise BadConfig(f"{graph} is for CPUs, and config.pbtxt puts it on a GPU")
     try:
         from serving.generation.paged_runner import PagedRunner  # noqa: PLC0415 - where it is needed only
-    except ModuleNotFoundError as error:
-        if error.name != "openvino":
+    except ImportError as error:
+        if "openvino" not in (error.name or ""):
             raise
         raise BadConfig(
-            f"{graph} needs OpenVINO: pip install openvino, or export again with --engine onnxruntime"
+            f"{graph} needs OpenVINO, and here it is missing or too old ({error}): pip install openvino, or"
+            " export again with --engine onnxruntime"
         ) from None
     return PagedRunner(graph, rows=rows, max_length=max_length, threads=threads)

@@ -22,8 +22,11 @@ from dataclasses import dataclass
 
 from serving.generation.sequence import Sequence
 
-# Tokens of a prompt that are written at once, where it has as many: one alone is added up in another order.
-LEAST = 2
+# Tokens of a prompt that a mixing model writes at once, where the prompt has as many: it adds up one token in
+# another order than several, and where a prompt is cut must not change its answer.
+LEAST_TOKENS = 2
+# Or a step would not always be enough for such parts.
+LEAST_BATCHED_TOKENS = 2 * LEAST_TOKENS
 
 
 @dataclass(frozen=True)
@@ -128,36 +131,36 @@ class Scheduler:
             return None
         if len(self.staged) > 1:
             return Prefill(tuple(self.staged), 0, max(len(s.request.prompt) for s in self.staged))
-        return self._part(self.staged[0], budget)
+        only = self.staged[0]
+        start = only.computed or only.cached
+        return _part(only, min(len(only.request.prompt) - start, budget))
 
     def prefills(self, count_cached: Callable[[Sequence], int]) -> list[Prefill]:
-        """What to write in one run of this step: each of them one sequence.
+        """What a mixing model is to write in this step: each of them a part of one prompt.
 
         Args:
             count_cached: see `next_prefill`.
         """
-        budget, found = self.budget, []
+        budget = self.budget
+        found: list[Prefill] = []
         for sequence in self.staged:
-            found.append(self._part(sequence, budget))
-            budget -= found[-1].cost
-            if budget < LEAST:
+            if not (count := _fitting(sequence, budget)):
                 return found
-        while budget >= LEAST and self.waiting and self.free and len(self.staged) < self.limits.staging_rows:
-            head = self.waiting.popleft()
-            head.cached = count_cached(head) if head.judged_positions == 0 else 0
+            found.append(_part(sequence, count))
+            budget -= count
+        while self.waiting and self.free and len(self.staged) < self.limits.staging_rows:
+            head = self.waiting[0]
+            head.cached = 0 if head.judged_positions else count_cached(head)
+            if not (count := _fitting(head, budget)):
+                head.cached = 0  # it may be dropped from the cache before it is asked for again
+                return found
             used = {sequence.row for sequence in self.staged}
             rows = range(self.limits.max_num_seqs, self.limits.probe_row)
             head.row = next(row for row in rows if row not in used)
-            self.staged.append(head)
-            found.append(self._part(head, budget))
-            budget -= found[-1].cost
+            self.staged.append(self.waiting.popleft())
+            found.append(_part(head, count))
+            budget -= count
         return found
-
-    def _part(self, sequence: Sequence, budget: int) -> Prefill:
-        """The next tokens of a prompt."""
-        start, length = sequence.computed or sequence.cached, len(sequence.request.prompt)
-        stop = min(length, start + budget)
-        return Prefill((sequence,), start, stop - 1 if stop == length - 1 and stop - 1 > start else stop)
 
     def _stage(self, budget: int, count_cached: Callable[[Sequence], int]) -> None:
         """Several that fit together, or one that is longer, scored, or begins with a known prefix."""
@@ -220,3 +223,21 @@ class Scheduler:
         self.staged.clear()
         self.running.clear()
         return everyone
+
+
+def _part(sequence: Sequence, count: int) -> Prefill:
+    """The next tokens of a prompt."""
+    start = sequence.computed or sequence.cached
+    return Prefill((sequence,), start, start + count)
+
+
+def _fitting(sequence: Sequence, budget: int) -> int:
+    """How many of a prompt's next tokens to write, so that no part of it is shorter than `LEAST_TOKENS`.
+
+    0: none now; a whole step's budget is always enough.
+    """
+    left = len(sequence.request.prompt) - (sequence.computed or sequence.cached)
+    count = min(left, budget)
+    if 0 < left - count < LEAST_TOKENS:
+        count = left - LEAST_TOKENS
+    return max(0, count) if count >= min(LEAST_TOKENS, left) else 0

@@ -22,7 +22,7 @@ import time
 import traceback
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from tokenizers import Tokenizer
@@ -34,8 +34,8 @@ from serving.generation.conversation import Conversation, Renderer
 from serving.generation.deliveries import described
 from serving.generation.engine import Engine
 from serving.generation.params import MAX_BYTES, BadRequest, SamplingParams
-from serving.generation.runtime import graph_in, open_runner
-from serving.generation.scheduler import Limits
+from serving.generation.runtime import graph_in, open_runner, runtime_of
+from serving.generation.scheduler import LEAST_BATCHED_TOKENS, Limits
 from serving.generation.sequence import Failure, Request
 from serving.generation.structure import Compiler, Structures
 from serving.generation.text import bad_word_tokens, encode_prompt
@@ -78,7 +78,9 @@ class GenerationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     max_num_seqs: int
     max_model_len: int
     max_queue_size: int
-    max_num_batched_tokens: int = Limits.max_num_batched_tokens
+    max_num_batched_tokens: Annotated[int, msgspec.Meta(ge=LEAST_BATCHED_TOKENS)] = (
+        Limits.max_num_batched_tokens
+    )
     prefix_cache_tokens: int = 0
     end_token_ids: tuple[int, ...] = ()
     begin_token: str = ""
@@ -128,10 +130,11 @@ class TritonPythonModel:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         settings = GenerationSettings.from_config(json.loads(args["model_config"]))
         folder = version_folder(args)
-        check_runtime(folder)
+        graph = graph_in(folder)
+        check_runtime(folder, runtime_of(graph))
         limits = settings.limits
         runner = open_runner(
-            graph_in(folder),
+            graph,
             rows=limits.rows,
             max_length=limits.max_model_len,
             threads=settings.intra_op_thread_count,

@@ -12,6 +12,7 @@ import importlib
 import io
 import os
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -94,8 +95,11 @@ def providers_of(gpu: int | None, *, tensorrt: bool = False) -> Providers:
     return [(name, {} if gpu is None or name == CPU else {"device_id": gpu}) for name in wanted]
 
 
-def check_runtime(version: Path) -> None:
-    """Compare this ONNX Runtime with the one that made a version, where its manifest says.
+def check_runtime(version: Path, package: str = "onnxruntime") -> None:
+    """Compare the library that runs a version with the one that made it, where its manifest says.
+
+    Args:
+        package: the library, by the name in the manifest; one that is not installed is no business of this.
 
     Raises:
         BadConfig: this one is older, so it may lack an operator, or compute one otherwise.
@@ -103,12 +107,20 @@ def check_runtime(version: Path) -> None:
     manifest = version / FILENAME
     if not manifest.exists():
         return
-    made_with = Manifest.load(manifest).tools.get("onnxruntime", "0.0")
-    if _release(onnxruntime.__version__) < _release(made_with):
+    made_with = Manifest.load(manifest).tools.get(package, "0.0")
+    installed = onnxruntime.__version__ if package == "onnxruntime" else _version_of(package, made_with)
+    if _release(installed) < _release(made_with):
         raise BadConfig(
-            f"{version} was made with onnxruntime {made_with}, this is {onnxruntime.__version__};"
-            " upgrade onnxruntime, or export again with this one"
+            f"{version} was made with {package} {made_with}, this is {installed};"
+            f" upgrade {package}, or export again with this one"
         )
+
+
+def _version_of(package: str, otherwise: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return otherwise
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -137,10 +137,13 @@ def status(
         said = f"no embedded server{of} runs; start one: shoal serve --detach{flag}"
         out.print(said, highlight=False, markup=False, soft_wrap=True)
     else:
-        made = show.table("", ["#pid", "http", "grpc", "repository", "state"], wraps=["repository"])
+        front = ["gateway"] if any(row["gateway"] for row in rows) else []
+        columns = ["#pid", "http", "grpc", *front, "repository", "state"]
+        made = show.table("", columns, wraps=["repository"])
         for row in rows:
             state = "[red]not serving[/]" if row["problem"] else "[green]serving[/]"
-            made.add_row(str(row["pid"]), row["http"], row["grpc"], row["repository"], state)
+            before = [row["gateway"] or ""] if front else []
+            made.add_row(str(row["pid"]), row["http"], row["grpc"], *before, row["repository"], state)
         out.print(made)
         for line in (line for row in rows for line in problems_of(row)):
             out.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import urllib.request
 from typing import Any
 
@@ -15,7 +16,9 @@ from jsonschema import Draft202012Validator
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
+from serving.gateway import descriptions
 from serving.gateway.endpoints import ENDPOINTS
+from serving.gateway.openapi import document
 from serving.gateway.page import FILES
 from tests.serving.gateway.documented import api, check
 from tests.serving.gateway.running import Running
@@ -47,6 +50,31 @@ def test_every_path_is_documented_but_files_and_the_one_that_refuses(running: Ru
             assert operation["summary"].endswith("."), path
             assert ("requestBody" in operation) == (method == "post"), path
             assert ("401" in operation["responses"]) == (operation.get("security") != []), path
+
+
+def test_every_field_of_a_request_is_explained() -> None:
+    told = document(ENDPOINTS, "0")
+    schemas = told["components"]["schemas"]
+    pending = [
+        held["requestBody"]
+        for path in told["paths"].values()
+        for held in path.values()
+        if "requestBody" in held
+    ]
+    seen: set[str] = set()
+    fields: set[str] = set()
+    while pending:
+        names = re.findall(r"#/components/schemas/(\w+)", json.dumps(pending.pop()))
+        for name in set(names) - seen:
+            seen.add(name)
+            pending.append(schemas[name])
+            for field, held in schemas[name].get("properties", {}).items():
+                assert held.get("description", "").endswith("."), f"{name}.{field} is not explained"
+                fields.add(field)
+    explained = {*descriptions._FIELDS, *(field for _, field in descriptions._OWN)}
+    assert explained == fields, "an explanation is of no field"
+    assert "logprobs" in schemas["ChatChoice"]["properties"]  # of an answer, which means another thing
+    assert "description" not in schemas["ChatChoice"]["properties"]["logprobs"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from export.generation.checkpoint import decoder_settings, find_decoder
 from export.generation.reference import ROWS, prompts_of, take_reference
 from serving.drift.monitor import Monitor, watched_in
 from serving.drift.statistics import ReferenceStatistics
-from serving.generation.runner import DecoderRunner
+from serving.generation.runtime import graph_in, open_runner
 from shoal import corpus
 from shoal.manifest import manifests
 from tests.serving.drift.watching import ALERT, GERMAN, listening, wait, watched
@@ -62,9 +62,8 @@ def test_the_users_own_paragraphs_are_the_prompts(decoder_repository: Path, tmp_
     prompts = prompts_of(file, tokenizer, settings)
     assert len(prompts) == 3
     (manifest, *_) = manifests(decoder_repository)
-    runner = DecoderRunner(
-        decoder_repository / "smollm2" / str(manifest.version) / "model.onnx", rows=1, max_length=128
-    )
+    graph = graph_in(decoder_repository / "smollm2" / str(manifest.version))
+    runner = open_runner(graph, rows=1, max_length=128)
     taken = take_reference(runner, tokenizer, prompts, labelled=True, advance=lambda: None)
     assert taken["texts"] == "eval_data"
     assert sum(taken["features"]["perplexity"]["counts"]) == 3

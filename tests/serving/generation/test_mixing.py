@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Several
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from serving.generation.model import Part
 from serving.generation.params import SamplingParams
+from serving.generation.scheduler import Scheduler
+from serving.generation.sequence import Request, Sequence
 from tests.serving.generation.callers import LIMITS, Caller, decoded, engine_of, run
 from tests.serving.generation.test_failures import Scene
 from tests.serving.generation.toy import Toy, answer
@@ -18,7 +21,7 @@ from tests.serving.generation.toy import Toy, answer
 class MixingToy(Toy):
     """See `serving.generation.engine.MixingModel`."""
 
-    def run(self, parts: Sequence[Part]) -> NDArray[np.float32]:
+    def run(self, parts: Several[Part]) -> NDArray[np.float32]:
         self._called("run", sum(len(part.tokens) for part in parts))
         self._may_fail(
             "run", len(parts), self.cache[[part.row for part in parts], LIMITS.max_model_len - 1 :]
@@ -67,6 +70,35 @@ def test_prompts_that_begin_alike_are_written_in_one_run() -> None:
     assert [caller.text for caller in callers] == [
         decoded(answer(caller.prompt, 3, end=False)) for caller in callers
     ]
+
+
+@pytest.mark.parametrize("budget", [4, 5, 16])
+def test_no_prompt_is_cut_into_single_tokens(budget: int) -> None:
+    """The model adds up one token in another order than several."""
+    limits = replace(LIMITS, max_num_batched_tokens=budget)
+    for others in ((), (3,), (5, 2)):
+        for length in range(1, 40):
+            scheduler = Scheduler(limits)
+            sequences = [
+                Sequence(Request([1] * size, SamplingParams(), False, print), [0], decoded, 0.0)
+                for size in (*others, length)
+            ]
+            scheduler.waiting.extend(sequences)
+            scheduler.running = [Sequence(Request([1], SamplingParams(), False, print), [0], decoded, 0.0)]
+            steps = 0
+            while scheduler.waiting or scheduler.staged:
+                works = scheduler.prefills(lambda sequence: 0)
+                assert works and sum(work.cost for work in works) <= budget
+                rows = [work.row for work in works]
+                assert len(set(rows)) == len(rows)
+                for work in works:
+                    (only,) = work.sequences
+                    assert work.stop - work.start >= 2 or len(only.request.prompt) == 1
+                    only.computed = work.stop
+                    if work.stop == len(only.request.prompt):
+                        scheduler.staged.remove(only)
+                steps += 1
+            assert steps <= sum(size // (budget - 1) + 1 for size in (*others, length))
 
 
 def test_staged_rows_are_their_own() -> None:

@@ -55,6 +55,18 @@ def test_alone_in_company_and_beside_a_prompt_are_the_same_to_the_last_bit(runne
         assert np.array_equal(written, runner.prefill(7, TOKENS[200 : 200 + 40], 0, [39])[0])
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_more_threads_than_sequences_add_up_in_no_other_order(graph: Path, threads: int) -> None:
+    """OpenVINO has two ways to share attention among threads, and chooses by how many sequences there are."""
+    runner = PagedRunner(graph, rows=8, max_length=3 * PAGE + 30, threads=threads)
+    for number in range(len(LENGTHS)):
+        runner.prefill(number, _prompt(number), 0, [0])
+    together = _next(runner, range(len(LENGTHS)))
+    for count in range(1, len(LENGTHS)):
+        for alone, beside in zip(_next(runner, range(count)), together, strict=False):
+            assert np.array_equal(alone, beside)
+
+
 @pytest.mark.parametrize("cut", [2, 16, PAGE, PAGE + 3, 98])
 def test_where_a_prompt_is_cut_changes_nothing(runner: PagedRunner, cut: int) -> None:
     tokens = TOKENS[:100]
@@ -94,14 +106,14 @@ def test_a_row_may_be_filled_to_its_end(runner: PagedRunner) -> None:
 
 
 def test_memory_is_told_and_refused(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = PagedRunner(graph, rows=4, max_length=1000)
+    runner = PagedRunner(graph, rows=4, max_length=1024)
     told, fits = runner.describe_memory()
     assert fits and "memory is taken as they are written" in told
     assert runner.bytes_per_token == 2 * 2 * (16 + 8)  # keys and values of 2 heads, with scale and zero point
     weights = graph.stat().st_size
-    monkeypatch.setattr(memory, "memory_bytes", lambda: weights + 1000 * runner.bytes_per_token - 1)
-    with pytest.raises(BadConfig, match="one context of 1000 tokens needs .* lower max_model_len"):
-        PagedRunner(graph, rows=4, max_length=1000)
+    monkeypatch.setattr(memory, "memory_bytes", lambda: weights + 1024 * runner.bytes_per_token - 1)
+    with pytest.raises(BadConfig, match="one context of 1024 tokens needs .* lower max_model_len"):
+        PagedRunner(graph, rows=4, max_length=1024)
 
 
 def test_the_file_says_what_runs_it(graph: Path, tmp_path: Path) -> None:

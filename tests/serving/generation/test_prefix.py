@@ -20,7 +20,7 @@ class Plain:
         self._time = 0
 
     def match(self, tokens: Prefix) -> list[Prefix]:
-        return self._use(tokens, (len(tokens) - 2) // BLOCK)
+        return self._use(tokens, (len(tokens) - 1) // BLOCK)
 
     def insert(self, tokens: Prefix) -> None:
         full = min(len(tokens) // BLOCK, self.capacity)
@@ -82,7 +82,7 @@ def test_it_keeps_what_a_plain_model_keeps(capacity: int, calls: list[tuple[bool
             assert found == [tokens[: (n + 1) * BLOCK] for n in range(len(found))]
             assert len(found) * BLOCK < len(tokens) or not tokens
         assert len(cache) == len(plain.used) <= capacity
-    reachable = {kept for _, tokens in calls for kept in cache.match((*tokens, 9, 9))}
+    reachable = {kept for _, tokens in calls for kept in cache.match((*tokens, 9))}
     assert reachable == set(plain.used)
 
 
@@ -92,17 +92,22 @@ def test_what_was_just_inserted_is_found_again(first: Prefix, second: Prefix, ca
     cache: PrefixCache[Prefix] = PrefixCache(capacity)
     _insert(cache, first)
     _insert(cache, second)
-    assert len(cache.match((*second, 9, 9))) == min(len(second) // BLOCK, capacity)
+    assert len(cache.match((*second, 9))) == min(len(second) // BLOCK, capacity)
     assert _insert(cache, second) == []
 
 
-@pytest.mark.parametrize(
-    "length", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 2, 2 * BLOCK + 1, 2 * BLOCK + 2]
-)
-def test_a_match_leaves_two_tokens_over(length: int) -> None:
+@pytest.mark.parametrize("length", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 2 * BLOCK + 1])
+def test_a_match_leaves_a_token_over(length: int) -> None:
     cache: PrefixCache[Prefix] = PrefixCache(8)
     _insert(cache, _blocks(1, 1, 1))
-    assert len(cache.match((1,) * length)) == max(0, length - 2) // BLOCK
+    assert len(cache.match((1,) * length)) == max(0, length - 1) // BLOCK
+
+
+@pytest.mark.parametrize("length", [0, 1, BLOCK, BLOCK + 1, BLOCK + 2, 2 * BLOCK + 1, 2 * BLOCK + 2])
+def test_a_match_leaves_as_many_tokens_over_as_a_model_needs(length: int) -> None:
+    cache: PrefixCache[Prefix] = PrefixCache(8)
+    _insert(cache, _blocks(1, 1, 1))
+    assert len(cache.match((1,) * length, 2)) == max(0, length - 2) // BLOCK
 
 
 def test_the_same_block_after_another_prefix_is_another_block() -> None:
@@ -118,9 +123,9 @@ def test_what_is_used_stays_and_the_longest_unused_leaf_goes() -> None:
     cache: PrefixCache[Prefix] = PrefixCache(3)
     _insert(cache, _blocks(1, 2))
     _insert(cache, _blocks(3))
-    cache.match(_blocks(1, rest=2))
+    cache.match(_blocks(1, rest=1))
     _insert(cache, _blocks(4))
-    assert [len(cache.match(_blocks(*b, rest=2))) for b in [(1, 2), (3,), (4,)]] == [1, 1, 1]
+    assert [len(cache.match(_blocks(*b, rest=1))) for b in [(1, 2), (3,), (4,)]] == [1, 1, 1]
 
 
 def test_a_block_that_comes_back_does_not_bring_its_old_children_back() -> None:

@@ -72,7 +72,7 @@ test-compose: $(READY)
 
 ## test-export: tiny models of every architecture, exported and compared; writes docs/models.md (13 minutes)
 test-export: $(READY)
-	$(BIN)/python -m pytest -m matrix tests/export/test_matrix.py
+	$(BIN)/python -m pytest -m matrix tests/export/test_matrix.py tests/export/generation/test_openvino.py
 
 ## test-json-schema: the public JSON-Schema-Test-Suite against structured output, and schemas made at random (10 minutes)
 test-json-schema: $(READY) $(SUITE)

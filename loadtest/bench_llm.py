@@ -336,7 +336,7 @@ def own_costs(path: Path, tokenizer: Tokenizer, out: Console) -> dict[str, Any]:
     for cached, name in ((0, "without"), (8192, "with")):
         times = ", ".join(f"{value:.0f}" for value in turns[cached]["first_token_ms"])
         out.print(f"chat of five turns, {name} prefix cache: first token after {times} ms")
-    out.print(f"outside the ONNX session: {outside:.1%} of a step")
+    out.print(f"outside of the session: {outside:.1%} of a step")
     return {
         "step_ms": steps,
         "prefill_tokens_per_second": prefill,

@@ -1,7 +1,7 @@
 """The least time that a decoder's matrix products take on this machine: the limit of its steps and prompts.
 
 Each product with an 8-bit weight in the graph is timed by itself, by ONNX Runtime's own kernel, with the same
-shape and types, and with as many rows as a step or a prompt has. What a whole run takes beyond their sum goes
+shape, and with as many rows as a step or a prompt has; also where OpenVINO runs the graph. What a whole run takes beyond their sum goes
 to attention, to what stands between the products, and to memory that they do not find in the CPU's caches.
 """
 
@@ -34,6 +34,9 @@ def shapes_of(path: Path) -> Counter[tuple[int, int]]:
     for node in graph.node:
         if node.op_type == _PRODUCT and node.input[1] in weights:
             inner, outer = weights[node.input[1]]
+            found[inner, outer] += 1
+        elif node.op_type == "DequantizeLinear" and node.input[0] in weights:  # in OpenVINO's graph
+            outer, inner = weights[node.input[0]]
             found[inner, outer] += 1
     return found
 

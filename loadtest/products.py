@@ -1,8 +1,9 @@
 """The least time that a decoder's matrix products take on this machine: the limit of its steps and prompts.
 
 Each product with an 8-bit weight in the graph is timed by itself, by ONNX Runtime's own kernel, with the same
-shape, and with as many rows as a step or a prompt has; also where OpenVINO runs the graph. What a whole run takes beyond their sum goes
-to attention, to what stands between the products, and to memory that they do not find in the CPU's caches.
+shape, and with as many rows as a step or a prompt has; also where OpenVINO runs the graph. What a whole run
+takes beyond their sum goes to attention, to what stands between the products, and to memory that they do not
+find in the CPU's caches.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ def serving_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """How each version's network runs on CPUs, and the figures that it was chosen by.
 
     Args:
-        rows: evidence as plain types; encoders have the entry `serving`, see `export.encoder.setting`.
+        rows: evidence as plain types. Encoders have the entry `serving` of `export.encoder.setting`, and
+            decoders in int8 that of `export.generation.choosing`.
     """
     return [
         f"{row['precision']}: {line}"
@@ -39,6 +40,8 @@ def serving_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _serving(chosen: Mapping[str, Any]) -> list[str]:
+    if "engine" in chosen:
+        return [_engine(chosen)]
     if chosen["because"] == "one CPU":
         return [f"{_instances(chosen)}; with one CPU there is nothing to choose"]
     if chosen["because"] == "recipe":
@@ -54,6 +57,18 @@ def _serving(chosen: Mapping[str, Any]) -> list[str]:
         crowded = f", kept: others took {compared['others']:.1f} of {chosen['cpus']} CPUs"
         lines.append(f"{called(chosen)}{crowded if compared['crowded'] else ''} (of {'; '.join(said)})")
     return lines
+
+
+def _engine(chosen: Mapping[str, Any]) -> str:
+    if chosen["engine"] == "openvino":
+        return f"OpenVINO, {chosen['faster']:.2f} times as fast as ONNX Runtime here"
+    if chosen["crowded"]:
+        return f"ONNX Runtime, kept: others took {chosen['others']:.1f} of {chosen['cpus']} CPUs"
+    told = (
+        f"perplexity rises by {chosen['rise']:.1%}, and {chosen['invariance']:.0%} of the answers are the"
+        " same alone and in a batch"
+    )
+    return f"ONNX Runtime; OpenVINO was {chosen['faster']:.2f} times as fast, {told}"
 
 
 def _instances(setting: Mapping[str, Any]) -> str:

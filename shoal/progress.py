@@ -69,7 +69,7 @@ class Bars(Silent):
 
     def note(self, text: str) -> None:
         """See `Silent.note`."""
-        self._console.print(text, style="yellow", highlight=False, markup=False)
+        self._console.print(text, highlight=False, markup=False)
 
     def _done(self, description: str, elapsed: float) -> None:
         self._console.print(f"[green]✓[/] {description} [dim]{elapsed:.1f} s[/]", highlight=False)

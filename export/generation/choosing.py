@@ -54,15 +54,20 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Give it as plain JSON types, for the evidence."""
-        return asdict(self)
+        return {"engine": self.chosen, "crowded": self.crowded, **asdict(self)}
+
+    @property
+    def crowded(self) -> bool:
+        """Whether others took so much that nothing can be said."""
+        return self.others > CROWDED * self.cpus
 
     @property
     def chosen(self) -> str:
         """The library's name."""
-        quiet = self.others <= CROWDED * self.cpus
         limits = LIMITS["int8"]
         close = self.rise <= limits["perplexity_rise"] and self.invariance >= limits["batch_invariance"]
-        return OPENVINO if quiet and close and self.faster >= FASTER else ONNXRUNTIME
+        wins = close and not self.crowded and self.faster >= FASTER
+        return OPENVINO if wins else ONNXRUNTIME
 
 
 def compare(

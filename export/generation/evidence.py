@@ -65,14 +65,13 @@ class GenerationEvidence(Measured):
 
     @classmethod
     def columns(cls, entries: Sequence[GenerationEvidence]) -> list[Column]:
-        """What runs it; perplexity and its rise; greedy answers that are the same alone and in a batch;
+        """Perplexity and its rise; greedy answers that are the same alone and in a batch;
         tokens per second of prefill, and of decoding by batch size."""
 
         def decoding(batch: int) -> Column:
             return f"#×{batch}", lambda entry: f"{entry.decode_tokens_per_second[batch]:.0f}"
 
         return [
-            ("engine", lambda entry: entry.engine),
             figure("#MB", "size_bytes", ".0f", 1e6),
             figure("#ppl", "perplexity", ".2f"),
             figure("#rise", "perplexity_rise", "+.1%"),

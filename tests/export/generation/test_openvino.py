@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from serving.generation import paged_runner
 from serving.generation.paged_runner import PagedRunner
 from serving.generation.runner import DecoderRunner
 from shoal.errors import ExportError, UsageError
+from shoal.evidence import serving_lines
 from shoal.progress import Silent
 from tests import tiny
 
@@ -142,6 +144,21 @@ def test_weights_of_8_bits_are_half_a_step_away_at_most() -> None:
 def test_the_faster_library_is_chosen_if_it_is_close_enough(changes: dict[str, float], chosen: str) -> None:
     figures = {"faster": 1.06, "rise": 0.01, "invariance": 1.0, "others": 0.1, "cpus": 2} | changes
     assert Comparison(**figures).chosen == chosen  # type: ignore[arg-type]
+
+
+def test_what_was_compared_is_told() -> None:
+    for changes, said in (
+        ({}, "int8: OpenVINO, 1.06 times as fast as ONNX Runtime here"),
+        ({"others": 0.9}, "int8: ONNX Runtime, kept: others took 0.9 of 2 CPUs"),
+        (
+            {"rise": 0.031},
+            "int8: ONNX Runtime; OpenVINO was 1.06 times as fast, perplexity rises by 3.1%, and 100% of the"
+            " answers are the same alone and in a batch",
+        ),
+    ):
+        figures = {"faster": 1.06, "rise": 0.01, "invariance": 1.0, "others": 0.1, "cpus": 2} | changes
+        serving = json.loads(json.dumps(Comparison(**figures).to_dict()))  # type: ignore[arg-type]
+        assert serving_lines([{"precision": "int8", "serving": serving}]) == [said]
 
 
 def test_both_libraries_are_asked_the_same(tiny_repository: Path, tmp_path: Path) -> None:

@@ -124,7 +124,8 @@ class SamplingParams:
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(given) - set(known))
         if unknown:
-            named = ", ".join(unknown).encode("ascii", "backslashreplace").decode()  # half a character, say
+            # Half a character, say, or the end of a line.
+            named = ", ".join(unknown).encode("unicode_escape", "backslashreplace").decode()
             named = named if len(named) <= _MOST_SHOWN else f"{named[:_MOST_SHOWN]}..."
             raise BadRequest(f"unknown in sampling_parameters: {named}; known: {', '.join(known)}")
         asked = {**(defaults or {}), **{name: value for name, value in given.items() if value is not None}}

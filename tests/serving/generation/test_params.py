@@ -199,6 +199,11 @@ def test_the_refusal_of_a_name_that_is_no_text_can_be_sent() -> None:
     str(refused.value).encode()
 
 
+def test_the_refusal_of_a_name_with_a_line_end_has_one_line() -> None:
+    with pytest.raises(BadRequest, match=r"unknown in sampling_parameters: a\\nb; known"):
+        params_of(**{"a\nb": 1})
+
+
 @pytest.mark.parametrize("text", ["{", "max_tokens=3", '{"a": }', "'{}'"])
 def test_what_is_not_json_is_refused(text: str) -> None:
     with pytest.raises(BadRequest, match="^sampling_parameters is not JSON: "):

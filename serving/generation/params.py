@@ -118,7 +118,7 @@ class SamplingParams:
             raise BadRequest(f"sampling_parameters is {_kind(given)}, it must be a JSON object")
         for name in [name for name in _FIXED if name in given]:
             only, why = _FIXED[name]
-            if given.pop(name) not in (only, None):
+            if given.pop(name) not in (only, None, str(only) if type(only) is int else None):
                 must = "is not served" if only is None else f"must be {json.dumps(only)}"
                 raise BadRequest(f"{name} {must}: {why}")
         known = [field.name for field in fields(cls)]

@@ -56,7 +56,7 @@ class Collector:
 
     def wait_for(self, trace: str, names: set[str]) -> list[dict[str, Any]]:
         """Spans, once those of these names are there, and the parents of all."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while True:
             found = self.spans(trace)
             known = {PARENT, *(span["spanId"] for span in found)}

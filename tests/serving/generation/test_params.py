@@ -199,6 +199,12 @@ def test_the_refusal_of_a_name_that_is_no_text_can_be_sent() -> None:
     str(refused.value).encode()
 
 
+def test_a_number_that_is_fixed_may_be_a_string_too() -> None:
+    assert params_of(n="1", best_of="1") == params_of()
+    with pytest.raises(BadRequest, match="^n must be 1"):
+        params_of(n="2")
+
+
 def test_the_refusal_of_a_name_with_a_line_end_has_one_line() -> None:
     with pytest.raises(BadRequest, match=r"unknown in sampling_parameters: a\\nb; known"):
         params_of(**{"a\nb": 1})

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
+from shoal.machine import others_seconds
 from shoal.progress import Silent
 
 Subject = TypeVar("Subject", bound=Hashable)
 Case = TypeVar("Case", bound=Hashable)
 # A call, and how often it is repeated in each round.
 Timed = tuple[Callable[[], Any], int]
+# Share of the CPUs that others may take meanwhile. Where they take more, threads that wait for each other
+# lose most, and what has fewer of them looks better than it is.
+CROWDED = 0.1
+
+
+class Others:
+    """What other processes take of the CPUs that this one may use, from now on."""
+
+    def __init__(self, cpus: int) -> None:
+        self._cpus = cpus
+        self._began, self._before = time.perf_counter(), others_seconds()
+
+    def taken(self) -> float:
+        """CPUs, on average until now."""
+        busy = (others_seconds() - self._before) / (time.perf_counter() - self._began)
+        spare = (
+            os.cpu_count() or self._cpus
+        ) - self._cpus  # where this process may use a part of the machine
+        return max(0.0, busy - spare)
+
+
+def is_crowded(others: float, cpus: int) -> bool:
+    """Whether others took so many of the CPUs that nothing can be said."""
+    return others > CROWDED * cpus
 
 
 def median_seconds(

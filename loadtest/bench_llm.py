@@ -326,13 +326,15 @@ def own_costs(path: Path, tokenizer: Tokenizer, out: Console) -> dict[str, Any]:
     read = products.bandwidth()
     turns = {cached: _chat(runner, tokenizer, cached) for cached in (0, 8192)}
     outside = turns[0]["outside_share"]
-    row_bytes = runner.bytes_per_token * runner.max_length
+    row_bytes = runner.memory.bytes_per_token * runner.max_length
     out.print("prefill: " + ", ".join(f"{n} tokens at {rate:.0f} tokens/s" for n, rate in prefill.items()))
     told = ", ".join(f"{n}: {ms:.1f}" for n, ms in products_of_steps.items())
     out.print(f"matrix products of a step by themselves, ms, by rows: {told}")
     told = ", ".join(f"{n}: {ms:.0f}" for n, ms in products_of_prompts.items())
     out.print(f"of a prompt, by tokens: {told}; weights are read at {read / 1e9:.0f} GB/s")
-    out.print(f"cache: {runner.bytes_per_token / 1e3:.0f} kB a token, {row_bytes / 1e6:.0f} MB a full row")
+    out.print(
+        f"cache: {runner.memory.bytes_per_token / 1e3:.0f} kB a token, {row_bytes / 1e6:.0f} MB a full row"
+    )
     for cached, name in ((0, "without"), (8192, "with")):
         times = ", ".join(f"{value:.0f}" for value in turns[cached]["first_token_ms"])
         out.print(f"chat of five turns, {name} prefix cache: first token after {times} ms")
@@ -342,7 +344,7 @@ def own_costs(path: Path, tokenizer: Tokenizer, out: Console) -> dict[str, Any]:
         "prefill_tokens_per_second": prefill,
         "products_ms": {"step": products_of_steps, "prompt": products_of_prompts},
         "bytes_per_second": read,
-        "bytes_per_token": runner.bytes_per_token,
+        "bytes_per_token": runner.memory.bytes_per_token,
         "chat": turns,
     }
 

@@ -7,7 +7,6 @@ batcher. The rule that chooses stands in `export.encoder.setting`.
 
 from __future__ import annotations
 
-import os
 import queue
 import time
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,7 @@ from export.encoder.setting import (
 )
 from export.encoder.tasks.task import Feed, Row
 from export.exported import Exported
-from export.speed import median_seconds
+from export.speed import Others, median_seconds
 from serving.onnxruntime.batching import run_of
 from serving.onnxruntime.options import Options
 from serving.onnxruntime.sessions import open_session
@@ -43,7 +42,7 @@ from serving.parameters import IDS
 from serving.placement import on_gpu
 from serving.ragged import with_ragged_batches
 from shoal import corpus, model_config
-from shoal.machine import available_cpus, memory_bytes, others_seconds
+from shoal.machine import available_cpus, memory_bytes
 from shoal.names import ENCODER, part_name
 from shoal.progress import Silent
 
@@ -135,15 +134,14 @@ class Choosing:
             for setting, network in networks.items()
         }
         what = f"Choose {what} for {self.precision}, {self.cpus} CPUs"
-        began, before = time.perf_counter(), others_seconds()
+        others = Others(self.cpus)
         seconds = median_seconds(calls, ROUNDS, self.progress, what)
-        busy = (others_seconds() - before) / (time.perf_counter() - began)
+        taken_by_others = others.taken()
         figures = (
             Figures(setting, rows / taken["many"], 1e3 * taken["one"] / SINGLES)
             for setting, taken in seconds.items()
         )
-        spare = (os.cpu_count() or self.cpus) - self.cpus  # of a machine of which this process may use a part
-        return Comparison(tuple(figures), self.cpus, max(0.0, busy - spare))
+        return Comparison(tuple(figures), self.cpus, taken_by_others)
 
     def _options(self, setting: Setting) -> Options:
         config = _served(self.source, self.graph, self.precision, setting)

@@ -10,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from export.speed import is_crowded
 from serving.onnxruntime.batching import GROUP_TOKENS, RUN_TOKENS
 
 # Of the default's rows per second, and of its time of a single text.
 FASTER, SLOWER = 1.10, 1.25
-# Share of the CPUs that others may take meanwhile. Where they take more, threads that wait for each other
-# lose most, and several instances of one thread look better than they are.
-CROWDED = 0.1
 # Of an instance, by VmRSS: a process with ONNX Runtime took 59 MB, and the 24 MB of all-MiniLM-L6-v2 in INT8
 # took 47 more, since weights are packed for the kernels, too.
 PROCESS_BYTES, COPIES = 64 << 20, 2
@@ -80,7 +78,7 @@ class Comparison:
     @property
     def crowded(self) -> bool:
         """Whether others took so much that nothing can be said."""
-        return self.others > CROWDED * self.cpus
+        return is_crowded(self.others, self.cpus)
 
     def to_dict(self) -> dict[str, Any]:
         """Give it as plain JSON types."""

@@ -16,20 +16,18 @@ from typing import Any
 
 from export.exported import Exported
 from export.generation.evidence import LIMITS
-from export.generation.verify import greedy
+from export.generation.verify import greedy, perplexity
 from export.likeness import share_equal
-from export.speed import Timed, median_seconds
+from export.speed import Others, Timed, is_crowded, median_seconds
 from serving.generation.runtime import ONNXRUNTIME, OPENVINO, Runner, open_runner
-from serving.generation.sampling import negative_log_likelihood
-from shoal.machine import available_cpus, others_seconds
+from shoal.machine import available_cpus
 from shoal.progress import Silent
 
 FASTER = 1.05  # geometric mean of the ratios of times
-CROWDED = 0.1  # of the CPUs, what others may take meanwhile
 ROUNDS = 3
 CONTEXT = 512  # tokens
 PROMPTS = (64, 512)  # tokens
-STEPS = (1, 4, 16)  # rows
+STEPS = (1, 4, 16, 32)  # rows: as many as run at once by default
 PROMPT = 24  # tokens of the longest that is answered
 REST, REST_SECONDS = ("rest", 0), 0.1
 
@@ -59,7 +57,7 @@ class Comparison:
     @property
     def crowded(self) -> bool:
         """Whether others took so much that nothing can be said."""
-        return self.others > CROWDED * self.cpus
+        return is_crowded(self.others, self.cpus)
 
     @property
     def chosen(self) -> str:
@@ -84,10 +82,10 @@ def compare(
         name: open_runner(graph.path, rows=max(STEPS), max_length=2 * CONTEXT)
         for name, graph in graphs.items()
     }
-    began, before = time.perf_counter(), others_seconds()
+    others = Others(available_cpus())
     calls = {name: _calls(runner) for name, runner in runners.items()}
     seconds = median_seconds(calls, ROUNDS, progress, "Compare ONNX Runtime and OpenVINO")
-    others = max(0.0, (others_seconds() - before) / (time.perf_counter() - began))
+    taken = others.taken()
     cases = [case for case in seconds[OPENVINO] if case != REST]
     ratios = [seconds[ONNXRUNTIME][case] / seconds[OPENVINO][case] for case in cases]
     faster = math.exp(sum(map(math.log, ratios)) / len(ratios))
@@ -96,8 +94,8 @@ def compare(
     prompts = [text[: PROMPT - place] for place, text in enumerate(texts)]
     invariance = share_equal([greedy(runner, [prompt])[0] for prompt in prompts], greedy(runner, prompts))
     exact = open_runner(plain.path, rows=1, max_length=2 * CONTEXT)
-    loss = _loss(runner, texts) - _loss(exact, texts)
-    return Comparison(faster, math.expm1(loss), invariance, others, available_cpus())
+    rise = perplexity(runner, texts) / perplexity(exact, texts) - 1
+    return Comparison(faster, rise, invariance, taken, available_cpus())
 
 
 def _calls(runner: Runner) -> dict[tuple[str, int], Timed]:
@@ -106,12 +104,3 @@ def _calls(runner: Runner) -> dict[tuple[str, int], Timed]:
     prompts = {("prompt", n): (partial(runner.prefill, 0, [1] * n, 0, [n - 1]), 2) for n in PROMPTS}
     steps = {("step", n): (partial(runner.decode, [1] * n, [CONTEXT] * n), 8) for n in STEPS}
     return rest | prompts | steps
-
-
-def _loss(runner: Runner, texts: Sequence[Sequence[int]]) -> float:
-    """Mean negative log likelihood (natural) of each token given those before it in its text."""
-    losses = []
-    for text in texts:
-        logits = runner.prefill(0, text, 0, range(len(text) - 1))
-        losses.append(float(negative_log_likelihood(logits, text[1:]).mean()))
-    return sum(losses) / len(losses)

@@ -73,6 +73,7 @@ def to_openvino(exported: Exported, path: Path, progress: Silent) -> Exported:
 
 
 def _write_attention(graph: Graph) -> None:
+    """Give the graph OpenVINO's inputs, and its attention in the place of ONNX Runtime's."""
     nodes = [node for node in graph.model.graph.node if node.op_type == "GroupQueryAttention"]
     inputs = graph.model.graph.input
     widths = {
@@ -98,9 +99,7 @@ def _write_attention(graph: Graph) -> None:
             # OpenVINO sets the type and the shape for the CPU that it runs on.
             inputs.append(helper.make_tensor_value_info(cache, TensorProto.UINT8, [None] * 4))
     del graph.model.graph.output[1:]
-    domains = {entry.domain for entry in graph.model.opset_import}
-    if DOMAIN not in domains:
-        graph.model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    graph.model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
 
 
 def _attend(graph: Graph, node: onnx.NodeProto, width: int) -> tuple[str, str]:
@@ -150,9 +149,9 @@ def _attend(graph: Graph, node: onnx.NodeProto, width: int) -> tuple[str, str]:
 
 def _rotated(graph: Graph, value: str, name: str, tables: tuple[str, str], heads: int, width: int) -> str:
     """Rotary embedding (Su et al. 2021, arXiv:2104.09864), the two halves of a head's channels as pairs."""
-    cosines, sines = (_at_positions(graph, table) for table in tables)
     if tables[0] not in graph.constants:
         raise ExportError("OpenVINO cannot run the model's attention: its rotation depends on the input")
+    cosines, sines = (_at_positions(graph, table) for table in tables)
     half = graph.constants[tables[0]].shape[-1]
     apart = graph.add("Reshape", [value, _shape(graph, -1, 1, heads, width)], f"{name}/heads")
     turned = graph.add("Transpose", [apart], f"{name}/turned", perm=[0, 2, 1, 3])

@@ -169,7 +169,7 @@ def files_of(path: Path) -> list[Path]:
     return [part for part in (path, path.with_name(f"{path.name}.data"), mover_of(path)) if part.exists()]
 
 
-def perplexity(runner: Runner, windows: Any, advance: Callable[[], Any]) -> float:
+def perplexity(runner: Runner, windows: Any, advance: Callable[[], Any] = lambda: None) -> float:
     """exp of the mean negative log likelihood (natural) of each token given those before it in its window."""
     losses = []
     for window in windows:

@@ -34,13 +34,13 @@ from serving.generation.openvino_graph import (
     group_size,
     read_graph,
 )
+from serving.generation.runner import INPUT_IDS, LOGIT_ROWS
 from serving.onnxruntime.options import BadConfig
 from shoal.machine import available_cpus
 
 PAGE = 32  # tokens; what OpenVINO's kernels are made for
 # By channel, OpenVINO's default, a page's values would change with each token that is added to it.
 CACHE = {"KV_CACHE_PRECISION": "u8", "KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
-INPUT_IDS, LOGIT_ROWS = "input_ids", "logit_rows"
 
 
 class PagedRunner:
@@ -54,6 +54,7 @@ class PagedRunner:
 
     Attributes:
         vocabulary: width of the logits.
+        memory: what it takes.
 
     Raises:
         BadConfig: not even one full context fits into the memory.
@@ -80,13 +81,13 @@ class PagedRunner:
         self.vocabulary = int(compiled.output(0).partial_shape[1].get_length())
         self._rows = np.arange(rows * -(-max_length // PAGE), dtype=np.int32).reshape(rows, -1)
         caches = [port for port in compiled.inputs if port.any_name.startswith((KEYS, VALUES))]
-        self._memory = Memory(
+        self.memory = Memory(
             weights=sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")),
             bytes_per_token=sum(_bytes_per_token(port) for port in caches),
             rows=rows,
             max_length=self._rows.shape[1] * PAGE,
         )
-        self._memory.check()
+        self.memory.check()
         self._caches = self._allocated(caches)
 
     def _allocated(self, ports: Sequence[openvino.ConstOutput]) -> list[NDArray]:
@@ -101,19 +102,10 @@ class PagedRunner:
             try:
                 made.append(np.zeros((len(same), *shape), kind))
             except MemoryError:  # more than the kernel lends, though it would not be written soon
-                raise BadConfig(self._memory.describe()[0]) from None
+                raise BadConfig(self.memory.describe()[0]) from None
             for port, values in zip(same, made[-1], strict=True):
                 self._request.set_tensor(port, openvino.Tensor(values, shared_memory=True))
         return made
-
-    @property
-    def bytes_per_token(self) -> int:
-        """What one token of one row takes in the cache."""
-        return self._memory.bytes_per_token
-
-    def describe_memory(self) -> tuple[str, bool]:
-        """A sentence on what the cache takes, and whether all rows fit into the memory when they are full."""
-        return self._memory.describe()
 
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
         """See `Model`."""

@@ -48,6 +48,7 @@ class DecoderRunner:
 
     Attributes:
         vocabulary: width of the logits.
+        memory: what it takes.
 
     Raises:
         BadConfig: a GPU is asked for, and this onnxruntime cannot use it; or not even one full context fits
@@ -73,7 +74,7 @@ class DecoderRunner:
         self._element = _ELEMENTS[first.type]
         self._cache: Cache
         self._most_tokens = RUN_TOKENS if gpu is None else max_length
-        self._memory = Memory(
+        self.memory = Memory(
             weights=sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")),
             bytes_per_token=len(self._keys_and_values) * heads * width * np.dtype(self._element).itemsize,
             rows=rows,
@@ -81,29 +82,20 @@ class DecoderRunner:
             gpu=gpu is not None,
         )
         if gpu is None:
-            self._memory.check()
+            self.memory.check()
             try:
                 self._cache = HostCache(shape, self._element)
             except MemoryError:  # more than the kernel lends, though it would not be written soon
-                raise BadConfig(self.describe_memory()[0]) from None
+                raise BadConfig(self.memory.describe()[0]) from None
         else:
             mover = load_session(mover_of(path), options, providers)
             try:
                 self._cache = DeviceCache(shape, self._element, mover, "cuda", gpu)
             except RuntimeError as error:  # ONNX Runtime's arena could not be extended
-                raise BadConfig(f"the GPU has not enough memory: {self.describe_memory()[0]}") from error
+                raise BadConfig(f"the GPU has not enough memory: {self.memory.describe()[0]}") from error
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
         # Fresh pages for a step's logits would cost more than choosing from them.
         self._logits = np.empty((rows, self.vocabulary), self._logits_type)
-
-    @property
-    def bytes_per_token(self) -> int:
-        """What one token of one row takes in the cache."""
-        return self._memory.bytes_per_token
-
-    def describe_memory(self) -> tuple[str, bool]:
-        """See `serving.generation.memory.Memory.describe`."""
-        return self._memory.describe()
 
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
         """See `Model`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from serving.generation.memory import Memory
 from serving.generation.model import Model
 from serving.generation.runner import DecoderRunner
 from serving.onnxruntime.options import BadConfig
@@ -21,20 +22,13 @@ class Runner(Model, Protocol):
         rows: sequences the cache holds.
         max_length: tokens a row holds.
         vocabulary: width of the logits.
+        memory: what it takes.
     """
 
     rows: int
     max_length: int
     vocabulary: int
-
-    @property
-    def bytes_per_token(self) -> int:
-        """What one token of one row takes in the cache."""
-        ...
-
-    def describe_memory(self) -> tuple[str, bool]:
-        """A sentence on what the cache takes, and whether all rows fit into the memory when they are full."""
-        ...
+    memory: Memory
 
 
 def graph_in(version: Path) -> Path:

@@ -140,7 +140,7 @@ class TritonPythonModel:
             threads=settings.intra_op_thread_count,
             gpu=int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None,
         )
-        told, fits = runner.describe_memory()
+        told, fits = runner.memory.describe()
         log = pb_utils.Logger.log_info if fits else pb_utils.Logger.log_warn
         log(f"{args['model_name']}: {told}")
         self._tokenizer = Tokenizer.from_file(named(folder / "tokenizer.json"))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from export import speed
 from export.checkpoint.source import find_checkpoint
 from export.encoder import choosing
 from export.encoder import setting as settings
@@ -131,7 +132,7 @@ def two_cpus() -> Iterator[None]:
     """A machine of two CPUs, and little time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choosing, "available_cpus", lambda: 2)
-        patch.setattr(choosing, "others_seconds", lambda: 0.0)  # tests may run beside each other
+        patch.setattr(speed, "others_seconds", lambda: 0.0)  # tests may run beside each other
         patch.setattr(choosing, "ROUNDS", 2)
         patch.setattr(choosing, "SECONDS", 0.1)
         yield

@@ -23,10 +23,10 @@ def _runner(repository: Path, monkeypatch: pytest.MonkeyPatch, memory: int) -> D
 def test_what_is_taken_is_told(tiny_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = _runner(tiny_repository, monkeypatch, 1 << 40)
     weights = (tiny_repository / "tiny" / "1" / "model.onnx").stat().st_size
-    row = 1000 * runner.bytes_per_token
-    told, fits = runner.describe_memory()
-    assert fits and f"{runner.bytes_per_token / 1e3:.0f} kB a token" in told
-    told, fits = _runner(tiny_repository, monkeypatch, weights + 4 * row - 1).describe_memory()
+    row = 1000 * runner.memory.bytes_per_token
+    told, fits = runner.memory.describe()
+    assert fits and f"{runner.memory.bytes_per_token / 1e3:.0f} kB a token" in told
+    told, fits = _runner(tiny_repository, monkeypatch, weights + 4 * row - 1).memory.describe()
     assert not fits and told.endswith("lower max_num_seqs or max_model_len")
     with pytest.raises(BadConfig, match="one context of 1000 tokens needs .* lower max_model_len"):
         _runner(tiny_repository, monkeypatch, weights + row - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from serving.generation import memory
 from serving.generation.model import MixingModel, Part
 from serving.generation.paged_runner import PAGE, PagedRunner
 from serving.generation.runtime import open_runner, runtime_of
+from serving.onnxruntime import sessions
 from serving.onnxruntime.options import BadConfig
 from shoal.progress import Silent
 
@@ -107,13 +109,33 @@ def test_a_row_may_be_filled_to_its_end(runner: PagedRunner) -> None:
 
 def test_memory_is_told_and_refused(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = PagedRunner(graph, rows=4, max_length=1024)
-    told, fits = runner.describe_memory()
+    told, fits = runner.memory.describe()
     assert fits and "memory is taken as they are written" in told
-    assert runner.bytes_per_token == 2 * 2 * (16 + 8)  # keys and values of 2 heads, with scale and zero point
+    assert runner.memory.bytes_per_token == 2 * 2 * (
+        16 + 8
+    )  # keys and values of 2 heads, with scale and zero point
     weights = graph.stat().st_size
-    monkeypatch.setattr(memory, "memory_bytes", lambda: weights + 1024 * runner.bytes_per_token - 1)
+    monkeypatch.setattr(memory, "memory_bytes", lambda: weights + 1024 * runner.memory.bytes_per_token - 1)
     with pytest.raises(BadConfig, match="one context of 1024 tokens needs .* lower max_model_len"):
         PagedRunner(graph, rows=4, max_length=1024)
+
+
+def test_an_older_openvino_than_the_one_that_made_a_version_is_refused(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / sessions.FILENAME).touch()
+    for made_with, package, refused in (
+        ("2099.1.0", "openvino", True),
+        ("2020.1.0", "openvino", False),
+        ("2099.1.0", "onnxruntime", False),  # which does not run this version
+    ):
+        manifest = SimpleNamespace(tools={package: made_with})
+        monkeypatch.setattr(sessions.Manifest, "load", lambda path, manifest=manifest: manifest)
+        if refused:
+            with pytest.raises(BadConfig, match=r"made with openvino 2099\.1\.0, .*; upgrade openvino"):
+                sessions.check_runtime(tmp_path, "openvino")
+        else:
+            sessions.check_runtime(tmp_path, "openvino")
 
 
 def test_the_file_says_what_runs_it(graph: Path, tmp_path: Path) -> None:

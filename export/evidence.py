@@ -145,14 +145,14 @@ def evidence_table(entries: Sequence[Measured], title: str, versions: Sequence[i
     JSON has every figure.
 
     Args:
-        versions: of each entry; None: it is not published.
+        versions: of each entry, shown as v1, v2 and so on; None: it is not published.
     """
 
     def verdict(index: int, entry: Measured) -> str:
         if entry.failures:
             return f"[red]refused: {escape('; '.join(entry.failures))}[/]"
         published = versions and versions[index]
-        return f"[green]version {published}[/]" if published else "[green]proven[/]"
+        return f"[green]v{published}[/]" if published else "[green]proven[/]"
 
     columns: list[Column] = [
         ("precision", lambda entry: entry.precision),

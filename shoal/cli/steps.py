@@ -13,6 +13,7 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 
 from shoal import show, tensors
 from shoal.admin import key_from_environment
@@ -24,6 +25,7 @@ from shoal.progress import Bars
 out = Console(soft_wrap=False)
 err = Console(stderr=True, soft_wrap=True)
 documents: list[Any] = []  # that this command has printed
+_WIDEST = 1000  # columns that a table may need
 
 
 def recipe_from(file: Path | None, **flags: Any) -> Any:
@@ -87,7 +89,13 @@ def show_evidence(evidence: Sequence[Any], name: str, versions: Sequence[int | N
     """A table of what a model's versions were measured to be; see `export.evidence.evidence_table`."""
     from export.evidence import evidence_table
 
-    out.print(evidence_table(evidence, f"{name} against the original", versions))
+    made = evidence_table(evidence, f"{name} against the original", versions)
+    if any(entry.failures for entry in evidence):
+        out.print(made)  # the reasons take as many lines as they need
+    else:
+        # Figures that do not fit would be cut off, and then they would be others.
+        made.width = Measurement.get(out, out.options.update_width(_WIDEST), made).maximum
+        out.print(made, crop=False)
     for line in serving_lines([entry.to_dict() for entry in evidence]):
         out.print(line, highlight=False, markup=False)
 

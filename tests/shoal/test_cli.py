@@ -188,7 +188,7 @@ def test_up_from_nothing_to_a_first_answer(tmp_path: Path) -> None:
     free = [*FREE, *FREE_GATEWAY]
     out, error = shoal("up", source, "--name", "minilm", "--detach", "--precision", "fp32", "-r", own, *free)
     try:
-        assert re.search(r"fp32 .* version 1\b", " ".join(out.split()))
+        assert re.search(r"fp32 .* v1\b", " ".join(out.split()))
         assert "over the wire: 100 %" in out
         assert "first answer over grpc" in out and "first answer over http" in out
         assert "curl -s http://127.0.0.1:" in out

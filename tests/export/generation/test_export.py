@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import onnx
 import pytest
 from google.protobuf import text_format
+from rich.console import Console
 from tritonclient.grpc import model_config_pb2
 
 from clients import GrpcClient
@@ -24,6 +26,7 @@ from export.recipe import name_of
 from export.run import export
 from serving.embedded import running, start
 from serving.generation.runner import mover_of
+from shoal.cli import steps
 from shoal.errors import ExportError, NotProven, RepositoryError, UsageError
 from shoal.machine import gpus
 from shoal.manifest import manifests
@@ -73,6 +76,24 @@ def _evidence(**changes: object) -> GenerationEvidence:
         text="text",
     )
     return replace(good, **changes)
+
+
+def test_no_figure_of_a_table_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {1: 1234.0, 4: 12345.0, 16: 23456.0}
+    fast = _evidence(
+        precision="int4-fp16",
+        decode_tokens_per_second=rates,
+        prefill_tokens_per_second=34567.0,
+        size_bytes=12_345_000_000,
+    )
+    for entry, said in (
+        (fast, "12345 10.10 +1.0% 100% 34567 1234 12345 23456 v12"),
+        (replace(fast, perplexity=20.0), "+100.0% 100% 34567 1234 12345 23456"),
+    ):
+        with StringIO() as written:
+            monkeypatch.setattr(steps, "out", Console(file=written, width=80))
+            steps.show_evidence([entry], "m", [12])
+            assert said in " ".join(written.getvalue().split())
 
 
 @pytest.mark.parametrize(

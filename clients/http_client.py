@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -11,7 +10,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection, Incomple
 from typing import Any
 from urllib.parse import quote
 
-import gevent
+import gevent.monkey
 import tritonclient.http as triton
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
 from numpy.typing import NDArray
@@ -30,6 +29,9 @@ from clients.vocabulary import (
 from shoal.admin import HEADER
 
 DEFAULT_URL = "127.0.0.1:8000"
+# Where gevent has patched Python, as in Locust, `threading` tells greenlets apart, which share the loop of
+# their thread.
+_thread_id = gevent.monkey.get_original("threading", "get_ident")
 
 
 class HttpClient(BlockingClient):
@@ -59,7 +61,7 @@ class HttpClient(BlockingClient):
         self.url = url = host_and_port(url)
         self._tls = tls
         self._admin = {HEADER: admin_key} if admin_key else None
-        self._thread = threading.get_ident()
+        self._thread = _thread_id()
         options: dict[str, Any] = {"ssl": True, "ssl_context_factory": tls.context} if tls else {}
         self._client = triton.InferenceServerClient(
             url, connection_timeout=None, network_timeout=None, **options
@@ -122,7 +124,7 @@ class HttpClient(BlockingClient):
     @contextmanager
     def _call(self, timeout: float) -> Iterator[None]:
         """Typed errors and a deadline over the whole call: the transport's own is for each read alone."""
-        if threading.get_ident() != self._thread:
+        if _thread_id() != self._thread:
             raise RuntimeError("an HttpClient is for the thread that made it: make one in each")
         with (
             _transport_errors(self.url),

@@ -185,7 +185,7 @@ def main() -> None:
         sys.exit(f"error: {error.message} ({error.hint})")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, result)
-    print_tables(result, Console())
+    print_tables(result, Console(width=120))
     print(json.dumps(result["figures"]))
 
 

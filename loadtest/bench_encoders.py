@@ -80,7 +80,7 @@ def main() -> None:
         # The first warms up.
         blocks = [_block(alone, engines, options.seconds) for _ in range(options.blocks + 1)][1:]
     rows = medians(blocks)
-    out = Console()
+    out = Console(width=120)
     out.print(f"{machine.name()}, {manifest.precision}, medians of blocks")
     out.print(_table(rows))
     print(json.dumps({"machine": machine.describe(), "rows": rows, "blocks": blocks}))

@@ -42,7 +42,7 @@ def main() -> None:
     smaller = msgspec.structs.replace(
         recipe, precisions=("int8",), layers=options.layers, distill_steps=options.distill
     )
-    progress, out = Bars(Console(stderr=True)), Console()
+    progress, out = Bars(Console(stderr=True)), Console(width=120)
     checkpoint = find_checkpoint(recipe.source)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -4,11 +4,11 @@ Every engine gets the same prompts and gives as many new tokens, greedily, in ea
 three of them (30 tokens of a prompt and 64 of its answer, 500 and 64, 1,500 and 100) as many requests as
 `--concurrency` are submitted at once, the clock runs until the last one has its last token, and prefix
 caches are off. In the fourth, `chat`, eight users share a system prompt of 200 tokens and ask four times
-each, and prefix caches are on. All engines take turns, once in each of `--blocks`, each in a process of its
-own. Ours is called through the wire, by the asyncio client in this process. The peers, each in its own
-environment, are in `loadtest/peers`. Then our own costs, in process: of a step by batch and context, of
-prefill, of the matrix products in them by themselves, of a row of the cache, and what the prefix cache saves
-in a chat of five turns.
+each, and prefix caches are on; what ours gave is printed. All engines take turns, once in each of
+`--blocks`, each in a process of its own. Ours is called through the wire, by the asyncio client in this
+process. The peers, each in its own environment, are in `loadtest/peers`. Then our own costs, in process: of a
+step by batch and context, of prefill, of the matrix products in them by themselves, of a row of the cache,
+and what the prefix cache saves in a chat of five turns and its copies cost.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+import urllib.request
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,16 +37,12 @@ from tokenizers import Tokenizer
 
 from clients import AsyncGrpcClient
 from export.generation.checkpoint import find_decoder, find_gguf
-from loadtest import products
+from loadtest.decoder_costs import own_costs
 from loadtest.neighbours import watched
 from loadtest.peers.environment import kept_by, python_of
 from loadtest.peers.server import ROOT
 from serving import embedded
-from serving.generation.engine import Engine
-from serving.generation.params import SamplingParams
-from serving.generation.runtime import Runner, graph_in, open_runner
-from serving.generation.scheduler import Limits
-from serving.generation.sequence import Chunk, Request
+from serving.generation.runtime import graph_in
 from shoal import corpus, machine, model_config, show
 from shoal.manifest import Manifest, manifests
 from shoal.progress import Bars
@@ -79,15 +76,17 @@ def main() -> None:
         sys.exit(f"{options.repository} has no {' or '.join(options.precisions)} version of {options.model}")
     folder = options.repository / chosen[0].network / str(chosen[0].version)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    out = Console()
+    out = Console(width=120)
     out.print(f"{machine.name()}, {' '.join(machine.cpu_flags())}")
     results = {}
     for workload in options.workloads:
         with watched(err):
             results[workload] = compared(workload, options, chosen, tokenizer)
         out.print(comparison(workload, results[workload]))
-        for engine in results[workload]:
+        for engine, rows in results[workload].items():
             out.print(f"[dim]{escape(engine)}[/]", highlight=False)
+            if workload == CHAT and "cached_share" in rows[0]:
+                out.print(_of_the_cache(rows[0]["cached_share"], tokenizer, options.rounds))
     costs = None if options.skip_costs else own_costs(graph_in(folder), tokenizer, out)
     print(json.dumps({"machine": machine.describe(), "results": results, "costs": costs}))
 
@@ -134,7 +133,32 @@ def _together(blocks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for key in ("ttft_ms_p50", "ttft_ms_max", "itl_ms_p50"):
         values = [block[key] for block in blocks if block[key] is not None]
         made[key] = statistics.median(values) if values else None
+    if "cached_share" in blocks[0]:
+        made["cached_share"] = statistics.median(block["cached_share"] for block in blocks)
     return made
+
+
+def _of_the_cache(share: float, tokenizer: Tokenizer, rounds: int) -> str:
+    """What the prefix cache gave, beside the most that it could have given."""
+    known = total = 0
+    earlier: list[list[int]] = []
+    for turns in chats_of(tokenizer, rounds + 1):
+        for texts in turns:
+            prompts = [tokenizer.encode(text).ids for text in texts]
+            for prompt in prompts:
+                known += max((_shared(prompt, other) for other in earlier), default=0)
+                total += len(prompt)
+            earlier += prompts
+    return (
+        f"prefix cache: {share:.0%} of the prompts' tokens came from it; "
+        f"{known / total:.0%} begin a prompt of an earlier turn"
+    )
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two prompts begin with alike."""
+    differing = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differing, min(len(one), len(other)))
 
 
 def chats_of(tokenizer: Tokenizer, rounds: int) -> Rounds:
@@ -182,7 +206,20 @@ def ours(
         cached: whether the prefix cache is on, of the size that the exporter chose.
     """
     with served_alone(repository, manifest, cached=cached) as server:
-        return [asyncio.run(_load(server.grpc, manifest.model, rounds, new_tokens)) for rounds in loads]
+        made = [asyncio.run(_load(server.grpc, manifest.model, rounds, new_tokens)) for rounds in loads]
+        if cached:
+            counted = engine_counters(server)
+            made[-1]["cached_share"] = counted["cached_tokens"] / counted["prompt_tokens"]
+        return made
+
+
+def engine_counters(server: embedded.Server) -> dict[str, float]:
+    """What the engine of the only model has counted, by the names in `serving/models/metrics.py`."""
+    time.sleep(0.3)  # they are published between steps, and ten times a second while there are none
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.ports.metrics}/metrics", timeout=10) as page:
+        text = page.read().decode()
+    found = re.findall(r"^shoal_generation_(\w+)_total\{[^}]*\} (\S+)$", text, re.MULTILINE)
+    return {name: float(value) for name, value in found}
 
 
 @contextmanager
@@ -300,86 +337,6 @@ def comparison(workload: str, results: dict[str, list[dict[str, Any]]]) -> Any:
             cells.append(f"{rates}\n{row['ttft_ms_p50']:.0f} ms")
         made.add_row(engine.partition(" (")[0], *cells)
     return made
-
-
-def own_costs(path: Path, tokenizer: Tokenizer, out: Console) -> dict[str, Any]:
-    """What our engine spends, in process."""
-    runner = open_runner(path, rows=Limits(max_num_seqs=32).rows, max_length=2048)
-    contexts, batches = (64, 256, 1024), (1, 4, 16, 32)
-    steps = {
-        context: {
-            batch: 1e3 * _median_seconds(partial(runner.decode, [1] * batch, [context] * batch), 9)
-            for batch in batches
-        }
-        for context in contexts
-    }
-    made = show.table("one step, ms, by batch", ["context", *(f"#×{batch}" for batch in batches)])
-    for context, row in steps.items():
-        made.add_row(f"{context} tokens", *(f"{row[batch]:.1f}" for batch in batches))
-    out.print(made)
-    prefill = {
-        length: length / _median_seconds(partial(runner.prefill, 0, [1] * length, 0, [0]), 5)
-        for length in (32, 128, 512)
-    }
-    products_of_steps = products.milliseconds(path, batches)
-    products_of_prompts = products.milliseconds(path, (256, 512), sampled=1)
-    read = products.bandwidth()
-    turns = {cached: _chat(runner, tokenizer, cached) for cached in (0, 8192)}
-    outside = turns[0]["outside_share"]
-    row_bytes = runner.memory.bytes_per_token * runner.max_length
-    out.print("prefill: " + ", ".join(f"{n} tokens at {rate:.0f} tokens/s" for n, rate in prefill.items()))
-    told = ", ".join(f"{n}: {ms:.1f}" for n, ms in products_of_steps.items())
-    out.print(f"matrix products of a step by themselves, ms, by rows: {told}")
-    told = ", ".join(f"{n}: {ms:.0f}" for n, ms in products_of_prompts.items())
-    out.print(f"of a prompt, by tokens: {told}; weights are read at {read / 1e9:.0f} GB/s")
-    out.print(
-        f"cache: {runner.memory.bytes_per_token / 1e3:.0f} kB a token, {row_bytes / 1e6:.0f} MB a full row"
-    )
-    for cached, name in ((0, "without"), (8192, "with")):
-        times = ", ".join(f"{value:.0f}" for value in turns[cached]["first_token_ms"])
-        out.print(f"chat of five turns, {name} prefix cache: first token after {times} ms")
-    out.print(f"outside of the session: {outside:.1%} of a step")
-    return {
-        "step_ms": steps,
-        "prefill_tokens_per_second": prefill,
-        "products_ms": {"step": products_of_steps, "prompt": products_of_prompts},
-        "bytes_per_second": read,
-        "bytes_per_token": runner.memory.bytes_per_token,
-        "chat": turns,
-    }
-
-
-def _chat(runner: Runner, tokenizer: Tokenizer, cached: int) -> dict[str, Any]:
-    """Five turns of a conversation that grows, through the engine."""
-    engine = Engine(
-        runner, Limits(max_num_seqs=32), ends=[], decode=tokenizer.decode, prefix_cache_tokens=cached
-    )
-    history: list[int] = []
-    times = []
-    params = SamplingParams(max_tokens=48, temperature=0, ignore_eos=True)
-    for question in corpus.passages()[300:305]:
-        history += tokenizer.encode(question).ids[:48]
-        parts: list[Any] = []
-        start = time.perf_counter()
-        engine.submit(Request(list(history), params, True, parts.append))
-        first = None
-        while not (parts and isinstance(parts[-1], Chunk) and parts[-1].finish_reason):
-            engine.step()
-            first = first or (time.perf_counter() if parts else None)
-        times.append(1e3 * ((first or start) - start))
-        history += tokenizer.encode("".join(part.text for part in parts)).ids
-    stats = engine.stats
-    return {"first_token_ms": times, "outside_share": 1 - stats.model_seconds / stats.busy_seconds}
-
-
-def _median_seconds(call: Callable[[], Any], times: int) -> float:
-    call()
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def main() -> None:
             for name in SETTINGS:
                 for rate, seconds in RATES.items():
                     table.add_row(*row(name, rate, asyncio.run(ask(server.grpc, name, rate, seconds))))
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def main() -> None:
                 blocks.append(_block(cases, urls, options.seconds))
     blocks = blocks[1:]
     rows = medians(blocks)
-    out = Console()
+    out = Console(width=120)
     out.print(machine.name(), highlight=False)
     for name, loads in rows.items():
         out.print(_table(name, loads, blocks))

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ import psutil
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from loadtest.bench_llm import prompts_of, served_alone
+from loadtest.bench_llm import engine_counters, prompts_of, served_alone
 from loadtest.neighbours import watched
 from serving import embedded
 from serving.generation.engine import Engine
@@ -79,7 +77,7 @@ def main() -> None:
                 if number:  # the first warms up
                     blocks.append(block)
             rows.append({"streams": streams, **_summary(blocks), "blocks": blocks})
-    out = Console()
+    out = Console(width=120)
     out.print(f"{machine.name()}; {options.tokens} tokens each, medians")
     out.print(_table(rows))
     print(json.dumps({"machine": machine.describe(), "precision": options.precision, "rows": rows}))
@@ -118,7 +116,7 @@ def through_grpc(
     """Rate, gaps between parts, and CPU time in microseconds a token; the client is another process."""
     processes = {"tritonserver": [psutil.Process(server.pid)], "stub": embedded.stubs(server)}
     before = {name: _cpu_seconds(found) for name, found in processes.items()}
-    counted = _engine_seconds(server)
+    counted = engine_counters(server)
     asked = {"url": server.grpc, "model": model, "prompts": list(prompts), "tokens": tokens, "stream": stream}
     done = subprocess.run(
         [sys.executable, "-m", "loadtest.bench_stream_client"],
@@ -131,18 +129,10 @@ def through_grpc(
     total = len(prompts) * tokens
     cpu = {name: _cpu_seconds(found) - before[name] for name, found in processes.items()}
     cpu["client"] = said.pop("cpu_seconds")
-    engine = {name: seconds - counted[name] for name, seconds in _engine_seconds(server).items()}
+    now = engine_counters(server)
+    engine = {name: now[f"{name}_seconds"] - counted[f"{name}_seconds"] for name in ("model", "busy")}
     said["engine"] = engine | {"elapsed": total / said["rate"]}
     return said | {"cpu_us": {name: 1e6 * seconds / total for name, seconds in cpu.items()}}
-
-
-def _engine_seconds(server: embedded.Server) -> dict[str, float]:
-    """Seconds that the engine has spent inside the session (`model`) and in its steps altogether (`busy`)."""
-    time.sleep(0.3)  # they are published between steps, and ten times a second while there are none
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.ports.metrics}/metrics", timeout=10) as page:
-        text = page.read().decode()
-    found = re.findall(r"^shoal_generation_(model|busy)_seconds_total\{.*\} (\S+)$", text, re.MULTILINE)
-    return {name: float(seconds) for name, seconds in found}
 
 
 def _cpu_seconds(processes: Sequence[psutil.Process]) -> float:

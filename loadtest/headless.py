@@ -7,21 +7,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.table import Table
 
-from loadtest import report
-from loadtest.samples import STREAM_PARTS, Samples, Streams
+from loadtest import arrivals, comparing, report, slo, workloads
+from loadtest.peers.server import free_port
+from loadtest.samples import Row, Samples
 from shoal import machine, show
 from shoal.errors import ShoalError
+from shoal.paths import write_atomic
 from shoal.progress import Silent
 
 PROTOCOLS = ("both", "grpc", "http")
-_KINDS = {"both": ("Grpc", "Http"), "grpc": ("Grpc",), "http": ("Http",)}
+_USERS = {"both": ("Grpc", "Http"), "grpc": ("Grpc",), "http": ("Http",)}
 STRAGGLERS_SECONDS = 30
+RATE_OF_A_PROCESS = 250  # requests per second: some 200 ms of CPU time for short texts
+# Beyond these it is the client that is measured: it has no CPU time left, or sends too late.
+MOST_CPU, MOST_LAG_MS, MOST_LAG_SHARE = 0.85, 5.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,15 @@ class Plan:
 
     Attributes:
         model: what is called.
-        users: how many at once; with `both`, half of each protocol.
+        users: how many at once, in a closed loop; with `both`, half of each protocol.
         seconds: how long.
         protocol: one of `PROTOCOLS`.
         grpc_url, http_url: host:port.
-        generates: whether the model generates text; then the users chat.
+        generates: whether the model generates text.
+        workload: see `loadtest.workloads.requests`.
+        rate: requests per second of an open loop; None: a closed loop, unless `arrival` is a trace.
+        arrival: see `loadtest.arrivals.due_times`; "": a closed loop.
+        slo: what was promised.
     """
 
     model: str
@@ -44,67 +55,185 @@ class Plan:
     grpc_url: str
     http_url: str
     generates: bool = False
+    workload: str = ""
+    rate: float | None = None
+    arrival: str = ""
+    slo: str = ""
+
+    @property
+    def deadline(self) -> float:
+        """Of a request, in seconds."""
+        return 120.0 if self.generates else 10.0
+
+    @property
+    def grace(self) -> float:
+        """How long the last answers of an open loop are waited for, in seconds."""
+        return 30.0 if self.generates else self.deadline
+
+    @property
+    def processes(self) -> int:
+        """That send. More than CPUs would wait for each other."""
+        wanted = 1 + int((self.rate or 0) // RATE_OF_A_PROCESS)
+        return min(wanted, machine.available_cpus())
 
 
-def run(plan: Plan, folder: Path, *, progress: Silent | None = None) -> dict[str, Any]:
+def run(
+    plan: Plan,
+    folder: Path,
+    before: dict[str, Any] | None = None,
+    tolerance: float = 0.0,
+    *,
+    progress: Silent | None = None,
+) -> dict[str, Any]:
     """Run the plan and write `report.html`, `report.json` and Locust's own log into a folder.
 
+    Args:
+        before: a report to compare with; see `loadtest.comparing`.
+        tolerance: how much slower is no regression, as a share.
+
     Returns:
-        What `report.json` holds.
+        What `report.json` holds, without every request.
 
     Raises:
         ShoalError: Locust did not run, or no request was made.
+        UsageError: the plan contradicts itself.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ShoalError(
-            f"{folder} cannot be made: {error.strerror}", hint="choose another --report"
-        ) from error
-    log = folder / "locust.log"
-    with tempfile.TemporaryDirectory() as scratch:
-        recorded = Path(scratch) / "samples.json"
-        code = _locust(plan, recorded, log, progress or Silent())
-        if not recorded.exists():
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-            raise ShoalError(f"Locust ended with exit code {code} and no samples:\n{tail}")
-        rows = json.loads(recorded.read_text())
-    if not rows:
-        raise ShoalError(f"no request was made in {plan.seconds} s", hint=f"see {log}")
-    samples = Samples.from_rows([row for row in rows if row[4] not in STREAM_PARTS])
-    streams = Streams.from_rows(rows) if plan.generates else None
-    summary = {"plan": asdict(plan), "machine": machine.describe(), **samples.summary()}
-    if streams is not None:
-        summary["streams"] = streams.summary(samples.ended.max())
-    report.write(summary, samples, folder, streams)
+    samples, summary = measured(plan, folder, progress=progress)
+    if before is not None:
+        after = {**summary, "requests": samples.columns()}
+        summary["compared"] = comparing.compare(before, after, tolerance)
+    report.write(summary, samples, folder)
     return summary
 
 
+def measured(plan: Plan, folder: Path, *, progress: Silent | None = None) -> tuple[Samples, dict[str, Any]]:
+    """Run the plan, without a report; see `run`."""
+    bounds = slo.parse(plan.slo) if plan.slo else ()
+    workloads.requests(plan.workload, generates=plan.generates)  # an error is told before anything starts
+    if plan.arrival:
+        arrivals.due_times(plan.arrival, plan.rate, plan.seconds)
+    _make(folder)
+    log = folder / "locust.log"
+    with tempfile.TemporaryDirectory() as scratch:
+        code = _locust(plan, Path(scratch), log, progress or Silent())
+        written = [json.loads(file.read_text()) for file in sorted(Path(scratch).glob("*.json"))]
+    if not written:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+        raise ShoalError(f"Locust ended with exit code {code} and no samples:\n{tail}")
+    rows: list[Row] = [row for process in written for row in process["rows"]]
+    if not rows:
+        raise ShoalError(f"no request was made in {plan.seconds} s", hint=f"see {log}")
+    samples = Samples.from_rows(rows)
+    summary = {"plan": asdict(plan), "machine": machine.describe(), **samples.summary()}
+    if plan.generates:
+        summary["streams"] = samples.streams()
+    if plan.arrival:
+        summary["client"] = _client(samples, [process["sender"] for process in written])
+    if bounds:
+        summary["slo"] = slo.judged(bounds, samples.metrics())
+    return samples, summary
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "locust.log", "")
+    except OSError as error:
+        raise ShoalError(
+            f"{folder} cannot be written: {error.strerror}", hint="choose another --report"
+        ) from error
+
+
+def _client(samples: Samples, senders: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Whether the processes that send kept up; else their own time is in the figures."""
+    cpu = [sender["cpu_seconds"] / sender["seconds"] for sender in senders if sender]
+    lag = slo.percentile(samples.lag, 99)
+    latency = samples.latency[samples.succeeded]
+    usual = slo.percentile(latency, 50)
+    return {
+        "processes": len(cpu),
+        "cpu": max(cpu, default=0.0),
+        "lag_ms_p99": lag,
+        "limited": max(cpu, default=0.0) > MOST_CPU or lag > max(MOST_LAG_MS, MOST_LAG_SHARE * usual),
+    }
+
+
 def _locust(plan: Plan, recorded: Path, log: Path, progress: Silent) -> int:
-    file, kind = ("locustfile_chat.py", "Chat") if plan.generates else ("locustfile.py", "Row")
-    command = [
-        *(sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name(file))),
-        *("--headless", "--only-summary", "--exit-code-on-error", "0"),
-        *("--users", str(plan.users), "--spawn-rate", str(plan.users)),
-        *("--run-time", f"{plan.seconds}s", "--stop-timeout", str(STRAGGLERS_SECONDS)),
+    if plan.arrival:
+        said = f"{plan.rate:.4g} requests/s" if plan.rate else f"the requests of {plan.arrival}"
+    else:
+        said = f"{plan.users} users"
+    title = f"Load {plan.model} with {said} for {plan.seconds} s"
+    with ExitStack() as stack, progress.step(title, total=plan.seconds * 4) as advance:
+        output = stack.enter_context(log.open("wb"))
+        processes = [_started(command, output) for command in _commands(plan, recorded)]
+        stack.callback(_end, processes)
+        deadline = time.monotonic() + plan.seconds + plan.grace + STRAGGLERS_SECONDS + 60
+        while processes[0].poll() is None and time.monotonic() < deadline:
+            time.sleep(0.25)
+            advance()
+    return processes[0].returncode
+
+
+def _commands(plan: Plan, recorded: Path) -> list[list[str]]:
+    """Of the process that leads, and of those that send for it."""
+    about = [
         *("--model", plan.model, "--grpc-url", plan.grpc_url, "--http-url", plan.http_url),
-        *("--samples", str(recorded)),
-        *(f"{protocol}{kind}User" for protocol in _KINDS[plan.protocol]),
+        *("--samples", str(recorded), "--workload", plan.workload),
+        *("--deadline", str(plan.deadline)),
     ]
-    title = f"Load {plan.model} with {plan.users} users for {plan.seconds} s"
-    ticks = plan.seconds * 4
-    with log.open("wb") as output, progress.step(title, total=ticks) as advance:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    headless = ["--headless", "--only-summary", "--exit-code-on-error", "0"]
+    if not plan.arrival:
+        file, kind = ("locustfile_chat.py", "Chat") if plan.generates else ("locustfile.py", "Row")
+        return [
+            [
+                *_python(file),
+                *headless,
+                *("--users", str(plan.users), "--spawn-rate", str(plan.users)),
+                *("--run-time", f"{plan.seconds}s", "--stop-timeout", str(STRAGGLERS_SECONDS)),
+                *about,
+                *(f"{protocol}{kind}User" for protocol in _USERS[plan.protocol]),
+            ]
+        ]
+    count = plan.processes
+    about += [
+        *("--arrival", plan.arrival, "--seconds", str(plan.seconds), "--grace", str(plan.grace)),
+        *(("--rate", str(plan.rate)) if plan.rate is not None else ()),
+        *("--processes-in-all", str(count)),
+        *(("--generates",) if plan.generates else ()),
+    ]
+    leads = [
+        *_python("locustfile_open.py"),
+        *headless,
+        *("--users", str(count), "--spawn-rate", str(count)),
+        *("--run-time", f"{plan.seconds + plan.grace + 2:.0f}s", "--stop-timeout", str(STRAGGLERS_SECONDS)),
+    ]
+    user = f"{plan.protocol.capitalize()}OpenLoop"
+    if count == 1:
+        return [[*leads, *about, user]]
+    port = str(free_port())
+    leads += ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port]
+    leads += ["--expect-workers", str(count)]
+    sends = [*_python("locustfile_open.py"), "--worker", "--master-host", "127.0.0.1", "--master-port", port]
+    return [[*leads, *about, user], *([[*sends, *about, user]] * count)]
+
+
+def _python(file: str) -> list[str]:
+    return [sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name(file))]
+
+
+def _started(command: Sequence[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Those that send end with the one that leads; whoever does not within some seconds is killed."""
+    for process in processes:
         try:
-            deadline = time.monotonic() + plan.seconds + STRAGGLERS_SECONDS + 60
-            while process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.25)
-                advance()
-        finally:
-            if process.poll() is None:
-                process.kill()
+            process.wait(timeout=5 if processes[0].poll() is not None else 0)
+        except subprocess.TimeoutExpired:
+            process.kill()
             process.wait()
-    return process.returncode
 
 
 def as_table(summary: dict[str, Any]) -> Table:
@@ -123,9 +252,3 @@ def as_table(summary: dict[str, Any]) -> Table:
         figures = (f"{row[key]:.1f}" for key in ("p50", "p95", "p99", "max"))
         made.add_row(name, str(row["requests"]), "", "", *figures)
     return made
-
-
-def in_tokens(summary: dict[str, Any]) -> str:
-    """One line on tokens, of a test of text generation."""
-    streams = summary["streams"]
-    return f"{streams['tokens']} tokens, {streams['tokens_per_second']:.0f} a second"

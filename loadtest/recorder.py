@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from locust import events
 
-_samples: list[tuple[float, str, float, str, str, int]] = []
+from loadtest.samples import STREAM_PARTS, Row
+
+_rows: list[Row] = []
+# What the process that sends has to say of itself; see `loadtest.open_loop`.
+sender: dict[str, float] = {}
 
 
 @events.init_command_line_parser.add_listener
 def _add_arguments(parser: Any) -> None:
-    parser.add_argument("--samples", default="", include_in_web_ui=False, help="JSON file for every request")
+    parser.add_argument(
+        "--samples", default="", include_in_web_ui=False, help="folder for every request, in JSON"
+    )
 
 
 @events.init.add_listener
@@ -30,11 +37,16 @@ def _keep(
     exception: BaseException | None,
     name: str,
     response_length: int,
+    context: dict[str, Any],
     **_: Any,
 ) -> None:
+    if name in STREAM_PARTS:  # they are a part of the request's own row
+        return
     failure = f"{type(exception).__name__}: {exception}" if exception else ""
-    _samples.append((time.time(), request_type, response_time, failure, name, response_length))
+    more = (context.get(key) for key in ("index", "lag", "first", "between"))
+    _rows.append((time.time(), request_type, response_time, failure, response_length, *more))
 
 
 def _write(environment: Any, **_: Any) -> None:
-    Path(environment.parsed_options.samples).write_text(json.dumps(_samples))
+    file = Path(environment.parsed_options.samples) / f"{os.getpid()}.json"
+    file.write_text(json.dumps({"rows": _rows, "sender": sender}))

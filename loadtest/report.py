@@ -1,4 +1,7 @@
-"""`report.html` for people, one file without scripts or links, and `report.json` for machines."""
+"""`report.html` for people, one file without scripts or links, and `report.json` for machines.
+
+`report.json` holds the summary, and `requests`: columns of every request, by which two reports are compared.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ import jinja2
 import matplotlib
 import numpy as np
 
-from loadtest.samples import BINS, STREAM_PARTS, Samples, Streams
+from loadtest.notes import notes
+from loadtest.samples import BINS, Samples
 from shoal.paths import write_atomic, write_json
 
 matplotlib.use("svg")
@@ -40,25 +44,29 @@ _STYLE = {
 }
 
 
-def write(summary: dict[str, Any], samples: Samples, folder: Path, streams: Streams | None = None) -> None:
+def write(summary: dict[str, Any], samples: Samples, folder: Path) -> None:
     """Write both files.
 
     Args:
-        summary: from `headless.run`; shown, and stored as `report.json`.
+        summary: from `headless.run` or `searching.find_max`; shown, and stored.
         folder: must exist.
-        streams: of a test of text generation.
     """
     pictures = [
         ("Latency over time", _draw(lambda axes: _latency(axes, samples))),
         ("Throughput over time", _draw(lambda axes: _throughput(axes, samples))),
         ("Latency of all requests", _draw(lambda axes: _histogram(axes, samples))),
     ]
-    if streams is not None:
+    if "streams" in summary:
         pictures += [
-            (name.capitalize(), _draw(partial(_part, milliseconds=streams.parts[name])))
-            for name in STREAM_PARTS
+            (name.capitalize(), _draw(partial(_part, milliseconds=values)))
+            for name, values in samples.parts().items()
         ]
-        pictures.append(("Tokens over time", _draw(lambda axes: _tokens(axes, streams))))
+        pictures.append(("Tokens over time", _draw(lambda axes: _tokens(axes, samples))))
+    compared = summary.get("compared")
+    if compared is not None:
+        pictures.append(("Both runs, block by block", _draw(lambda axes: _blocks(axes, compared))))
+    if trials := summary.get("trials"):
+        pictures.insert(0, ("Goodput by rate", _draw(lambda axes: _goodput(axes, trials))))
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
     html = template.render(
@@ -66,9 +74,11 @@ def write(summary: dict[str, Any], samples: Samples, folder: Path, streams: Stre
         pictures=pictures,
         rows={**summary["protocols"], "total": summary["total"]},
         parts=summary.get("streams", {}).get("parts", {}),
+        compared=compared,
+        notes=notes(summary),
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    write_json(folder / "report.json", summary)
+    write_json(folder / "report.json", {**summary, "requests": samples.columns()})
     write_atomic(folder / "report.html", html)
 
 
@@ -149,11 +159,36 @@ def _part(axes: Any, milliseconds: Any) -> None:
     axes.set(xlabel="milliseconds", ylabel="answers", xlim=(0, edges[-1]))
 
 
-def _tokens(axes: Any, streams: Streams) -> None:
+def _tokens(axes: Any, samples: Samples) -> None:
     """Tokens per second, each answer's counted where it ended."""
-    edges = np.linspace(0, float(streams.ended.max()) + 1e-9, BINS + 1)
-    rate = np.histogram(streams.ended, bins=edges, weights=streams.tokens)[0] / edges[1]
+    edges = np.linspace(0, float(samples.ended.max()) + 1e-9, BINS + 1)
+    tokens = np.where(samples.succeeded, samples.size, 0)
+    rate = np.histogram(samples.ended, bins=edges, weights=tokens)[0] / edges[1]
     middle = (edges[:-1] + edges[1:]) / 2
     axes.fill_between(middle, rate, color=COLORS["http"], alpha=0.18, linewidth=0)
     axes.plot(middle, rate, color=COLORS["http"])
     axes.set(xlabel="seconds", ylabel="tokens per second", ylim=(0, None), xlim=(0, None))
+
+
+def _blocks(axes: Any, compared: dict[str, Any]) -> None:
+    """How much longer a request took than before, in each pair of blocks, with the interval of all."""
+    row = compared["metrics"][0]
+    ratios = 100 * (np.array(row["blocks"]) - 1)
+    low, high = (100 * (edge - 1) for edge in row["interval"])
+    axes.axhspan(low, high, color=COLORS["grpc"], alpha=0.18, linewidth=0)
+    axes.axhline(0, color=MUTED, linewidth=1)
+    axes.plot(np.arange(1, len(ratios) + 1), ratios, "o", color=COLORS["grpc"], markersize=4)
+    axes.set(xlabel="pair of blocks", ylabel=f"{row['name']}: % more than before")
+
+
+def _goodput(axes: Any, trials: list[dict[str, Any]]) -> None:
+    """The share of requests within what was promised, at each rate that was tried."""
+    rows = sorted(trials, key=lambda trial: trial["rate"])
+    axes.plot([row["rate"] for row in rows], [100 * row["goodput"] for row in rows], color=GRID)
+    for met, color, label in ((True, COLORS["grpc"], "met"), (False, COLORS["p99"], "missed")):
+        chosen = [row for row in rows if row["met"] is met]
+        if chosen:
+            rates, shares = [row["rate"] for row in chosen], [100 * row["goodput"] for row in chosen]
+            axes.plot(rates, shares, "o", color=color, label=label)
+    axes.set(xlabel="requests per second", ylabel="% within the promise", ylim=(0, 105))
+    axes.legend(loc="lower left")

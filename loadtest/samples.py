@@ -10,35 +10,64 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Rows about a part of an answer that streams, and not about a request.
-STREAM_PARTS = ("first token", "between tokens")
+from loadtest import slo
+
+# What Locust calls the parts of an answer that streams.
+FIRST_TOKEN, BETWEEN_TOKENS = "first token", "between tokens"
+STREAM_PARTS = (FIRST_TOKEN, BETWEEN_TOKENS)
 PERCENTILES = (50, 95, 99)
 BINS = 24
+# When it ended (seconds since 1970), protocol, milliseconds, failure, size; then its number, by how many
+# milliseconds it was sent late, milliseconds to the first token and between tokens, or None for each.
+Row = tuple[Any, ...]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Requests in the order they ended.
+    """Requests in the order of their numbers; without numbers, in the order they ended.
 
     Attributes:
-        ended: seconds since the first request was sent, float [n].
+        ended: seconds since the first request was sent (in an open loop: was due), [n].
         protocol: `grpc` or `http`, [n].
-        latency: milliseconds, float [n].
+        latency: milliseconds, in an open loop from when it was due, [n].
         failure: "" or what went wrong, [n].
+        size: of the answer, bytes or tokens, [n].
+        index: which request of an open loop it is; -1 in a closed loop, [n].
+        lag: milliseconds by which a request of an open loop was sent late, [n].
+        first, between: milliseconds to the first token and between tokens, [n].
+
+    Where there is no such figure, it is not a number.
     """
 
-    ended: NDArray[np.float64]
+    ended: Floats
     protocol: NDArray[np.str_]
-    latency: NDArray[np.float64]
+    latency: Floats
     failure: NDArray[np.str_]
+    size: Floats
+    index: NDArray[np.int64]
+    lag: Floats
+    first: Floats
+    between: Floats
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Sequence[Any]]) -> Samples:
-        """Make the samples from `recorder`'s rows, at least one; their first four columns are read."""
-        ended = np.array([row[0] for row in rows], dtype=float)
-        latency = np.array([row[2] for row in rows], dtype=float)
-        begin = float((ended - latency / 1e3).min())
-        return cls(ended - begin, np.array([r[1] for r in rows]), latency, np.array([r[3] for r in rows]))
+    def from_rows(cls, rows: Sequence[Row]) -> Samples:
+        """Make the samples from `recorder`'s rows, at least one."""
+        rows = sorted(rows, key=lambda row: (-1 if row[5] is None else row[5], row[0]))
+
+        def column(place: int) -> Floats:
+            return np.array([np.nan if row[place] is None else row[place] for row in rows], dtype=float)
+
+        ended, latency = column(0), column(2)
+        return cls(
+            ended - float((ended - latency / 1e3).min()),
+            np.array([row[1] for row in rows]),
+            latency,
+            np.array([row[3] for row in rows]),
+            column(4),
+            np.array([-1 if row[5] is None else row[5] for row in rows], dtype=np.int64),
+            *(column(place) for place in (6, 7, 8)),
+        )
 
     def __len__(self) -> int:
         return len(self.ended)
@@ -47,6 +76,13 @@ class Samples:
     def succeeded(self) -> NDArray[np.bool_]:
         """Which requests were answered with a result."""
         return self.failure == ""
+
+    def metrics(self) -> dict[str, Floats]:
+        """Milliseconds of each request by the metrics of `loadtest.slo`; infinite where it failed."""
+        found = {slo.LATENCY: self.latency}
+        if not np.isnan(self.first).all():
+            found |= {slo.FIRST_TOKEN: self.first, slo.BETWEEN_TOKENS: self.between}
+        return {name: np.where(self.succeeded, values, np.inf) for name, values in found.items()}
 
     def summary(self) -> dict[str, Any]:
         """Counts, rates and percentiles of latency, in all and by protocol, and failures by reason."""
@@ -72,7 +108,7 @@ class Samples:
         figures["max"] = float(latency.max()) if len(latency) else None
         return figures
 
-    def over_time(self) -> dict[str, NDArray[np.float64]]:
+    def over_time(self) -> dict[str, Floats]:
         """`time` (middle of each bin, s), `per_second`, `failed_per_second` and the percentiles (ms)."""
         edges = np.linspace(0.0, float(self.ended.max()) + 1e-9, BINS + 1)
         width = edges[1]
@@ -91,41 +127,32 @@ class Samples:
             )
         return series
 
+    def parts(self) -> dict[str, Floats]:
+        """Milliseconds by `STREAM_PARTS` of the answers that have them, [m] each."""
+        found = {FIRST_TOKEN: self.first, BETWEEN_TOKENS: self.between}
+        return {name: values[self.succeeded & ~np.isnan(values)] for name, values in found.items()}
 
-@dataclass(frozen=True)
-class Streams:
-    """The answers of a decoder, as their readers saw them.
+    def columns(self) -> dict[str, list[Any]]:
+        """Every request, in their order, as JSON holds it."""
+        return {
+            "index": self.index.tolist(),
+            "ended": _plain(self.ended),
+            "latency": _plain(self.latency),
+            "first": _plain(self.first),
+            "between": _plain(self.between),
+            "succeeded": self.succeeded.tolist(),
+        }
 
-    Attributes:
-        parts: milliseconds by `STREAM_PARTS`, [n] each.
-        ended: seconds since the first request was sent, of each answer, [n].
-        tokens: of each answer, [n].
-    """
-
-    parts: dict[str, NDArray[np.float64]]
-    ended: NDArray[np.float64]
-    tokens: NDArray[np.int64]
-
-    @classmethod
-    def from_rows(cls, rows: Sequence[Sequence[Any]]) -> Streams:
-        """Make the figures from `recorder`'s rows."""
-        answers = [row for row in rows if row[4] not in STREAM_PARTS]
-        begin = min(row[0] - row[2] / 1e3 for row in answers)
-        return cls(
-            {
-                name: np.array([row[2] for row in rows if row[4] == name], dtype=float)
-                for name in STREAM_PARTS
-            },
-            np.array([row[0] - begin for row in answers]),
-            np.array([row[5] for row in answers], dtype=np.int64),
-        )
-
-    def summary(self, seconds: float) -> dict[str, Any]:
-        """Tokens, their rate over a time, and percentiles of each part."""
+    def streams(self) -> dict[str, Any]:
+        """Of generated text: tokens, their rate, and percentiles of each part of an answer."""
         parts = {}
-        for name, values in self.parts.items():
+        for name, values in self.parts().items():
             if len(values):
                 figures = {f"p{p}": float(np.percentile(values, p)) for p in PERCENTILES}
                 parts[name] = {"requests": len(values), **figures, "max": float(values.max())}
-        tokens = int(self.tokens.sum())
-        return {"tokens": tokens, "tokens_per_second": tokens / float(seconds), "parts": parts}
+        tokens = int(self.size[self.succeeded].sum())
+        return {"tokens": tokens, "tokens_per_second": tokens / float(self.ended.max()), "parts": parts}
+
+
+def _plain(values: Floats) -> list[float | None]:
+    return [None if np.isnan(value) else round(float(value), 4) for value in values]

@@ -1,4 +1,4 @@
-"""Simulated users of a model that answers once: real text of realistic lengths, over gRPC and over HTTP.
+"""Simulated users: real text of realistic lengths, over gRPC and over HTTP.
 
 A scenario is a class; both inherit what they do and differ in how they speak. What a client raises is a
 failure, under the name of its error.
@@ -9,27 +9,18 @@ from __future__ import annotations
 import random
 import time
 import weakref
-from abc import abstractmethod
 from typing import Any
 
 import grpc.experimental.gevent as grpc_gevent
-import numpy as np
 from locust import User, constant, events, task
 
-from clients import ClientError, GrpcClient, HttpClient
-from shoal import corpus, tensors
+from clients import GrpcClient, HttpClient
+from loadtest import workloads
+from loadtest.asking import Seen, asker
+from loadtest.samples import BETWEEN_TOKENS, FIRST_TOKEN
 from shoal.admin import key_from_environment
 
 grpc_gevent.init_gevent()  # gRPC's own threads must yield to Locust's greenlets
-
-TEXTS = corpus.texts(2000)
-# Tasks that take any text, and what their requests are called; the others get the row in the model's config.
-FREE_TEXT = {
-    "sentence-similarity": "embed",
-    "text-classification": "classify",
-    "token-classification": "entities",
-    "text2text-generation": "rewrite",
-}
 
 
 @events.init_command_line_parser.add_listener
@@ -38,6 +29,9 @@ def _add_arguments(parser: Any) -> None:
     group.add_argument("--model", default="minilm", help="the model to call")
     group.add_argument("--grpc-url", default="127.0.0.1:8001", help="host:port of Triton's gRPC endpoint")
     group.add_argument("--http-url", default="127.0.0.1:8000", help="host:port of Triton's HTTP endpoint")
+    group.add_argument(
+        "--workload", default="", help=f"{', '.join(workloads.NAMES)}, or a file of JSON lines"
+    )
     group.add_argument("--deadline", type=float, default=10.0, help="deadline of a request in seconds")
 
 
@@ -52,103 +46,106 @@ def _close_connections(**_: Any) -> None:
         client.close()
 
 
+def connect(protocol: str, options: Any) -> GrpcClient | HttpClient:
+    """A connection, which is closed when Locust ends."""
+    kind, url = (GrpcClient, options.grpc_url) if protocol == "grpc" else (HttpClient, options.http_url)
+    client = kind(url, timeout=options.deadline, admin_key=key_from_environment())
+    _OPEN.add(client)
+    return client
+
+
 class LoadUser(User):
-    """What all users share: no pause, so that load is set by their number; one connection each."""
+    """What all users share: no pause, so that load is set by their number."""
 
     abstract = True
     wait_time = constant(0)
-    protocol: str
 
-    @abstractmethod
-    def connect(self, options: Any) -> Any:
-        """A client of this protocol."""
+    def fire(
+        self,
+        protocol: str,
+        name: str,
+        milliseconds: float,
+        size: int,
+        failure: Exception | None = None,
+        **context: float | None,
+    ) -> None:
+        """Tell Locust of a request that ends now, or of a part of one.
+
+        Args:
+            name: of what is asked.
+            milliseconds: how long it took.
+            size: of the answer, bytes or tokens.
+            context: what else `recorder` keeps of it.
+        """
+        self.environment.events.request.fire(
+            request_type=protocol,
+            name=name,
+            response_time=milliseconds,
+            response_length=size,
+            exception=failure,
+            context=context,
+        )
+
+
+class WorkloadUser(LoadUser):
+    """Sends one request of a workload after the other, in a random order."""
+
+    abstract = True
+    protocol: str
+    generates: bool
 
     def on_start(self) -> None:
-        """One connection a user."""
-        self.client = self.connect(self.environment.parsed_options)
-        _OPEN.add(self.client)
+        """Connect, one connection a user, and look up what the model takes."""
+        options = self.environment.parsed_options
+        self.client = connect(self.protocol, options)
+        self.asker = asker(self.client, options.model, generates=self.generates)
+        self.requests = workloads.requests(options.workload, generates=self.generates)
 
     def on_stop(self) -> None:
         """Close the connection."""
         self.client.close()
         _OPEN.discard(self.client)
 
-    def fire(self, name: str, milliseconds: float, size: int, failure: Exception | None = None) -> None:
-        """Tell Locust of a request, or of a part of one."""
-        self.environment.events.request.fire(
-            request_type=self.protocol,
-            name=name,
-            response_time=milliseconds,
-            response_length=size,
-            exception=failure,
-            context={},
-        )
-
-
-class GrpcUser(LoadUser):
-    """Over gRPC."""
-
-    abstract = True
-    protocol = "grpc"
-
-    def connect(self, options: Any) -> GrpcClient:
-        """See `LoadUser`."""
-        return GrpcClient(options.grpc_url, timeout=options.deadline, admin_key=key_from_environment())
-
-
-class HttpUser(LoadUser):
-    """Over HTTP."""
-
-    abstract = True
-    protocol = "http"
-
-    def connect(self, options: Any) -> HttpClient:
-        """See `LoadUser`."""
-        return HttpClient(options.http_url, timeout=options.deadline, admin_key=key_from_environment())
-
-
-class RowUser(LoadUser):
-    """Sends one row after the other to a model of any task that answers once."""
-
-    abstract = True
-
-    def on_start(self) -> None:
-        """Connect, and look up what the model takes."""
-        super().on_start()
-        model = self.environment.parsed_options.model
-        self.row: dict[str, Any] = {}
-        self.action, self.varies = "infer", False
-        try:
-            config = self.client.config(model)
-            self.row = tensors.sample_arrays(config, self.client.metadata(model))
-        except ClientError:
-            return  # what is asked of it fails, and is counted
-        task = config.get("parameters", {}).get("task", {}).get("string_value", "")
-        self.varies = task in FREE_TEXT
-        self.action = FREE_TEXT.get(task, "infer")
-
     @task
-    def infer(self) -> None:
-        """One row; the time is the caller's, from call to arrays."""
-        row = dict(self.row)
-        if self.varies:
-            text = random.choice(TEXTS)  # noqa: S311 - load, not a secret
-            row["text"] = np.array([[text.encode()]], dtype=object)
-        failure: Exception | None = None
-        size = 0
+    def ask(self) -> None:
+        """One request."""
+        self.ask_for(random.choice(self.requests))  # noqa: S311 - load, not a secret
+
+    def ask_for(self, request: workloads.Request) -> Seen | None:
+        """Send it and tell Locust; the time is the caller's, from call to arrays. None: it failed."""
         start = time.perf_counter()
         try:
-            answer = self.client.infer(self.environment.parsed_options.model, row)
-            size = sum(array.nbytes for array in answer.values())
+            seen = self.asker(self.client, request)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a failure and is counted
-            failure = error
+            self.fire(self.protocol, self.asker.name, _since(start), 0, error)
             time.sleep(0.1)  # a dead server must not be asked ten thousand times a second
-        self.fire(self.action, 1e3 * (time.perf_counter() - start), size, failure)
+            return None
+        took, first = _since(start), seen.until_first(start)
+        self.fire(self.protocol, self.asker.name, took, seen.size, first=first, between=seen.between)
+        for name, milliseconds in ((FIRST_TOKEN, first), (BETWEEN_TOKENS, seen.between)):
+            if milliseconds is not None:  # lines of their own on Locust's web page
+                self.fire(self.protocol, name, milliseconds, seen.size)
+        return seen
 
 
-class GrpcRowUser(RowUser, GrpcUser):
+def _since(start: float) -> float:
+    return 1e3 * (time.perf_counter() - start)
+
+
+class RowUser(WorkloadUser):
+    """Asks a model of any task that answers once."""
+
+    abstract = True
+    generates = False
+
+
+class GrpcRowUser(RowUser):
     """Over gRPC."""
 
+    protocol = "grpc"
 
-class HttpRowUser(RowUser, HttpUser):
+
+class HttpRowUser(RowUser):
     """Over HTTP."""
+
+    protocol = "http"

@@ -57,7 +57,7 @@ def arrays_of(
         wants = f"{metadata['name']} wants {', '.join(missing)}"
         raise UsageError(wants, hint=sample_line(config, metadata, options))
     rows = max(1, len(texts))
-    made = {name: np.array([values[name]] * rows, _dtype(kinds[name])) for name in values}
+    made = {name: np.array([values[name]] * rows, dtype_of(kinds[name])) for name in values}
     if texts:
         made["text"] = np.array([[os.fsencode(text)] for text in texts], object)
     return made
@@ -77,7 +77,7 @@ def sample_arrays(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dic
         if entry["name"] in optional:
             continue
         shape = [max(1, int(size)) for size in entry["shape"]]
-        dtype = _dtype(entry["datatype"])
+        dtype = dtype_of(entry["datatype"])
         if entry["name"] in sample:
             values = sample[entry["name"]]
             if dtype is object:
@@ -165,5 +165,6 @@ def _values(name: str, text: str, kind: str) -> list[Any]:
         raise UsageError(f"--input {name}={text} is no value of the type {kind}: {error}") from error
 
 
-def _dtype(kind: str) -> Any:
+def dtype_of(kind: str) -> Any:
+    """numpy's type of one of Triton's, `object` for texts and what is not a number."""
     return _NUMBERS.get(kind, object)

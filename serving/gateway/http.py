@@ -62,8 +62,7 @@ class Stopping:
 
     def error(self) -> ApiError:
         """What the caller of one that was ended is told, in the task that was cancelled."""
-        if sys.version_info >= (3, 11) and (task := asyncio.current_task()) is not None:
-            task.uncancel()
+        _uncancel(asyncio.current_task())
         headers = {"retry-after": "1"}
         return ApiError(503, "the gateway stops", kind=INTERNAL, code="unavailable", headers=headers)
 
@@ -165,10 +164,25 @@ async def read_body(receive: Receive, headers: Mapping[str, str], most: int, sec
     length = headers.get("content-length", "")
     if length.isdigit() and (len(length) > 15 or int(length) > most):
         raise _too_large(most)
+    here, late = asyncio.current_task(), False
+
+    def end() -> None:
+        nonlocal late
+        late = True
+        if here is not None:
+            here.cancel()
+
+    # `asyncio.wait_for` would read it in a task of its own (Python 3.10 and 3.11), which costs 20 us.
+    timer = asyncio.get_running_loop().call_later(seconds, end)
     try:
-        return await asyncio.wait_for(_whole_body(receive, most), seconds)
-    except asyncio.TimeoutError:
+        return await _whole_body(receive, most)
+    except asyncio.CancelledError:
+        if not late:  # somebody else has cancelled it
+            raise
+        _uncancel(here)
         raise ApiError(408, f"the body did not come within {seconds:g} s", code="timeout") from None
+    finally:
+        timer.cancel()
 
 
 async def _whole_body(receive: Receive, most: int) -> bytes:
@@ -214,11 +228,16 @@ async def unless_left(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         if not left:  # somebody else has cancelled it
             raise
-        if sys.version_info >= (3, 11) and here is not None:
-            here.uncancel()  # so that a timeout outside does not take it for its own
+        _uncancel(here)
         raise Left from None
     finally:
         watcher.cancel()
+
+
+def _uncancel(task: asyncio.Task[Any] | None) -> None:
+    """A cancellation is dealt with: a timeout outside must not take it for its own."""
+    if sys.version_info >= (3, 11) and task is not None:
+        task.uncancel()
 
 
 def headers_of(scope: Mapping[str, Any]) -> dict[str, str]:

@@ -10,6 +10,8 @@ and codes of errors: never what a caller has written.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
@@ -82,6 +84,7 @@ class Metrics:
         self._audit_lost = self._counter(
             "shoal_gateway_audit_lost", "Lines that are not in the audit log", "reason"
         )
+        self._of = cache(_labelled)
         for reason in ("full", "unwritable"):
             self._audit_lost.labels(reason)
 
@@ -107,38 +110,43 @@ class Metrics:
 
     def begin(self, record: Record) -> None:
         """A request runs."""
-        self._running.labels(record.endpoint).inc()
+        self._of(self._running, record.endpoint).inc()
 
     def end(self, record: Record) -> None:
         """It has ended."""
-        self._running.labels(record.endpoint).dec()
+        self._of(self._running, record.endpoint).dec()
         endpoint, model, key = record.endpoint, record.model, record.key
-        self._requests.labels(endpoint, model, record.status, key).inc()
+        self._of(self._requests, endpoint, model, record.status, key).inc()
         if reason := REFUSALS.get((record.status, record.error)):
-            self._refused.labels(reason, model, key).inc()
+            self._of(self._refused, reason, model, key).inc()
         if record.error == LEFT:
-            self._left.labels(endpoint, model).inc()
+            self._of(self._left, endpoint, model).inc()
         if record.retries:
-            self._retries.labels(endpoint, key).inc()
+            self._of(self._retries, endpoint, key).inc()
         if not model:
             return
         about = (record.operation, PROVIDER, model)
-        self._duration.labels(*about, record.error).observe(record.seconds)
+        self._of(self._duration, *about, record.error).observe(record.seconds)
         for kind, tokens in (("input", record.input_tokens), ("output", record.output_tokens)):
             if tokens:
-                self._usage.labels(*about, kind).observe(tokens)
-                self._tokens.labels(model, key, kind).inc(tokens)
+                self._of(self._usage, *about, kind).observe(tokens)
+                self._of(self._tokens, model, key, kind).inc(tokens)
         if record.cached_tokens:
-            self._tokens.labels(model, key, "cached").inc(record.cached_tokens)
+            self._of(self._tokens, model, key, "cached").inc(record.cached_tokens)
         if record.stream and record.first is not None:
-            self._first.labels(*about).observe(record.first)
+            self._of(self._first, *about).observe(record.first)
         if (each := record.seconds_per_token) is not None:
-            self._each.labels(*about).observe(each)
+            self._of(self._each, *about).observe(each)
 
     def no_such_path(self, status: int) -> None:
         """A path, or a method, that there is not: clients with a wrong URL are seen by it."""
-        self._requests.labels("", "", status, "").inc()
+        self._of(self._requests, "", "", status, "").inc()
 
     def audit_lost(self, reason: str) -> None:
         """A line of the audit log is lost, since its queue is `full`, or its file `unwritable`."""
         self._audit_lost.labels(reason).inc()
+
+
+def _labelled(metric: Any, *labels: object) -> Any:
+    """The value of a metric with these labels. It is kept: to find it costs more than to count."""
+    return metric.labels(*labels)

@@ -1,4 +1,4 @@
-"""The commands that call a served model: `infer`, `chat` and `loadtest`. `shoal.cli.app` registers them."""
+"""The commands that call a served model: `infer` and `chat`. `shoal.cli.app` registers them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from shoal import show, tensors
 from shoal.cli.options import DEFAULT_REPOSITORY, Json, Repository, Sampling
-from shoal.cli.steps import connect, err, find_service, is_decoder, out, print_json
-from shoal.errors import MissingDependency, ShoalError, UsageError
-from shoal.progress import Bars
+from shoal.cli.steps import connect, err, is_decoder, out, print_json
+from shoal.errors import ShoalError, UsageError
 
 
 def infer(
@@ -120,54 +118,6 @@ def chat(
             messages.append({"role": "assistant", "content": answer["text"]})
     if as_json:
         print_json({"model": model, "messages": messages})
-
-
-def loadtest(
-    model: Annotated[str, typer.Argument(help="The model to load.")] = "minilm",
-    users: Annotated[int, typer.Option(min=1, help="Simulated users; half speak gRPC, half HTTP.")] = 8,
-    seconds: Annotated[int, typer.Option(min=1, help="How many seconds.")] = 10,
-    protocol: Annotated[str, typer.Option(help="grpc, http or both.")] = "both",
-    grpc_url: Annotated[
-        str | None, typer.Option(help="host:port. Default: the server of --repository.")
-    ] = None,
-    http_url: Annotated[
-        str | None, typer.Option(help="host:port. Default: the server of --repository.")
-    ] = None,
-    report: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path(
-        "reports/latest"
-    ),
-    repository: Repository = DEFAULT_REPOSITORY,
-    as_json: Json = False,
-) -> None:
-    """Run Locust against a served model and write a report with plots; a decoder is chatted with.
-
-    Exit code 1 if a request failed. For Locust's web page: locust -f loadtest/locustfile.py
-
-    Example: shoal loadtest --users 16 --seconds 30
-    """
-    try:
-        from loadtest import headless
-    except ModuleNotFoundError as error:
-        raise MissingDependency(str(error.name), extra="loadtest") from error
-    if protocol not in headless.PROTOCOLS:
-        raise UsageError(f"unknown protocol {protocol}", hint=f"known: {', '.join(headless.PROTOCOLS)}")
-    if (grpc_url is None and protocol != "http") or (http_url is None and protocol != "grpc"):
-        server = find_service(repository)
-        grpc_url, http_url = grpc_url or server.grpc, http_url or server.http
-    generates = decoder_at(protocol, grpc_url, http_url, model)
-    summary = headless.run(
-        headless.Plan(model, users, seconds, protocol, grpc_url or "-", http_url or "-", generates),
-        report,
-        progress=Bars(err),
-    )
-    if as_json:
-        print_json(summary)
-    else:
-        out.print(headless.as_table(summary))
-        if generates:
-            out.print(headless.in_tokens(summary), highlight=False)
-        out.print(f"report: {report / 'report.html'}", highlight=False)
-    raise typer.Exit(0 if summary["total"]["requests"] and not summary["total"]["failures"] else 1)
 
 
 def decoder_at(protocol: str, grpc_url: str | None, http_url: str | None, model: str) -> bool:

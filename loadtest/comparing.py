@@ -1,0 +1,180 @@
+"""Two load tests side by side: is the second one slower, faster, or is there no difference?
+
+Both are cut into blocks, in pairs that hold the same requests (an open loop numbers them) or the same part of
+the time, so that what both runs have, as a warm-up, cancels out. The ratio of a pair is one observation. The
+interval of their mean is found by drawing pairs again and again (bootstrap, B. Efron, 1979), so it needs no
+assumption on how latencies are spread. Requests within a block may depend on each other; blocks hardly do.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from shoal import show
+from shoal.errors import UsageError
+
+BLOCKS, LEAST_IN_BLOCK, LEAST_BLOCKS = 20, 5, 8
+DRAWS, CONFIDENCE = 5000, 0.99
+MOST_MORE_FAILURES = 0.01  # of the requests
+SLOWER, FASTER, SAME = "slower", "faster", "no difference"
+_METRICS = {"latency": "whole answer", "first": "time to first token", "between": "time between tokens"}
+Floats = NDArray[np.float64]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A report of `shoal loadtest`, from its `report.json` or the folder that holds it.
+
+    Raises:
+        UsageError: it is none, or of an earlier Shoal, which kept no requests.
+    """
+    file = path / "report.json" if path.is_dir() else path
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+        columns = report["requests"]
+        lengths = {len(columns[name]) for name in ("index", "ended", *_METRICS, "succeeded")}
+        if len(lengths) != 1 or not report["plan"]["model"]:
+            raise ValueError("its columns differ in length")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(
+            f"{file} is no report of a load test: {error}",
+            hint="shoal loadtest writes report.json into --report",
+        ) from error
+    return dict(report)
+
+
+def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float) -> dict[str, Any]:
+    """What has become slower or faster.
+
+    Args:
+        before, after: reports, see `read`.
+        tolerance: how much slower is no regression, as a share.
+
+    Returns:
+        `metrics`, each with its `name`, the `ratio` of after to before, its `interval`, the ratios of
+        `blocks` and a `verdict`; `failures`, both shares; `warnings`; and whether there is a `regression`.
+
+    Raises:
+        UsageError: there are too few requests.
+    """
+    pairs = _pairs(before, after)
+    rows = []
+    for metric, name in _METRICS.items():
+        logs = [np.log(_column(report, metric)) for report in (before, after)]
+        if all(np.isnan(values).all() for values in logs):
+            continue
+        differences = np.array(
+            [_mean(logs[1][ours]) - _mean(logs[0][theirs]) for theirs, ours in pairs], dtype=float
+        )
+        differences = differences[~np.isnan(differences)]
+        if len(differences) < LEAST_BLOCKS:
+            raise UsageError(f"too few requests were answered to compare the {name}", hint="test for longer")
+        rows.append(_judged(name, differences))
+    failures = [1 - float(np.mean(report["requests"]["succeeded"])) for report in (before, after)]
+    slower = [row["name"] for row in rows if row["verdict"] == SLOWER and row["ratio"] > 1 + tolerance]
+    return {
+        "metrics": rows,
+        "failures": failures,
+        "warnings": _warnings(before, after),
+        "tolerance": tolerance,
+        "regression": bool(slower) or failures[1] > failures[0] + MOST_MORE_FAILURES,
+    }
+
+
+def _judged(name: str, differences: Floats) -> dict[str, Any]:
+    chance = np.random.default_rng(0)
+    drawn = chance.choice(differences, (DRAWS, len(differences))).mean(axis=1)
+    edge = 100 * (1 - CONFIDENCE) / 2
+    low, high = (float(np.exp(value)) for value in np.percentile(drawn, (edge, 100 - edge)))
+    return {
+        "name": name,
+        "ratio": float(np.exp(differences.mean())),
+        "interval": [low, high],
+        "blocks": np.exp(differences).tolist(),
+        "verdict": SLOWER if low > 1 else FASTER if high < 1 else SAME,
+    }
+
+
+def _pairs(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """Places of the requests in each pair of blocks."""
+    columns = [report["requests"] for report in (before, after)]
+    numbers = [np.array(each["index"]) for each in columns]
+    if all((each >= 0).all() for each in numbers):
+        common, *order = np.intersect1d(numbers[0], numbers[1], return_indices=True)
+        least = len(common)
+    else:
+        order = [np.argsort(each["ended"]) for each in columns]
+        least = min(len(each) for each in order)
+    count = min(BLOCKS, least // LEAST_IN_BLOCK)
+    if count < LEAST_BLOCKS:
+        raise UsageError(
+            f"{least} requests are too few to compare, {LEAST_BLOCKS * LEAST_IN_BLOCK} are needed",
+            hint="test for longer, or with a higher rate",
+        )
+    return list(zip(*(np.array_split(each, count) for each in order), strict=True))
+
+
+def _column(report: dict[str, Any], metric: str) -> Floats:
+    columns = report["requests"]
+    values = np.array([np.nan if value is None else value for value in columns[metric]], dtype=float)
+    return np.where(np.array(columns["succeeded"]) & (values > 0), values, np.nan)
+
+
+def _mean(values: Floats) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _warnings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What makes two tests hard to compare."""
+    found = []
+    names = {
+        "model": "model",
+        "users": "number of users",
+        "protocol": "protocol",
+        "workload": "workload",
+        "rate": "rate",
+        "arrival": "arrivals",
+    }
+    plans = [report["plan"] for report in (before, after)]
+    for key, name in names.items():
+        theirs, ours = (plan.get(key) for plan in plans)
+        if theirs != ours:
+            found.append(f"the {name} differs: {theirs} and {ours}")
+    machines = [report.get("machine", {}) for report in (before, after)]
+    if machines[0].get("cpu") != machines[1].get("cpu") or machines[0].get("cpus") != machines[1].get("cpus"):
+        found.append("the machines differ")
+    if any(report.get("client", {}).get("limited") for report in (before, after)):
+        found.append("the client was the limit in one of them")
+    return found
+
+
+def as_table(compared: dict[str, Any]) -> Table:
+    """For a terminal."""
+    made = show.table("after against before", ["", "#change", "#interval", "verdict"])
+    for row in compared["metrics"]:
+        low, high = row["interval"]
+        made.add_row(
+            row["name"], _percent(row["ratio"]), f"{_percent(low)} to {_percent(high)}", row["verdict"]
+        )
+    return made
+
+
+def lines(compared: dict[str, Any]) -> list[str]:
+    """What is to be said below the table."""
+    theirs, ours = compared["failures"]
+    said = list(compared["warnings"])
+    if theirs or ours:
+        said.append(f"failed: {theirs:.1%} before, {ours:.1%} after")
+    if compared["regression"]:
+        said.append(f"a regression: more than {compared['tolerance']:.0%} slower, or more failures")
+    return said
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.1f} %"

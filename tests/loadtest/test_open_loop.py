@@ -1,0 +1,178 @@
+"""An open loop of real Locust against the real server, and against servers that are slow or gone."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from loadtest import arrivals, comparing, headless, searching
+from serving.embedded import Server
+from shoal.errors import ShoalError, UsageError
+
+SERVICE_SECONDS = 0.05
+
+
+class _OneAtATime(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """A server of gRPC that answers one request after the other, in 50 ms each."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def ModelReady(self, request: Any, context: Any) -> Any:
+        return pb.ModelReadyResponse(ready=True)
+
+    def ServerReady(self, request: Any, context: Any) -> Any:
+        return pb.ServerReadyResponse(ready=True)
+
+    def ModelMetadata(self, request: Any, context: Any) -> Any:
+        response = pb.ModelMetadataResponse(name=request.name)
+        response.inputs.add(name="x", datatype="FP32", shape=[-1, 1])
+        response.outputs.add(name="y", datatype="FP32", shape=[-1, 1])
+        return response
+
+    def ModelConfig(self, request: Any, context: Any) -> Any:
+        response = pb.ModelConfigResponse()
+        response.config.name = request.name
+        response.config.max_batch_size = 8
+        return response
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:
+        with self._lock:
+            time.sleep(SERVICE_SECONDS)
+        response = pb.ModelInferResponse(model_name=request.model_name)
+        response.outputs.add(name="y", datatype="FP32", shape=[1, 1])
+        response.raw_output_contents.append(b"\0\0\0\0")
+        return response
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[str]:
+    server = grpc.server(futures.ThreadPoolExecutor(200))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_OneAtATime(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(grace=None)
+
+
+@pytest.fixture
+def requests(tmp_path: Path) -> str:
+    file = tmp_path / "requests.jsonl"
+    file.write_text('{"inputs": {"x": [1.0]}}\n')
+    return str(file)
+
+
+def test_every_request_is_sent_once_and_when_it_is_due(server: Server, tmp_path: Path) -> None:
+    plan = headless.Plan("minilm", 0, 4, "both", server.grpc, server.http, rate=20.0, arrival="poisson")
+    summary = headless.run(plan, tmp_path)
+    due = arrivals.due_times("poisson", 20.0, 4)
+    assert summary["total"]["failures"] == 0 and summary["total"]["requests"] == len(due)
+    columns = json.loads((tmp_path / "report.json").read_text())["requests"]
+    assert columns["index"] == list(range(len(due)))
+    begun = np.array(columns["ended"]) - np.array(columns["latency"]) / 1e3
+    assert np.abs((begun - begun[0]) - (due - due[0])).max() < 0.05  # latency counts from when it was due
+    counts = [row["requests"] for row in summary["protocols"].values()]
+    assert len(counts) == 2 and abs(counts[0] - counts[1]) <= 1
+    assert summary["client"]["processes"] == 1
+    html = (tmp_path / "report.html").read_text()
+    assert "20.0 requests per second, poisson arrivals" in html
+
+
+def test_waiting_behind_others_is_in_the_latency(requests: str, tmp_path: Path) -> None:
+    """30 requests a second to a server of 20 a second: the n-th waits for n/20 - n/30 seconds."""
+    with _one_at_a_time() as url:
+        plan = headless.Plan("slow", 0, 3, "grpc", url, "-", workload=requests, rate=30.0, arrival="constant")
+        summary = headless.run(plan, tmp_path)
+        assert summary["total"] | {} == summary["total"] and summary["total"]["failures"] == 0
+        latency = np.array(json.loads((tmp_path / "report.json").read_text())["requests"]["latency"])
+        order = np.arange(90)
+        expected = 1e3 * ((order + 1) * SERVICE_SECONDS - order / 30)
+        assert latency == pytest.approx(expected, rel=0.2, abs=60)
+        # A closed loop of one user never sees it: its latency is the time of one request.
+        closed = headless.run(headless.Plan("slow", 1, 3, "grpc", url, "-", workload=requests), tmp_path)
+        assert closed["total"]["p99"] < 0.2 * summary["total"]["p99"]
+
+
+def test_the_highest_rate_is_found(requests: str, tmp_path: Path) -> None:
+    """A server of 20 requests a second, asked at equal distances, keeps 100 ms up to that rate."""
+    with _one_at_a_time() as url:
+        plan = headless.Plan(
+            *("slow", 0, 3, "grpc", url, "-"),
+            workload=requests,
+            rate=10.0,
+            arrival="constant",
+            slo="p90=100ms",
+        )
+        summary = searching.find_max(plan, tmp_path)
+        assert 16 < summary["max_rate"] < 22
+        assert [trial["rate"] for trial in summary["trials"][:2]] == [10.0, 20.0]
+        assert all(trial["met"] for trial in summary["trials"] if trial["rate"] < 16)
+        assert not any(trial["met"] for trial in summary["trials"] if trial["rate"] > 24)
+        assert "Goodput by rate" in (tmp_path / "report.html").read_text()
+        none = searching.find_max(replace(plan, slo="p90=10ms", seconds=1, rate=0.2), tmp_path)
+        assert none["max_rate"] is None and none["slo"]["goodput"] == 0.0
+    with pytest.raises(UsageError, match="--find-max needs a promise"):
+        searching.find_max(replace(plan, slo=""), tmp_path)
+
+
+def test_several_processes_share_the_requests(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(headless, "RATE_OF_A_PROCESS", 10)
+    monkeypatch.setattr("shoal.machine.available_cpus", lambda: 3)
+    plan = headless.Plan("minilm", 0, 3, "grpc", server.grpc, "-", rate=30.0, arrival="constant")
+    assert plan.processes == 3
+    summary = headless.run(plan, tmp_path)
+    assert summary["client"]["processes"] == 3
+    columns = json.loads((tmp_path / "report.json").read_text())["requests"]
+    assert columns["index"] == list(range(90)) and all(columns["succeeded"])
+
+
+def test_a_promise_and_an_earlier_test(server: Server, tmp_path: Path) -> None:
+    plan = headless.Plan(
+        *("minilm", 0, 4, "grpc", server.grpc, "-"), rate=25.0, arrival="poisson", slo="p99=10s"
+    )
+    first = headless.run(plan, tmp_path / "first")
+    assert first["slo"]["met"] and first["slo"]["goodput"] == 1.0
+    before = comparing.read(tmp_path / "first")
+    second = headless.run(replace(plan, slo="p50=0.001ms"), tmp_path / "second", before, 5.0)
+    assert not second["slo"]["met"] and second["slo"]["goodput"] == 0.0
+    assert second["compared"]["metrics"][0]["name"] == "whole answer"
+    assert not second["compared"]["regression"] and second["compared"]["warnings"] == []
+    html = (tmp_path / "second" / "report.html").read_text()
+    assert "Both runs, block by block" in html and "p50=0.001ms: missed" in html
+
+
+def test_nobody_answers(tmp_path: Path) -> None:
+    """What was promised is missed, and each request is told as failed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"127.0.0.1:{free.getsockname()[1]}"  # bound, and nobody listens
+        plan = headless.Plan("minilm", 0, 1, "http", "-", url, rate=4.0, arrival="constant", slo="p50=1s")
+        gone = headless.run(plan, tmp_path)
+    assert not gone["slo"]["met"] and gone["slo"]["bounds"][0]["reached"] is None
+    assert gone["total"]["requests"] == gone["total"]["failures"] == 4
+    assert all("Unavailable" in failure["reason"] for failure in gone["failures"])
+
+
+def test_a_report_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    plan = headless.Plan("minilm", 1, 1, "grpc", server.grpc, "-")
+    with pytest.raises(ShoalError, match="cannot be written"):
+        headless.run(plan, tmp_path / "file" / "report")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from clients import ClientError
 from loadtest.workloads import ANSWER_TOKENS, Request
 from shoal import tensors
+from shoal.dialect import INPUT_TOKENS
 
 # Tasks that take any text, and what their requests are called; the others get the row in the model's config.
 FREE_TEXT = {
@@ -32,12 +33,14 @@ class Seen:
         size: bytes of arrays, or tokens of a text.
         first: when the first token was there, on the clock of `time.perf_counter`, seconds; None: no tokens.
         between: milliseconds between two tokens, on average; None: there was one part only.
+        read: tokens of what was asked; None: the model does not tell.
         text: that was generated.
     """
 
     size: int
     first: float | None = None
     between: float | None = None
+    read: int | None = None
     text: str = ""
 
     def until_first(self, begun: float) -> float | None:
@@ -71,7 +74,9 @@ class Rows:
     def __call__(self, client: Any, request: Request) -> Seen:
         """Ask; a named workload's text is sent where the model takes any text, else its own sample row."""
         answer = client.infer(self._model, self._arrays(request))
-        return Seen(sum(array.nbytes for array in answer.values()))
+        tokens = answer.get(INPUT_TOKENS)
+        read = int(tokens.sum()) if tokens is not None else None
+        return Seen(sum(array.nbytes for array in answer.values()), read=read)
 
     def _arrays(self, request: Request) -> dict[str, NDArray]:
         if "inputs" in request:
@@ -116,7 +121,8 @@ class Answers:
         tokens = sum(part.tokens for part in parts)
         later = tokens - parts[0].tokens
         between = 1e3 * (times[-1] - times[0]) / later if later > 0 else None
-        return Seen(tokens, times[0], between, "".join(part.text for part in parts))
+        text = "".join(part.text for part in parts)
+        return Seen(tokens, times[0], between, parts[-1].input_tokens or None, text)
 
 
 def asker(client: Any, model: str, *, generates: bool) -> Rows | Answers:

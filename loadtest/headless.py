@@ -16,6 +16,7 @@ from typing import IO, Any
 from rich.table import Table
 
 from loadtest import arrivals, comparing, report, slo, workloads
+from loadtest.energy import Meter
 from loadtest.peers.server import free_port
 from loadtest.samples import Row, Samples
 from shoal import machine, show
@@ -46,6 +47,8 @@ class Plan:
         rate: requests per second of an open loop; None: a closed loop, unless `arrival` is a trace.
         arrival: see `loadtest.arrivals.due_times`; "": a closed loop.
         slo: what was promised.
+        served: what is known of the version that answers: `version`, `precision`, `task`, and of a decoder
+            `speeds`, tokens per second of `prefill` and `decode`; None: nothing.
     """
 
     model: str
@@ -59,6 +62,7 @@ class Plan:
     rate: float | None = None
     arrival: str = ""
     slo: str = ""
+    served: dict[str, Any] | None = None
 
     @property
     def deadline(self) -> float:
@@ -113,6 +117,7 @@ def measured(plan: Plan, folder: Path, *, progress: Silent | None = None) -> tup
     if plan.arrival:
         arrivals.due_times(plan.arrival, plan.rate, plan.seconds)
     _make(folder)
+    meter = Meter()
     log = folder / "locust.log"
     with tempfile.TemporaryDirectory() as scratch:
         code = _locust(plan, Path(scratch), log, progress or Silent())
@@ -120,11 +125,15 @@ def measured(plan: Plan, folder: Path, *, progress: Silent | None = None) -> tup
     if not written:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
         raise ShoalError(f"Locust ended with exit code {code} and no samples:\n{tail}")
+    joules = meter.joules()
     rows: list[Row] = [row for process in written for row in process["rows"]]
     if not rows:
         raise ShoalError(f"no request was made in {plan.seconds} s", hint=f"see {log}")
     samples = Samples.from_rows(rows)
-    summary = {"plan": asdict(plan), "machine": machine.describe(), **samples.summary()}
+    about = asdict(plan)
+    served = about.pop("served")
+    summary = {"plan": about, "served": served, "machine": machine.describe(), **samples.summary()}
+    summary["joules"] = joules  # of the whole machine, the processes that send among them
     if plan.generates:
         summary["streams"] = samples.streams()
     if plan.arrival:

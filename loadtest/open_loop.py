@@ -123,6 +123,7 @@ class OpenLoop(LoadUser):
             lag=lag,
             first=seen.until_first(due),
             between=seen.between,
+            read=seen.read,
         )
 
     def _protocol(self, index: int) -> str:

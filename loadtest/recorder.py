@@ -43,7 +43,7 @@ def _keep(
     if name in STREAM_PARTS:  # they are a part of the request's own row
         return
     failure = f"{type(exception).__name__}: {exception}" if exception else ""
-    more = (context.get(key) for key in ("index", "lag", "first", "between"))
+    more = (context.get(key) for key in ("index", "lag", "first", "between", "read"))
     _rows.append((time.time(), request_type, response_time, failure, response_length, *more))
 
 

@@ -52,21 +52,21 @@ def write(summary: dict[str, Any], samples: Samples, folder: Path) -> None:
         folder: must exist.
     """
     pictures = [
-        ("Latency over time", _draw(lambda axes: _latency(axes, samples))),
-        ("Throughput over time", _draw(lambda axes: _throughput(axes, samples))),
-        ("Latency of all requests", _draw(lambda axes: _histogram(axes, samples))),
+        ("Latency over time", draw(lambda axes: _latency(axes, samples))),
+        ("Throughput over time", draw(lambda axes: _throughput(axes, samples))),
+        ("Latency of all requests", draw(lambda axes: _histogram(axes, samples))),
     ]
     if "streams" in summary:
         pictures += [
-            (name.capitalize(), _draw(partial(_part, milliseconds=values)))
+            (name.capitalize(), draw(partial(_part, milliseconds=values)))
             for name, values in samples.parts().items()
         ]
-        pictures.append(("Tokens over time", _draw(lambda axes: _tokens(axes, samples))))
+        pictures.append(("Tokens over time", draw(lambda axes: _tokens(axes, samples))))
     compared = summary.get("compared")
     if compared is not None:
-        pictures.append(("Both runs, block by block", _draw(lambda axes: _blocks(axes, compared))))
+        pictures.append(("Both runs, block by block", draw(lambda axes: _blocks(axes, compared))))
     if trials := summary.get("trials"):
-        pictures.insert(0, ("Goodput by rate", _draw(lambda axes: _goodput(axes, trials))))
+        pictures.insert(0, ("Goodput by rate", draw(lambda axes: _goodput(axes, trials))))
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
     html = template.render(
@@ -82,7 +82,8 @@ def write(summary: dict[str, Any], samples: Samples, folder: Path) -> None:
     write_atomic(folder / "report.html", html)
 
 
-def _draw(paint: Callable[[Any], None]) -> str:
+def draw(paint: Callable[[Any], None]) -> str:
+    """A picture as SVG, in the house's style."""
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(7.2, 3.1), layout="constrained")
         paint(axes)
@@ -178,6 +179,7 @@ def _blocks(axes: Any, compared: dict[str, Any]) -> None:
     axes.axhspan(low, high, color=COLORS["grpc"], alpha=0.18, linewidth=0)
     axes.axhline(0, color=MUTED, linewidth=1)
     axes.plot(np.arange(1, len(ratios) + 1), ratios, "o", color=COLORS["grpc"], markersize=4)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="pair of blocks", ylabel=f"{row['name']}: % more than before")
 
 

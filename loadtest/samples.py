@@ -18,7 +18,8 @@ STREAM_PARTS = (FIRST_TOKEN, BETWEEN_TOKENS)
 PERCENTILES = (50, 95, 99)
 BINS = 24
 # When it ended (seconds since 1970), protocol, milliseconds, failure, size; then its number, by how many
-# milliseconds it was sent late, milliseconds to the first token and between tokens, or None for each.
+# milliseconds it was sent late, milliseconds to the first token and between tokens, and tokens of what was
+# asked, or None for each.
 Row = tuple[Any, ...]
 Floats = NDArray[np.float64]
 
@@ -36,6 +37,7 @@ class Samples:
         index: which request of an open loop it is; -1 in a closed loop, [n].
         lag: milliseconds by which a request of an open loop was sent late, [n].
         first, between: milliseconds to the first token and between tokens, [n].
+        read: tokens of what was asked, [n].
 
     Where there is no such figure, it is not a number.
     """
@@ -49,6 +51,7 @@ class Samples:
     lag: Floats
     first: Floats
     between: Floats
+    read: Floats
 
     @classmethod
     def from_rows(cls, rows: Sequence[Row]) -> Samples:
@@ -66,7 +69,7 @@ class Samples:
             np.array([row[3] for row in rows]),
             column(4),
             np.array([-1 if row[5] is None else row[5] for row in rows], dtype=np.int64),
-            *(column(place) for place in (6, 7, 8)),
+            *(column(place) for place in (6, 7, 8, 9)),
         )
 
     def __len__(self) -> int:
@@ -88,7 +91,9 @@ class Samples:
         """Counts, rates and percentiles of latency, in all and by protocol, and failures by reason."""
         everything = np.ones(len(self), dtype=bool)
         reasons = Counter(self.failure[~self.succeeded].tolist())
+        read = self.read[self.succeeded]
         return {
+            "input_tokens": int(np.nansum(read)) if not np.isnan(read).all() else None,
             "seconds": float(self.ended.max()),
             "total": self._figures(everything),
             "protocols": {p: self._figures(self.protocol == p) for p in sorted(set(self.protocol.tolist()))},

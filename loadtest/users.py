@@ -121,7 +121,8 @@ class WorkloadUser(LoadUser):
             time.sleep(0.1)  # a dead server must not be asked ten thousand times a second
             return None
         took, first = _since(start), seen.until_first(start)
-        self.fire(self.protocol, self.asker.name, took, seen.size, first=first, between=seen.between)
+        more = {"first": first, "between": seen.between, "read": seen.read}
+        self.fire(self.protocol, self.asker.name, took, seen.size, None, **more)
         for name, milliseconds in ((FIRST_TOKEN, first), (BETWEEN_TOKENS, seen.between)):
             if milliseconds is not None:  # lines of their own on Locust's web page
                 self.fire(self.protocol, name, milliseconds, seen.size)

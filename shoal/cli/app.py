@@ -16,6 +16,7 @@ from rich.markup import escape
 from shoal import __version__, interrupts, show, traces
 from shoal.cli import keys, loadtest, models, versions
 from shoal.cli.calls import chat, infer
+from shoal.cli.cost import cost
 from shoal.cli.gateway import gateway
 from shoal.cli.options import (
     DEFAULT_REPOSITORY,
@@ -213,7 +214,7 @@ def stop(
         err.print(f"stopped {row['pid']}{' (it had to be killed)' if row['killed'] else ''}", highlight=False)
 
 
-for command in (*models.COMMANDS, infer, chat, gateway, *versions.COMMANDS):
+for command in (*models.COMMANDS, infer, chat, gateway, cost, *versions.COMMANDS):
     app.command()(command)
 app.add_typer(loadtest.app)
 app.add_typer(keys.app, name="keys")

@@ -12,6 +12,7 @@ from shoal.cli.calls import decoder_at
 from shoal.cli.options import DEFAULT_REPOSITORY, Json, Repository
 from shoal.cli.steps import err, find_service, out, print_json
 from shoal.errors import MissingDependency, UsageError
+from shoal.manifest import served_manifests
 from shoal.progress import Bars
 
 USERS = 8
@@ -105,10 +106,12 @@ def run(
         raise UsageError("--users is of a closed loop, --rate, --arrival and --find-max of an open one")
     if find_max and against is not None:
         raise UsageError("--against needs one rate: use --rate instead of --find-max")
+    served = None
     before = comparing.read(against) if against is not None else None
     if (grpc_url is None and protocol != "http") or (http_url is None and protocol != "grpc"):
         server = find_service(repository)
         grpc_url, http_url = grpc_url or server.grpc, http_url or server.http
+        served = _served(repository, model)
     plan = headless.Plan(
         model,
         0 if is_open else users or USERS,
@@ -121,6 +124,7 @@ def run(
         rate,
         (arrival or "poisson") if is_open else "",
         slo,
+        served,
     )
     progress = Bars(err)
     if find_max:
@@ -139,6 +143,25 @@ def run(
             out.print(line, highlight=False)
         out.print(f"report: {report / 'report.html'}", highlight=False)
     raise typer.Exit(1 if _failed(summary) else 0)
+
+
+def _served(repository: Path, model: str) -> dict[str, Any] | None:
+    """What the manifest says of the version that the repository serves; None: it has none."""
+    manifest = next(served_manifests(repository, model), None)
+    if manifest is None:
+        return None
+    evidence = manifest.evidence
+    told = {
+        "version": manifest.version,
+        "precision": manifest.precision,
+        "task": evidence.get("task") or manifest.recipe.get("task"),
+    }
+    decode = max(
+        evidence.get("decode_tokens_per_second", {}).items(), key=lambda item: int(item[0]), default=None
+    )
+    if decode is not None:
+        told["speeds"] = {"prefill": evidence["prefill_tokens_per_second"], "decode": decode[1]}
+    return told
 
 
 def _failed(summary: dict[str, Any]) -> bool:

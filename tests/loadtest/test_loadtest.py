@@ -21,7 +21,18 @@ from tests.conftest import ROOT
 
 def test_figures_of_known_samples() -> None:
     rows = [
-        [100.0 + n / 10, "grpc", float(n + 1), "" if n % 10 else "Timeout: late", 1, None, None, None, None]
+        [
+            100.0 + n / 10,
+            "grpc",
+            float(n + 1),
+            "" if n % 10 else "Timeout: late",
+            1,
+            None,
+            None,
+            None,
+            None,
+            None,
+        ]
         for n in range(100)
     ]
     samples = Samples.from_rows(rows)

@@ -171,6 +171,7 @@ def _samples(
                 0.1,
                 value / 2 if between else None,
                 between[n] if between else None,
+                5,
             )
             for n, value in enumerate(latency)
         ]

@@ -83,6 +83,7 @@ def test_the_commands_are_all_there() -> None:
         "infer",
         "chat",
         "loadtest",
+        "cost",
         "up",
         "versions",
         "promote",
@@ -113,6 +114,11 @@ def test_the_commands_are_all_there() -> None:
         (["infer", "minilm", "x", "--url", "127.0.0.1:1"], 1, "127.0.0.1:1: "),
         (["infer", "minilm", "x", "--protocol", "soap"], 2, "unknown protocol soap"),
         (["loadtest", "--protocol", "soap"], 2, "unknown protocol soap"),
+        (["loadtest", "--users", "4", "--rate", "5"], 2, "--users is of a closed loop"),
+        (["loadtest", "--find-max", "--against", "x"], 2, "--against needs one rate"),
+        (["loadtest", "--against", "/nowhere"], 2, "/nowhere is no report of a load test"),
+        (["loadtest", "diff", "/nowhere", "/nowhere"], 2, "/nowhere is no report of a load test"),
+        (["cost", "/nowhere", "--machine", "huge"], 2, "the price list has no machine huge"),
     ],
 )
 def test_an_error_is_one_line_with_a_way_out(arguments: list[str], code: int, said: str, here: Call) -> None:
@@ -216,6 +222,7 @@ FAILING: dict[str, list[Any]] = {
     "infer": ["minilm", "x", "-r", "/nowhere"],
     "chat": ["-r", "/nowhere"],
     "loadtest": ["-r", "/nowhere"],
+    "cost": ["/nowhere"],
     "up": ["no/such-model-here"],
     "versions": ["-r", "/nowhere"],
     "promote": ["nope", "1", "-r", "/nowhere"],

@@ -49,6 +49,7 @@ class Plan:
         slo: what was promised.
         served: what is known of the version that answers: `version`, `precision`, `task`, and of a decoder
             `speeds`, tokens per second of `prefill` and `decode`; None: nothing.
+        seed: of an open loop's times and requests.
     """
 
     model: str
@@ -63,6 +64,7 @@ class Plan:
     arrival: str = ""
     slo: str = ""
     served: dict[str, Any] | None = None
+    seed: int = 0
 
     @property
     def deadline(self) -> float:
@@ -115,7 +117,7 @@ def measured(plan: Plan, folder: Path, *, progress: Silent | None = None) -> tup
     bounds = slo.parse(plan.slo) if plan.slo else ()
     workloads.requests(plan.workload, generates=plan.generates)  # an error is told before anything starts
     if plan.arrival:
-        arrivals.due_times(plan.arrival, plan.rate, plan.seconds)
+        arrivals.due_times(plan.arrival, plan.rate, plan.seconds, seed=plan.seed)
     _make(folder)
     meter = Meter()
     log = folder / "locust.log"
@@ -208,7 +210,7 @@ def _commands(plan: Plan, recorded: Path) -> list[list[str]]:
     about += [
         *("--arrival", plan.arrival, "--seconds", str(plan.seconds), "--grace", str(plan.grace)),
         *(("--rate", str(plan.rate)) if plan.rate is not None else ()),
-        *("--processes-in-all", str(count)),
+        *("--processes-in-all", str(count), "--seed", str(plan.seed)),
         *(("--generates",) if plan.generates else ()),
     ]
     leads = [

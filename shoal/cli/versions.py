@@ -62,6 +62,10 @@ def versions(
         precision, source, created = facts
         made.add_row(escape(row["model"]), str(row["version"]), mark, precision, raw, source, created[:16])
     out.print(made)
+    for row in rows:
+        if tuned := row.get("tuned"):
+            said = f"{tuned['says']}: {tuned['rate']:.1f} requests/s within {tuned['slo']}"
+            out.print(f"{row['model']} {row['version']}: {said}", highlight=False, markup=False)
 
 
 def _row(repository: Path, entry: Any) -> dict[str, Any]:
@@ -84,6 +88,7 @@ def _row(repository: Path, entry: Any) -> dict[str, Any]:
         "raw_agreement": (entry.evidence.get("raw") or {}).get("agreement"),
         "source": entry.source.get("id"),
         "created": entry.created,
+        "tuned": entry.evidence.get("tuned"),
     }
 
 

@@ -47,7 +47,7 @@ date = 2026-11-01
 
 
 def _report(folder: Path, **changes: Any) -> Path:
-    """A decoder that answers 10 requests a second of 300 tokens in and 100 out, on two CPUs, for 20 J each."""
+    """A decoder: 10 requests a second of 300 tokens in and 100 out, on two CPUs, for 20 J each."""
     report: dict[str, Any] = {
         "plan": {"model": "smollm2", "slo": "ttft_p95=500ms"},
         "served": {

@@ -84,6 +84,7 @@ def test_the_commands_are_all_there() -> None:
         "chat",
         "loadtest",
         "cost",
+        "tune",
         "up",
         "versions",
         "promote",
@@ -119,6 +120,10 @@ def test_the_commands_are_all_there() -> None:
         (["loadtest", "--against", "/nowhere"], 2, "/nowhere is no report of a load test"),
         (["loadtest", "diff", "/nowhere", "/nowhere"], 2, "/nowhere is no report of a load test"),
         (["cost", "/nowhere", "--machine", "huge"], 2, "the price list has no machine huge"),
+        (["tune", "nope", "--slo", "fast"], 2, "'fast' is no promise"),
+        (["tune", "nope", "--slo", "p99=1s", "--budget", "5s"], 2, "no time of a minute or more"),
+        (["tune", "nope", "--slo", "p99=1s", "--max-rise", "x"], 2, "no share"),
+        (["tune", "nope", "--slo", "p99=1s", "-r", "/nowhere"], 1, "serves no version of nope"),
     ],
 )
 def test_an_error_is_one_line_with_a_way_out(arguments: list[str], code: int, said: str, here: Call) -> None:
@@ -223,6 +228,7 @@ FAILING: dict[str, list[Any]] = {
     "chat": ["-r", "/nowhere"],
     "loadtest": ["-r", "/nowhere"],
     "cost": ["/nowhere"],
+    "tune": ["nope", "--slo", "p99=80ms", "-r", "/nowhere"],
     "up": ["no/such-model-here"],
     "versions": ["-r", "/nowhere"],
     "promote": ["nope", "1", "-r", "/nowhere"],

@@ -1,0 +1,121 @@
+"""Serves a setting in a copy of the repository and tests it, away from whatever is served to callers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import urllib.request
+from collections import OrderedDict
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+from loadtest import headless
+from loadtest.tuning.search import Judged
+from loadtest.tuning.space import VERSION, Setting, Space
+from serving import embedded
+from shoal.errors import ServerError
+from shoal.paths import write_atomic
+from shoal.progress import Silent
+
+SERVERS = 2  # that run at once: what is served now, and one that is compared with it
+WARM_SECONDS = 2
+
+
+class Bench:
+    """Settings by their servers; to be closed.
+
+    Args:
+        repository: whose files are served; it is not changed.
+        plan: a test, without addresses and rate.
+        folder: for logs.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        space: Space,
+        plan: headless.Plan,
+        folder: Path,
+        progress: Silent | None = None,
+    ) -> None:
+        self._repository, self._space, self._plan = repository.resolve(), space, plan
+        self._folder, self._progress = folder, progress
+        self._servers: OrderedDict[str, tuple[ExitStack, embedded.Server]] = OrderedDict()
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for stack, _ in self._servers.values():
+            stack.close()
+        self._servers.clear()
+
+    def measure(self, setting: Setting, rate: float, number: int) -> Judged:
+        """Test a setting at a rate.
+
+        Raises:
+            ShoalError: it cannot be served, or its server died.
+        """
+        server = self._server(setting, rate)
+        plan = replace(self._plan, grpc_url=server.grpc, rate=rate, seed=number)
+        _, summary = headless.measured(plan, self._folder, progress=self._progress)
+        if not server.alive:
+            raise ServerError("the server died")
+        judged = summary["slo"]
+        return Judged(
+            judged["met"], judged["goodput"], {row["bound"]: row["reached"] for row in judged["bounds"]}
+        )
+
+    def queues(self) -> list[str]:
+        """The models of what was tested last, those in front of which requests waited longest first."""
+        if not self._servers:
+            return []
+        _, server = next(reversed(self._servers.values()))
+        with urllib.request.urlopen(f"http://{server.http}/v2/models/stats", timeout=10) as page:
+            stats = json.load(page)["model_stats"]
+        waited = {row["name"]: int(row["inference_stats"]["queue"].get("ns", 0)) for row in stats}
+        return sorted(waited, key=lambda name: waited[name], reverse=True)
+
+    def _server(self, setting: Setting, rate: float) -> embedded.Server:
+        key = json.dumps(setting, sort_keys=True)
+        if key in self._servers:
+            self._servers.move_to_end(key)
+            stack, server = self._servers[key]
+            if server.alive:
+                return server
+            stack.close()
+            del self._servers[key]
+        while len(self._servers) >= SERVERS:
+            _, (stack, _) = self._servers.popitem(last=False)
+            stack.close()
+        with ExitStack() as stack:
+            scratch = stack.enter_context(
+                tempfile.TemporaryDirectory(dir=self._repository.parent, prefix=".tune-")
+            )
+            server = stack.enter_context(embedded.running(self._copy(setting, Path(scratch))))
+            warm = replace(self._plan, grpc_url=server.grpc, rate=rate, seconds=WARM_SECONDS)
+            headless.measured(warm, self._folder)
+            self._servers[key] = (stack.pop_all(), server)
+        return server
+
+    def _copy(self, setting: Setting, scratch: Path) -> Path:
+        """A repository with this setting alone, by links to the files."""
+        made = scratch / "model_repository"
+        configs = self._space.configs(setting)
+        manifest = self._space.manifests[setting.get(VERSION, self._space.served)]
+        for model, text in configs.items():
+            versions = {Path(name).parts[1] for name in manifest.files if Path(name).parts[0] == model}
+            for version in versions or {"1"}:  # an ensemble has no files
+                source = self._repository / model / version
+                if source.is_dir():
+                    shutil.copytree(source, made / model / version, copy_function=os.link)
+                else:
+                    (made / model / version).mkdir(parents=True)
+            write_atomic(made / model / "config.pbtxt", text)
+        return made

@@ -1,0 +1,340 @@
+"""The search for the setting with the highest rate within a promise, honest on a noisy machine.
+
+Rates are open loop, so queueing counts. What is served now is measured twice first (A/A): the difference is
+noise. Then settings race against the best so far: each is asked once at a little more than that rate, and one
+that keeps the promise there is asked for more, so most cost one test. Optuna's tree-structured Parzen
+estimator (J. Bergstra et al., Algorithms for hyper-parameter optimization, NeurIPS 2011) proposes them, after
+the corners of the space; each new best one is followed by those that differ from it in one knob.
+
+At last the best must win on fresh tests, in turn with what is served now (ABBA, so that a machine which gets
+slower slows both), at a rate between both: it keeps the promise in all of them, and what is served now misses
+it in all but one at most. Otherwise the answer is that there is no difference.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from loadtest.tuning.space import Setting, Space
+from shoal.errors import ShoalError, UsageError
+from shoal.paths import write_json
+
+AHEAD = 1.04  # a setting is first asked for so much more than the best so far
+STEP = 1.15  # a setting that keeps the promise is asked for so much more
+NEAR = 1.05  # and then between, until its bounds are so near
+FIRST_RATE, LEAST_RATE = 8.0, 0.05
+CONFIRMATIONS = 4  # tests of each side at the end
+SHARE_TO_CONFIRM = 0.25  # of the budget is kept for them
+_SAMPLED_IN_VAIN = 50
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One test of a setting at a rate.
+
+    Attributes:
+        met: whether the promise was kept.
+        goodput: share of the requests within it.
+        reached: percentiles in ms by the bound's text; None: no answer.
+    """
+
+    met: bool
+    goodput: float
+    reached: dict[str, float | None]
+
+
+Measure = Callable[[Setting, float, int], Judged]
+
+
+@dataclass
+class Tried:
+    """A setting and what became of it.
+
+    Attributes:
+        rate: requests per second at which it kept the promise, or, where it never did, an estimate below the
+            rate at which it was asked; None: it failed.
+        kept: whether it kept the promise at that rate.
+        tests: how many it took.
+        error: why it failed; "": it did not.
+    """
+
+    setting: Setting
+    rate: float | None
+    kept: bool
+    tests: int
+    error: str = ""
+
+
+@dataclass
+class Found:
+    """What a search found, and everything it did.
+
+    Attributes:
+        same: rates of what is served now, measured twice.
+        tried: further settings, in their order.
+        confirmed: for each candidate that had a chance, its setting, the rate of the last tests, and in how
+            many of them it and what is served now kept the promise.
+        winner: the setting that won; None: no difference.
+    """
+
+    same: list[float] = field(default_factory=list)
+    tried: list[Tried] = field(default_factory=list)
+    confirmed: list[dict[str, Any]] = field(default_factory=list)
+    winner: Setting | None = None
+
+    @property
+    def base(self) -> float:
+        """The rate of what is served now: the better of two."""
+        return max(self.same)
+
+    @property
+    def noise(self) -> float:
+        """How much better the better one is, as a ratio."""
+        return max(self.same) / min(self.same)
+
+    @property
+    def rate(self) -> float:
+        """The rate of the winner, or of what is served now."""
+        rates = [tried.rate or 0.0 for tried in self.tried if tried.setting == self.winner and tried.kept]
+        return max([self.base, *rates])
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain types."""
+        return {
+            "same": self.same,
+            "tried": [vars(tried) for tried in self.tried],
+            "confirmed": self.confirmed,
+            "winner": self.winner,
+        }
+
+
+class NothingMeets(ShoalError):
+    """What is served now keeps the promise at no rate."""
+
+
+class Search:
+    """One search.
+
+    Args:
+        space: see there.
+        measure: a test of a setting at a rate; its third argument is a number that differs each time.
+        seconds: the budget.
+        journal: what was done so far, to go on with after an interruption, or what was found.
+        seed: of the proposals.
+        say: is told each step, in a line.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        measure: Measure,
+        seconds: float,
+        journal: Path,
+        *,
+        seed: int = 0,
+        say: Callable[[str], None] = lambda line: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._space, self._measure, self._seconds = space, measure, seconds
+        self._journal, self._seed, self._say, self._clock = journal, seed, say, clock
+        self._number = 0
+        self.found = Found()
+
+    def run(self, first: Callable[[], Sequence[str]] = tuple, *, again: bool = True) -> Found:
+        """Search until the budget is used up, and confirm.
+
+        Args:
+            again: whether a search that has ended is made anew; else what it found is given.
+            first: asked once what is served now has been measured: models whose knobs are tried first.
+
+        Raises:
+            NothingMeets: see there.
+            UsageError: the journal is of another search.
+        """
+        begun = self._clock()
+        if self._resume():
+            if not again:
+                return self.found
+            self.found = Found()
+        while len(self.found.same) < 2:
+            self.found.same.append(self._highest(self._space.default, self._start_rate()))
+            self._say(f"served now: {self.found.same[-1]:.1f} requests/s")
+            self._keep()
+        until = begun + self._seconds * (1 - SHARE_TO_CONFIRM)
+        self._explore(self._space.corners(first()), until)
+        self._confirm()
+        self._keep(ended=True)
+        return self.found
+
+    def _start_rate(self) -> float:
+        return self.found.same[0] if self.found.same else FIRST_RATE
+
+    def _explore(self, corners: Sequence[Setting], until: float) -> None:
+        study = self._study(corners)
+        vain = 0
+        while self._clock() < until and vain < _SAMPLED_IN_VAIN:
+            trial = study.ask(self._distributions())
+            setting = dict(trial.params)
+            known = next((tried for tried in self.found.tried if tried.setting == setting), None)
+            if known is not None or setting == self._space.default:
+                value = known.rate if known is not None else self.found.base
+                study.tell(trial, value, state=None if value is not None else optuna.trial.TrialState.FAIL)
+                vain += 1
+                continue
+            vain = 0
+            tried = self._race(setting)
+            self.found.tried.append(tried)
+            self._keep()
+            state = optuna.trial.TrialState.FAIL if tried.rate is None else None
+            study.tell(trial, tried.rate, state=state)
+            if tried.kept:  # the best so far
+                for neighbour in self._space.neighbours(setting):
+                    study.enqueue_trial(neighbour, skip_if_exists=True)
+
+    def _study(self, corners: Sequence[Setting]) -> optuna.Study:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sampler = optuna.samplers.TPESampler(seed=self._seed, n_startup_trials=5)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        done = [(self._space.default, self.found.base)]
+        done += [(tried.setting, tried.rate) for tried in self.found.tried if tried.rate is not None]
+        for setting, rate in done:
+            made = optuna.trial.create_trial(params=setting, distributions=self._distributions(), value=rate)
+            study.add_trial(made)
+        for setting in corners:
+            study.enqueue_trial(setting, skip_if_exists=True)
+        return study
+
+    def _distributions(self) -> dict[str, Any]:
+        return {
+            knob.name: optuna.distributions.CategoricalDistribution(knob.values) for knob in self._space.knobs
+        }
+
+    def _best(self) -> float:
+        return max(
+            [self.found.base, *(tried.rate for tried in self.found.tried if tried.kept and tried.rate)]
+        )
+
+    def _race(self, setting: Setting) -> Tried:
+        """Whether a setting beats the best so far, and by how much."""
+        tried, rate = Tried(setting, None, False, 0), AHEAD * self._best()
+        try:
+            judged = self._test(tried, rate)
+            if not judged.met:
+                tried.rate = rate * min(judged.goodput, 1 / AHEAD)
+                self._say(
+                    f"{self._space.text(setting)}: {judged.goodput:.1%} within at {rate:.1f} requests/s"
+                )
+                return tried
+            low, high = rate, None
+            while high is None or high > NEAR * low:
+                asked = STEP * low if high is None else (low * high) ** 0.5
+                if self._test(tried, asked).met:
+                    low = asked
+                else:
+                    high = asked
+        except ShoalError as error:
+            tried.error = error.message
+            self._say(f"{self._space.text(setting)}: failed: {error.message}")
+            return tried
+        tried.rate, tried.kept = low, True
+        self._say(f"{self._space.text(setting)}: {low:.1f} requests/s, the best so far")
+        return tried
+
+    def _test(self, tried: Tried, rate: float) -> Judged:
+        tried.tests += 1
+        return self._ask(tried.setting, rate)
+
+    def _ask(self, setting: Setting, rate: float) -> Judged:
+        self._number += 1
+        return self._measure(setting, rate, self._number)
+
+    def _highest(self, setting: Setting, rate: float) -> float:
+        """The highest rate of a setting, from a guess."""
+        low = high = None
+        nearest = 0.0
+        while rate >= LEAST_RATE and (low is None or high is None or high > NEAR * low):
+            judged = self._ask(setting, rate)
+            nearest = max(nearest, judged.goodput)
+            if judged.met:
+                low = rate
+            else:
+                high = rate
+            if low is not None and high is not None:
+                rate = (low * high) ** 0.5
+            else:
+                rate = rate * 1.5 if high is None else rate / 1.5
+        if low is None:
+            raise NothingMeets(
+                f"no rate keeps the promise; at the best {nearest:.1%} of the requests were within it",
+                hint="promise less",
+            )
+        return low
+
+    def _confirm(self) -> None:
+        """The best that is better than noise, and then the next ones."""
+        candidates = sorted(
+            (tried for tried in self.found.tried if tried.kept and tried.rate),
+            key=lambda tried: tried.rate or 0.0,
+            reverse=True,
+        )
+        for tried in candidates[:2]:
+            assert tried.rate is not None  # noqa: S101 - as chosen above
+            if tried.rate <= self.found.base * self.found.noise:
+                continue
+            rate = (tried.rate * self.found.base) ** 0.5
+            won = lost = 0
+            for block in range(CONFIRMATIONS):
+                sides = [tried.setting, self._space.default]
+                self._number += 1
+                for setting in sides if block % 2 == 0 else sides[::-1]:
+                    met = self._measure(setting, rate, self._number).met  # both get the same requests
+                    won += met and setting is tried.setting
+                    lost += not met and setting is not tried.setting
+            self.found.confirmed.append(
+                {"setting": tried.setting, "rate": rate, "kept": won, "served_now_kept": CONFIRMATIONS - lost}
+            )
+            said = f"{won} of {CONFIRMATIONS} kept it, and {CONFIRMATIONS - lost} of what is served now"
+            self._say(f"confirming {self._space.text(tried.setting)} at {rate:.1f} requests/s: {said}")
+            if won == CONFIRMATIONS and lost >= CONFIRMATIONS - 1:
+                self.found.winner = tried.setting
+                return
+
+    def _about(self) -> dict[str, Any]:
+        knobs = {knob.name: [*knob.values, knob.default] for knob in self._space.knobs}
+        return {"model": self._space.model, "knobs": json.loads(json.dumps(knobs))}
+
+    def _keep(self, *, ended: bool = False) -> None:
+        write_json(self._journal, {"about": self._about(), "ended": ended, **self.found.to_dict()})
+
+    def _resume(self) -> bool:
+        """Read what was done before; gives whether that search has ended."""
+        try:
+            kept = json.loads(self._journal.read_text(encoding="utf-8"))
+            if kept["about"] != self._about():
+                raise UsageError(
+                    f"{self._journal} is of another search", hint="remove it, or choose another --report"
+                )
+            found = Found(
+                [float(rate) for rate in kept["same"]],
+                [Tried(**tried) for tried in kept["tried"]],
+                kept["confirmed"],
+                kept["winner"],
+            )
+            ended = bool(kept["ended"])
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{self._journal} cannot be read: {error}", hint="remove it") from error
+        self.found = found
+        self._number = sum(tried.tests for tried in found.tried) + 100
+        if not ended:
+            self._say(f"goes on after {len(found.tried)} settings that were tried before")
+        return ended

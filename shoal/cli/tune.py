@@ -1,0 +1,138 @@
+"""`shoal tune`: the fastest proven setting of a model within a promise."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shoal import machine
+from shoal.cli.options import DEFAULT_REPOSITORY, Json, Repository
+from shoal.cli.steps import err, out, print_json
+from shoal.errors import MissingDependency, RepositoryError, UsageError
+from shoal.manifest import manifests, served_manifests
+from shoal.tasks import GENERATION
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LEAST_SECONDS = 60.0
+
+
+def tune(
+    name: Annotated[str, typer.Argument(help="The model, as users call it.")],
+    slo: Annotated[str, typer.Option(help="What is promised: p99=80ms, or ttft_p95=500ms,itl_p95=60ms.")],
+    budget: Annotated[str, typer.Option(help="How long to search, e.g. 90s, 20m or 1h.")] = "20m",
+    min_cosine: Annotated[
+        float | None, typer.Option(help="Embeddings: only versions whose vectors are so near the original's.")
+    ] = None,
+    max_rise: Annotated[
+        str | None,
+        typer.Option(help="Generated text: only versions whose perplexity rises by at most this, e.g. 2%."),
+    ] = None,
+    workload: Annotated[str, typer.Option(help="See shoal loadtest.")] = "",
+    seconds: Annotated[int, typer.Option(min=1, max=600, help="How long one test takes.")] = 6,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Publish what won as a new version, and serve it.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the proposals.")] = 0,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for tune.html and tune.json. Default: reports/tune-NAME.")
+    ] = None,
+    repository: Repository = DEFAULT_REPOSITORY,
+    as_json: Json = False,
+) -> None:
+    """Search the setting of a model that keeps a promise at the highest rate on this machine.
+
+    It serves copies of the repository, tests them with an open loop, and leaves alone what is served. Run it
+    on a quiet machine. A search that was interrupted goes on where it was; after one that has ended, the same
+    command with --apply publishes what won.
+
+    Example: shoal tune minilm --slo p99=80ms --min-cosine 0.99 --budget 20m --apply
+
+    Example: shoal tune smollm2 --slo ttft_p95=500ms,itl_p95=60ms --max-rise 2%
+    """
+    try:
+        from loadtest import headless
+        from loadtest import slo as promises
+        from loadtest.tuning import page, search, space
+        from loadtest.tuning.bench import Bench
+        from shoal import tuned
+    except ModuleNotFoundError as error:
+        raise MissingDependency(str(error.name), extra="tune") from error
+    promises.parse(slo)
+    most = _seconds(budget)
+    bounds = {"min_cosine": min_cosine, "max_rise": _share(max_rise)}
+    served = next(served_manifests(repository, name), None)
+    if served is None:
+        raise RepositoryError(f"{repository} serves no version of {name}", hint=f"shoal export --name {name}")
+    allowed = space.versions_that_keep(list(manifests(repository, name)), **bounds)
+    if served.version not in [manifest.version for manifest in allowed]:
+        raise UsageError(
+            f"version {served.version} of {name}, which is served, is not within these bounds",
+            hint="shoal promote another version first, or ask for less",
+        )
+    settings = space.space_of(name, served, [each for each in allowed if each.version != served.version])
+    generates = (served.evidence.get("task") or served.recipe.get("task")) == GENERATION
+    plan = headless.Plan(
+        *(name, 0, seconds, "grpc", "-", "-", generates, workload), arrival="poisson", slo=slo
+    )
+    folder = report or Path("reports") / f"tune-{name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = folder / "journal.json"
+
+    def say(line: str) -> None:
+        err.print(line, highlight=False, markup=False)
+
+    with Bench(repository, settings, plan, folder) as bench:
+        found = search.Search(settings, bench.measure, most, journal, seed=seed, say=say).run(
+            bench.queues, again=not apply
+        )
+    about = {"model": name, "slo": slo, "workload": workload or "the usual", "seconds": seconds}
+    told = page.summary(settings, found, {**about, "budget": most, "machine": machine.describe()})
+    page.write(settings, found, told, folder)
+    if apply and found.winner is not None:
+        measured = {key: told[key] for key in ("slo", "rate", "better", "noise", "says", "machine")}
+        version = found.winner.get(space.VERSION, served.version)
+        made = tuned.publish(
+            repository, settings.manifests[version], settings.configs(found.winner), measured
+        )
+        told["published"] = made.version
+        journal.unlink(missing_ok=True)
+    if as_json:
+        print_json(told)
+        return
+    _tell(name, settings, found, told)
+    out.print(f"report: {folder / 'tune.html'}", highlight=False)
+
+
+def _tell(name: str, settings: Any, found: Any, told: dict[str, Any]) -> None:
+    from loadtest.tuning import page
+
+    out.print(page.as_table(settings, found))
+    if found.winner is None:
+        out.print("no difference: nothing beats what is served now beyond noise", highlight=False)
+        return
+    rates = f"{found.rate:.1f} requests/s instead of {found.base:.1f}"
+    out.print(f"{settings.text(found.winner)}: {rates}", highlight=False)
+    if "published" in told:
+        said = "a server that runs takes it up within seconds"
+        out.print(f"version {told['published']} of {name} is to be served: {said}", highlight=False)
+    else:
+        out.print("the same command with --apply publishes it, without another search", highlight=False)
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if found is None or float(found[1]) * _UNITS[found[2]] < _LEAST_SECONDS:
+        raise UsageError(f"--budget {text} is no time of a minute or more", hint="write 20m")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def _share(text: str | None) -> float | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
+    if found is None:
+        raise UsageError(f"--max-rise {text} is no share", hint="write 2%, or 0.02")
+    return float(found[1]) / (100 if found[2] else 1)

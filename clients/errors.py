@@ -71,7 +71,12 @@ _BY_TEXT: tuple[tuple[str, type[ClientError]], ...] = (
     (rf"[Ee]xceeds maximum queue size|{QUEUE_FULL}", Overloaded),
     (r"has no available versions", Unavailable),  # it is being unloaded: the server stops
     (r"unknown model|is not found|version .* not found", UnknownModel),
-    (r"[Ss]tub process|is not ready|stopping|shutting down|not available|failed to connect", Unavailable),
+    # The last is what gRPC says of a call that begins as its connection breaks; it is no word of Triton's.
+    (
+        r"[Ss]tub process|is not ready|stopping|shutting down|not available|failed to connect"
+        r"|^Internal error from Core$",
+        Unavailable,
+    ),
     (r"[Dd]eadline [Ee]xceeded|[Tt]imeout|timed out", Timeout),
 )
 _BY_STATUS: dict[str, type[ClientError]] = {

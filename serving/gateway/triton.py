@@ -171,7 +171,7 @@ class Triton:
 
     def _translated(self, error: grpc.RpcError, end: float) -> Exception:
         if error.code() is grpc.StatusCode.INTERNAL and time.monotonic() > end - _CLOCK_SECONDS:
-            # gRPC says "Internal error from Core" of a call that begins when its time is over.
+            # gRPC says "Internal error from Core" of a call that begins when its time is over, too.
             return Timeout(f"{self.address}: no answer before the deadline")
         raised = InferenceServerException(str(error.details()), status=str(error.code()))
         return from_triton(raised, self.address)

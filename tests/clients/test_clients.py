@@ -49,6 +49,7 @@ from tests.conftest import ROOT
         ("StatusCode.NOT_FOUND", "Request for unknown model: 'x' is not found", clients.UnknownModel),
         ("StatusCode.CANCELLED", "CANCELLED", clients.Unavailable),
         ("StatusCode.INTERNAL", "Stub process 'x' is not healthy.", clients.Unavailable),
+        ("StatusCode.INTERNAL", "Internal error from Core", clients.Unavailable),
         ("StatusCode.INVALID_ARGUMENT", "unexpected shape", clients.BadInput),
         ("400", "Request for unknown model: 'x' is not found", clients.UnknownModel),
         ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", clients.Timeout),

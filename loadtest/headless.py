@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from rich.table import Table
 
-from loadtest import arrivals, comparing, report, slo, workloads
+from loadtest import arrivals, comparing, queueing, report, slo, workloads
 from loadtest.energy import Meter
 from loadtest.peers.server import free_port
 from loadtest.samples import Row, Samples
@@ -119,7 +119,7 @@ def measured(plan: Plan, folder: Path, *, progress: Silent | None = None) -> tup
     if plan.arrival:
         arrivals.due_times(plan.arrival, plan.rate, plan.seconds, seed=plan.seed)
     _make(folder)
-    meter = Meter()
+    meter, before = Meter(), queueing.statistics(plan.grpc_url, plan.http_url)
     log = folder / "locust.log"
     with tempfile.TemporaryDirectory() as scratch:
         code = _locust(plan, Path(scratch), log, progress or Silent())
@@ -127,7 +127,7 @@ def measured(plan: Plan, folder: Path, *, progress: Silent | None = None) -> tup
     if not written:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
         raise ShoalError(f"Locust ended with exit code {code} and no samples:\n{tail}")
-    joules = meter.joules()
+    joules, after = meter.joules(), queueing.statistics(plan.grpc_url, plan.http_url)
     rows: list[Row] = [row for process in written for row in process["rows"]]
     if not rows:
         raise ShoalError(f"no request was made in {plan.seconds} s", hint=f"see {log}")
@@ -135,6 +135,7 @@ def measured(plan: Plan, folder: Path, *, progress: Silent | None = None) -> tup
     about = asdict(plan)
     served = about.pop("served")
     summary = {"plan": about, "served": served, "machine": machine.describe(), **samples.summary()}
+    summary["queueing"] = queueing.between(before, after)  # of all callers in this time
     summary["joules"] = joules  # of the whole machine, the processes that send among them
     if plan.generates:
         summary["streams"] = samples.streams()
@@ -224,7 +225,7 @@ def _commands(plan: Plan, recorded: Path) -> list[list[str]]:
         return [[*leads, *about, user]]
     port = str(free_port())
     leads += ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port]
-    leads += ["--expect-workers", str(count)]
+    leads += ["--expect-workers", str(count), "--expect-workers-max-wait", "60"]
     sends = [*_python("locustfile_open.py"), "--worker", "--master-host", "127.0.0.1", "--master-port", port]
     return [[*leads, *about, user], *([[*sends, *about, user]] * count)]
 

@@ -62,6 +62,8 @@ def write(summary: dict[str, Any], samples: Samples, folder: Path) -> None:
             for name, values in samples.parts().items()
         ]
         pictures.append(("Tokens over time", draw(lambda axes: _tokens(axes, samples))))
+    if summary.get("queueing"):
+        pictures.append(("Waiting and running", draw(lambda axes: _queueing(axes, summary["queueing"]))))
     compared = summary.get("compared")
     if compared is not None:
         pictures.append(("Both runs, block by block", draw(lambda axes: _blocks(axes, compared))))
@@ -169,6 +171,16 @@ def _tokens(axes: Any, samples: Samples) -> None:
     axes.fill_between(middle, rate, color=COLORS["http"], alpha=0.18, linewidth=0)
     axes.plot(middle, rate, color=COLORS["http"])
     axes.set(xlabel="seconds", ylabel="tokens per second", ylim=(0, None), xlim=(0, None))
+
+
+def _queueing(axes: Any, rows: dict[str, dict[str, float]]) -> None:
+    """How long a request waited in front of each model, and ran in it."""
+    names = sorted(rows, reverse=True)
+    waited, ran = ([rows[name][key] for name in names] for key in ("queue_ms", "run_ms"))
+    axes.barh(names, waited, color=COLORS["p95"], height=0.6, label="waited")
+    axes.barh(names, ran, left=waited, color=COLORS["grpc"], height=0.6, label="ran")
+    axes.set(xlabel="milliseconds a request, on average (an ensemble: its steps)")
+    axes.legend(loc="lower right")
 
 
 def _blocks(axes: Any, compared: dict[str, Any]) -> None:

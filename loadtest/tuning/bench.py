@@ -6,14 +6,13 @@ import json
 import os
 import shutil
 import tempfile
-import urllib.request
 from collections import OrderedDict
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from loadtest import headless
+from loadtest import headless, queueing
 from loadtest.tuning.search import Judged
 from loadtest.tuning.space import VERSION, Setting, Space
 from serving import embedded
@@ -77,10 +76,8 @@ class Bench:
         if not self._servers:
             return []
         _, server = next(reversed(self._servers.values()))
-        with urllib.request.urlopen(f"http://{server.http}/v2/models/stats", timeout=10) as page:
-            stats = json.load(page)["model_stats"]
-        waited = {row["name"]: int(row["inference_stats"]["queue"].get("ns", 0)) for row in stats}
-        return sorted(waited, key=lambda name: waited[name], reverse=True)
+        found = queueing.statistics("-", server.http)
+        return sorted(found, key=lambda name: found[name]["queue"], reverse=True)
 
     def _server(self, setting: Setting, rate: float) -> embedded.Server:
         key = json.dumps(setting, sort_keys=True)

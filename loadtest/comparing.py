@@ -21,7 +21,8 @@ from shoal.errors import UsageError
 
 BLOCKS, LEAST_IN_BLOCK, LEAST_BLOCKS = 20, 5, 8
 DRAWS, CONFIDENCE = 5000, 0.99
-MOST_MORE_FAILURES = 0.01  # of the requests
+MOST_MORE_FAILURES = 0.01  # of all requests: one in a hundred
+WIDE = 0.1  # how much slower "no difference" may hide without a word
 SLOWER, FASTER, SAME = "slower", "faster", "no difference"
 _METRICS = {"latency": "whole answer", "first": "time to first token", "between": "time between tokens"}
 Floats = NDArray[np.float64]
@@ -40,7 +41,12 @@ def read(path: Path) -> dict[str, Any]:
         lengths = {len(columns[name]) for name in ("index", "ended", *_METRICS, "succeeded")}
         if len(lengths) != 1 or not report["plan"]["model"]:
             raise ValueError("its columns differ in length")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except KeyError as error:
+        raise UsageError(
+            f"{file} is no report of a load test: it lacks {error}",
+            hint="shoal loadtest writes report.json into --report",
+        ) from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(
             f"{file} is no report of a load test: {error}",
             hint="shoal loadtest writes report.json into --report",
@@ -63,7 +69,8 @@ def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float) -> 
         UsageError: there are too few requests.
     """
     pairs = _pairs(before, after)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    warnings = _warnings(before, after)
     for metric, name in _METRICS.items():
         logs = [np.log(_column(report, metric)) for report in (before, after)]
         if all(np.isnan(values).all() for values in logs):
@@ -73,14 +80,15 @@ def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float) -> 
         )
         differences = differences[~np.isnan(differences)]
         if len(differences) < LEAST_BLOCKS:
-            raise UsageError(f"too few requests were answered to compare the {name}", hint="test for longer")
-        rows.append(_judged(name, differences))
+            warnings.append(f"too few requests were answered to compare the {name}")
+        else:
+            rows.append(_judged(name, differences))
     failures = [1 - float(np.mean(report["requests"]["succeeded"])) for report in (before, after)]
     slower = [row["name"] for row in rows if row["verdict"] == SLOWER and row["ratio"] > 1 + tolerance]
     return {
         "metrics": rows,
         "failures": failures,
-        "warnings": _warnings(before, after),
+        "warnings": warnings,
         "tolerance": tolerance,
         "regression": bool(slower) or failures[1] > failures[0] + MOST_MORE_FAILURES,
     }
@@ -139,19 +147,26 @@ def _warnings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         "protocol": "protocol",
         "workload": "workload",
         "rate": "rate",
-        "arrival": "arrivals",
+        "arrival": "kind of arrivals",
     }
     plans = [report["plan"] for report in (before, after)]
+    if bool(plans[0].get("arrival")) != bool(plans[1].get("arrival")):
+        found.append("one is a closed loop, the other an open one")
     for key, name in names.items():
         theirs, ours = (plan.get(key) for plan in plans)
-        if theirs != ours:
-            found.append(f"the {name} differs: {theirs} and {ours}")
+        if theirs != ours and theirs and ours:
+            found.append(f"the {name} differs: {_short(theirs)} and {_short(ours)}")
     machines = [report.get("machine", {}) for report in (before, after)]
     if machines[0].get("cpu") != machines[1].get("cpu") or machines[0].get("cpus") != machines[1].get("cpus"):
         found.append("the machines differ")
-    if any(report.get("client", {}).get("limited") for report in (before, after)):
-        found.append("the client was the limit in one of them")
+    for report, which in ((before, "first"), (after, "second")):
+        if report.get("client", {}).get("limited"):
+            found.append(f"requests of the {which} test were sent late, see its report")
     return found
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def as_table(compared: dict[str, Any]) -> Table:
@@ -169,10 +184,13 @@ def lines(compared: dict[str, Any]) -> list[str]:
     """What is to be said below the table."""
     theirs, ours = compared["failures"]
     said = list(compared["warnings"])
+    for row in compared["metrics"]:
+        if row["verdict"] == SAME and row["interval"][1] > 1 + max(compared["tolerance"], WIDE):
+            said.append(f"the interval of the {row['name']} is wide: only a longer test can tell")
     if theirs or ours:
         said.append(f"failed: {theirs:.1%} before, {ours:.1%} after")
     if compared["regression"]:
-        said.append(f"a regression: more than {compared['tolerance']:.0%} slower, or more failures")
+        said.append(f"a regression: more than {compared['tolerance']:.0%} slower, or more requests failed")
     return said
 
 

@@ -13,10 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from loadtest import arrivals, comparing, queueing, report, slo, workloads
 from loadtest.energy import Meter
+from loadtest.limits import MOST_CPU, MOST_LAG_MS, MOST_LAG_SHARE
 from loadtest.peers.server import free_port
 from loadtest.samples import Row, Samples
 from shoal import machine, show
@@ -26,10 +29,9 @@ from shoal.progress import Silent
 
 PROTOCOLS = ("both", "grpc", "http")
 _USERS = {"both": ("Grpc", "Http"), "grpc": ("Grpc",), "http": ("Http",)}
-STRAGGLERS_SECONDS = 30
+STRAGGLERS_SECONDS, WRITING_SECONDS = 30, 60
+START_SECONDS = 6.0  # in which several processes start, before the first request is due
 RATE_OF_A_PROCESS = 250  # requests per second: some 200 ms of CPU time for short texts
-# Beyond these it is the client that is measured: it has no CPU time left, or sends too late.
-MOST_CPU, MOST_LAG_MS, MOST_LAG_SHARE = 0.85, 5.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,14 @@ class Plan:
         return 30.0 if self.generates else self.deadline
 
     @property
+    def due(self) -> NDArray[np.float64]:
+        """When the requests of an open loop are due, see `loadtest.arrivals.due_times`."""
+        return arrivals.due_times(self.arrival, self.rate, self.seconds, seed=self.seed)
+
+    @property
     def processes(self) -> int:
         """That send. More than CPUs would wait for each other."""
-        wanted = 1 + int((self.rate or 0) // RATE_OF_A_PROCESS)
+        wanted = 1 + int(len(self.due) / self.seconds // RATE_OF_A_PROCESS)
         return min(wanted, machine.available_cpus())
 
 
@@ -105,24 +112,25 @@ def run(
         UsageError: the plan contradicts itself.
     """
     samples, summary = measured(plan, folder, progress=progress)
+    report.write(summary, samples, folder)  # it is there, whatever the comparison says
     if before is not None:
         after = {**summary, "requests": samples.columns()}
         summary["compared"] = comparing.compare(before, after, tolerance)
-    report.write(summary, samples, folder)
+        report.write(summary, samples, folder)
     return summary
 
 
 def measured(plan: Plan, folder: Path, *, progress: Silent | None = None) -> tuple[Samples, dict[str, Any]]:
     """Run the plan, without a report; see `run`."""
-    bounds = slo.parse(plan.slo) if plan.slo else ()
-    workloads.requests(plan.workload, generates=plan.generates)  # an error is told before anything starts
-    if plan.arrival:
-        arrivals.due_times(plan.arrival, plan.rate, plan.seconds, seed=plan.seed)
+    bounds = slo.parse(plan.slo) if plan.slo else ()  # errors are told before anything starts
+    slo.check(bounds, generates=plan.generates, seconds=plan.seconds if plan.arrival else None)
+    workloads.requests(plan.workload, generates=plan.generates)
+    due = plan.due if plan.arrival else None
     _make(folder)
     meter, before = Meter(), queueing.statistics(plan.grpc_url, plan.http_url)
     log = folder / "locust.log"
     with tempfile.TemporaryDirectory() as scratch:
-        code = _locust(plan, Path(scratch), log, progress or Silent())
+        code = _locust(plan, Path(scratch), log, progress or Silent(), meter)
         written = [json.loads(file.read_text()) for file in sorted(Path(scratch).glob("*.json"))]
     if not written:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
@@ -131,18 +139,25 @@ def measured(plan: Plan, folder: Path, *, progress: Silent | None = None) -> tup
     rows: list[Row] = [row for process in written for row in process["rows"]]
     if not rows:
         raise ShoalError(f"no request was made in {plan.seconds} s", hint=f"see {log}")
+    if due is not None and len(rows) != len(due):
+        raise ShoalError(
+            f"{len(due) - len(rows)} of {len(due)} requests left no record: a process that sends ended early",
+            hint=f"see {log}",
+        )
     samples = Samples.from_rows(rows)
-    about = asdict(plan)
+    about, least = asdict(plan), float(plan.seconds) if plan.arrival in arrivals.KINDS else 0.0
     served = about.pop("served")
-    summary = {"plan": about, "served": served, "machine": machine.describe(), **samples.summary()}
+    summary = {"plan": about, "served": served, "machine": machine.describe(), **samples.summary(least)}
     summary["queueing"] = queueing.between(before, after)  # of all callers in this time
     summary["joules"] = joules  # of the whole machine, the processes that send among them
     if plan.generates:
-        summary["streams"] = samples.streams()
+        summary["streams"] = samples.streams(least)
     if plan.arrival:
         summary["client"] = _client(samples, [process["sender"] for process in written])
     if bounds:
-        summary["slo"] = slo.judged(bounds, samples.metrics())
+        steady = not plan.arrival or samples.steady(plan.seconds)
+        summary["slo"] = slo.judged(bounds, samples.metrics(generates=plan.generates), steady=steady)
+        summary["slo"]["enough"] = len(samples) >= slo.least_requests(bounds)
     return samples, summary
 
 
@@ -159,7 +174,7 @@ def _make(folder: Path) -> None:
 def _client(samples: Samples, senders: Sequence[dict[str, float]]) -> dict[str, Any]:
     """Whether the processes that send kept up; else their own time is in the figures."""
     cpu = [sender["cpu_seconds"] / sender["seconds"] for sender in senders if sender]
-    lag = slo.percentile(samples.lag, 99)
+    lag = slo.percentile(samples.lag, 99)  # those that were never sent have none
     latency = samples.latency[samples.succeeded]
     usual = slo.percentile(latency, 50)
     return {
@@ -170,7 +185,7 @@ def _client(samples: Samples, senders: Sequence[dict[str, float]]) -> dict[str, 
     }
 
 
-def _locust(plan: Plan, recorded: Path, log: Path, progress: Silent) -> int:
+def _locust(plan: Plan, recorded: Path, log: Path, progress: Silent, meter: Meter) -> int:
     if plan.arrival:
         said = f"{plan.rate:.4g} requests/s" if plan.rate else f"the requests of {plan.arrival}"
     else:
@@ -180,10 +195,11 @@ def _locust(plan: Plan, recorded: Path, log: Path, progress: Silent) -> int:
         output = stack.enter_context(log.open("wb"))
         processes = [_started(command, output) for command in _commands(plan, recorded)]
         stack.callback(_end, processes)
-        deadline = time.monotonic() + plan.seconds + plan.grace + STRAGGLERS_SECONDS + 60
+        deadline = time.monotonic() + START_SECONDS + plan.seconds + plan.grace + STRAGGLERS_SECONDS + 60
         while processes[0].poll() is None and time.monotonic() < deadline:
             time.sleep(0.25)
             advance()
+            meter.tick()
     return processes[0].returncode
 
 
@@ -208,7 +224,9 @@ def _commands(plan: Plan, recorded: Path) -> list[list[str]]:
             ]
         ]
     count = plan.processes
+    begins = START_SECONDS if count > 1 else 0.0
     about += [
+        *("--begins-at", str(time.time() + begins if begins else 0.0)),
         *("--arrival", plan.arrival, "--seconds", str(plan.seconds), "--grace", str(plan.grace)),
         *(("--rate", str(plan.rate)) if plan.rate is not None else ()),
         *("--processes-in-all", str(count), "--seed", str(plan.seed)),
@@ -218,7 +236,12 @@ def _commands(plan: Plan, recorded: Path) -> list[list[str]]:
         *_python("locustfile_open.py"),
         *headless,
         *("--users", str(count), "--spawn-rate", str(count)),
-        *("--run-time", f"{plan.seconds + plan.grace + 2:.0f}s", "--stop-timeout", str(STRAGGLERS_SECONDS)),
+        *(
+            "--run-time",
+            f"{begins + plan.seconds + plan.grace + 2:.0f}s",
+            "--stop-timeout",
+            str(STRAGGLERS_SECONDS),
+        ),
     ]
     user = f"{plan.protocol.capitalize()}OpenLoop"
     if count == 1:
@@ -239,10 +262,10 @@ def _started(command: Sequence[str], output: IO[bytes]) -> subprocess.Popen[byte
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Those that send end with the one that leads; whoever does not within some seconds is killed."""
+    """Those that send end with the one that leads, and then still write what they saw."""
     for process in processes:
         try:
-            process.wait(timeout=5 if processes[0].poll() is not None else 0)
+            process.wait(timeout=WRITING_SECONDS if processes[0].poll() is not None else 0)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -37,6 +37,7 @@ def _add_arguments(parser: Any) -> None:
     group.add_argument("--grace", type=float, default=10.0, help="seconds to wait for the last answers")
     group.add_argument("--processes-in-all", type=int, default=1, help="among which requests are divided")
     group.add_argument("--seed", type=int, default=0, help="of times and requests")
+    group.add_argument("--begins-at", type=float, default=0.0, help="seconds since 1970; 0: at once")
     group.add_argument("--generates", action="store_true", help="the model generates text")
 
 
@@ -83,6 +84,7 @@ class OpenLoop(LoadUser):
         options = self.environment.parsed_options
         number = getattr(self.environment.runner, "worker_index", 0)
         due = arrivals.due_times(options.arrival, options.rate, options.seconds, seed=options.seed)
+        gevent.sleep(max(0.0, options.begins_at - time.time()))  # all processes begin together
         group, start, used = Group(), time.perf_counter(), time.process_time()
         for index in range(number, len(due), options.processes_in_all):
             at = start + float(due[index])
@@ -92,7 +94,7 @@ class OpenLoop(LoadUser):
         group.join(timeout=options.grace)
         recorder.sender.update(cpu_seconds=time.process_time() - used, seconds=time.perf_counter() - start)
         for index in list(self._waiting):
-            self._tell(index, 0.0, Seen(0), Unfinished("no answer when the test ended"))
+            self._tell(index, None, Seen(0), Unfinished("no answer when the test ended"))
         self.environment.runner.send_message(_DONE)
         raise StopUser
 
@@ -110,7 +112,7 @@ class OpenLoop(LoadUser):
         if index in self._waiting:  # else it comes after the end, and was counted then
             self._tell(index, lag, seen, failure)
 
-    def _tell(self, index: int, lag: float, seen: Seen, failure: Exception | None) -> None:
+    def _tell(self, index: int, lag: float | None, seen: Seen, failure: Exception | None) -> None:
         due = self._waiting.pop(index)
         took = 1e3 * (time.perf_counter() - due)
         self.fire(

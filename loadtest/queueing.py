@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from shoal.admin import HEADER, key_from_environment
+from shoal.admin import GRPC_HEADER, HEADER, key_from_environment
 
 TIMEOUT_SECONDS = 5.0
 Statistics = dict[str, dict[str, int]]
@@ -29,7 +30,7 @@ def statistics(grpc_url: str, http_url: str) -> Statistics:
     """
     try:
         rows = _over_http(http_url) if http_url != "-" else _over_grpc(grpc_url)
-    except (OSError, ValueError, KeyError, TypeError, grpc.RpcError):
+    except (OSError, HTTPException, ValueError, KeyError, TypeError, grpc.RpcError):
         return {}
     found: Statistics = {}
     for name, counts in rows:  # a model that is being replaced has two versions
@@ -57,7 +58,8 @@ def between(before: Statistics, after: Statistics) -> dict[str, dict[str, float]
 def _over_http(url: str) -> list[tuple[str, dict[str, int]]]:
     key = key_from_environment()
     request = urllib.request.Request(f"http://{url}/v2/models/stats", headers={HEADER: key} if key else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as page:  # noqa: S310 - http alone
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy gets to see the key
+    with opener.open(request, timeout=TIMEOUT_SECONDS) as page:
         rows = json.load(page)["model_stats"]
     return [
         (
@@ -79,7 +81,7 @@ def _over_grpc(url: str) -> list[tuple[str, dict[str, int]]]:
         rows = stub.ModelStatistics(
             pb.ModelStatisticsRequest(),
             timeout=TIMEOUT_SECONDS,
-            metadata=((HEADER, key),) if key else (),
+            metadata=((GRPC_HEADER, key),) if key else (),
         ).model_stats
     return [
         (

@@ -11,7 +11,9 @@ from typing import Any
 from locust import events
 
 from loadtest.samples import STREAM_PARTS, Row
+from shoal.paths import write_atomic
 
+MOST_OF_A_FAILURE = 200  # characters
 _rows: list[Row] = []
 # What the process that sends has to say of itself; see `loadtest.open_loop`.
 sender: dict[str, float] = {}
@@ -42,11 +44,11 @@ def _keep(
 ) -> None:
     if name in STREAM_PARTS:  # they are a part of the request's own row
         return
-    failure = f"{type(exception).__name__}: {exception}" if exception else ""
+    failure = f"{type(exception).__name__}: {exception}"[:MOST_OF_A_FAILURE] if exception else ""
     more = (context.get(key) for key in ("index", "lag", "first", "between", "read"))
     _rows.append((time.time(), request_type, response_time, failure, response_length, *more))
 
 
 def _write(environment: Any, **_: Any) -> None:
     file = Path(environment.parsed_options.samples) / f"{os.getpid()}.json"
-    file.write_text(json.dumps({"rows": _rows, "sender": sender}))
+    write_atomic(file, json.dumps({"rows": _rows, "sender": sender}))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import partial
@@ -18,7 +19,7 @@ import numpy as np
 
 from loadtest.notes import notes
 from loadtest.samples import BINS, Samples
-from shoal.paths import write_atomic, write_json
+from shoal.paths import write_atomic
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
@@ -30,6 +31,7 @@ _STYLE = {
     "font.size": 10,
     "svg.fonttype": "none",
     "text.color": INK,
+    "text.parse_math": False,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
     "axes.grid": True,
@@ -65,7 +67,7 @@ def write(summary: dict[str, Any], samples: Samples, folder: Path) -> None:
     if summary.get("queueing"):
         pictures.append(("Waiting and running", draw(lambda axes: _queueing(axes, summary["queueing"]))))
     compared = summary.get("compared")
-    if compared is not None:
+    if compared is not None and compared["metrics"]:
         pictures.append(("Both runs, block by block", draw(lambda axes: _blocks(axes, compared))))
     if trials := summary.get("trials"):
         pictures.insert(0, ("Goodput by rate", draw(lambda axes: _goodput(axes, trials))))
@@ -80,7 +82,8 @@ def write(summary: dict[str, Any], samples: Samples, folder: Path) -> None:
         notes=notes(summary),
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    write_json(folder / "report.json", {**summary, "requests": samples.columns()})
+    document = {**summary, "requests": samples.columns()}
+    write_atomic(folder / "report.json", json.dumps(document))  # without a line for each figure
     write_atomic(folder / "report.html", html)
 
 

@@ -45,7 +45,7 @@ class Samples:
     ended: Floats
     protocol: NDArray[np.str_]
     latency: Floats
-    failure: NDArray[np.str_]
+    failure: NDArray[Any]
     size: Floats
     index: NDArray[np.int64]
     lag: Floats
@@ -66,7 +66,7 @@ class Samples:
             ended - float((ended - latency / 1e3).min()),
             np.array([row[1] for row in rows]),
             latency,
-            np.array([row[3] for row in rows]),
+            np.array([row[3] for row in rows], dtype=object),  # a type of text would have the longest's width
             column(4),
             np.array([-1 if row[5] is None else row[5] for row in rows], dtype=np.int64),
             *(column(place) for place in (6, 7, 8, 9)),
@@ -80,35 +80,56 @@ class Samples:
         """Which requests were answered with a result."""
         return self.failure == ""
 
-    def metrics(self) -> dict[str, Floats]:
+    def metrics(self, *, generates: bool) -> dict[str, Floats]:
         """Milliseconds of each request by the metrics of `loadtest.slo`; infinite where it failed."""
         found = {slo.LATENCY: self.latency}
-        if not np.isnan(self.first).all():
+        if generates:
             found |= {slo.FIRST_TOKEN: self.first, slo.BETWEEN_TOKENS: self.between}
         return {name: np.where(self.succeeded, values, np.inf) for name, values in found.items()}
 
-    def summary(self) -> dict[str, Any]:
-        """Counts, rates and percentiles of latency, in all and by protocol, and failures by reason."""
+    def steady(self, seconds: float) -> bool:
+        """Whether requests that wait did not grow more, in the second half of an open loop, than by chance.
+
+        A server that is asked for more than it can answer lets them grow, and may still answer the last in
+        time if the test is short.
+
+        Args:
+            seconds: how long requests came.
+        """
+        due = self.ended - self.latency / 1e3
+        waiting = [int(((due <= at) & (self.ended > at)).sum()) for at in (seconds / 2, seconds)]
+        came = int((due > seconds / 2).sum())
+        return waiting[1] - waiting[0] <= max(3 * came**0.5, 0.1 * came)
+
+    def summary(self, seconds: float = 0.0) -> dict[str, Any]:
+        """Counts, rates and percentiles of latency, in all and by protocol, and failures by reason.
+
+        Args:
+            seconds: how long requests came at least: a rate is not that of the requests' own time alone.
+        """
+        span = max(seconds, float(self.ended.max()))
         everything = np.ones(len(self), dtype=bool)
         reasons = Counter(self.failure[~self.succeeded].tolist())
         read = self.read[self.succeeded]
         return {
             "input_tokens": int(np.nansum(read)) if not np.isnan(read).all() else None,
-            "seconds": float(self.ended.max()),
-            "total": self._figures(everything),
-            "protocols": {p: self._figures(self.protocol == p) for p in sorted(set(self.protocol.tolist()))},
+            "seconds": span,
+            "total": self._figures(everything, span),
+            "protocols": {
+                p: self._figures(self.protocol == p, span) for p in sorted(set(self.protocol.tolist()))
+            },
             "failures": [{"reason": reason, "count": count} for reason, count in reasons.most_common(20)],
         }
 
-    def _figures(self, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+    def _figures(self, chosen: NDArray[np.bool_], span: float) -> dict[str, Any]:
         latency = self.latency[chosen & self.succeeded]
         figures: dict[str, Any] = {
             "requests": int(chosen.sum()),
             "failures": int((chosen & ~self.succeeded).sum()),
-            "per_second": len(latency) / float(self.ended.max()),
+            "per_second": len(latency) / span,
         }
         for percentile in PERCENTILES:
-            figures[f"p{percentile}"] = float(np.percentile(latency, percentile)) if len(latency) else None
+            figures[f"p{percentile}"] = slo.percentile(latency, percentile) if len(latency) else None
         figures["mean"] = float(latency.mean()) if len(latency) else None
         figures["max"] = float(latency.max()) if len(latency) else None
         return figures
@@ -148,15 +169,19 @@ class Samples:
             "succeeded": self.succeeded.tolist(),
         }
 
-    def streams(self) -> dict[str, Any]:
-        """Of generated text: tokens, their rate, and percentiles of each part of an answer."""
+    def streams(self, seconds: float = 0.0) -> dict[str, Any]:
+        """Of generated text: tokens, their rate, and percentiles of each part of an answer; see `summary`."""
         parts = {}
         for name, values in self.parts().items():
             if len(values):
-                figures = {f"p{p}": float(np.percentile(values, p)) for p in PERCENTILES}
+                figures = {f"p{p}": slo.percentile(values, p) for p in PERCENTILES}
                 parts[name] = {"requests": len(values), **figures, "max": float(values.max())}
         tokens = int(self.size[self.succeeded].sum())
-        return {"tokens": tokens, "tokens_per_second": tokens / float(self.ended.max()), "parts": parts}
+        return {
+            "tokens": tokens,
+            "tokens_per_second": tokens / max(seconds, float(self.ended.max())),
+            "parts": parts,
+        }
 
 
 def _plain(values: Floats) -> list[float | None]:

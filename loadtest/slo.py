@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from shoal.errors import UsageError
 LATENCY, FIRST_TOKEN, BETWEEN_TOKENS = "latency", "ttft", "itl"
 WORDS = {LATENCY: "whole answer", FIRST_TOKEN: "time to first token", BETWEEN_TOKENS: "time between tokens"}
 _BOUND = re.compile(r"(?:(ttft|itl|latency)_)?p(\d{1,2}(?:\.\d+)?)=(\d+(?:\.\d+)?)(ms|s)")
+_TIMES = 5  # an open loop asks for so many times as long as a bound
 _EXAMPLES = "p99=80ms, or ttft_p95=500ms,itl_p95=60ms"
 
 
@@ -53,25 +55,52 @@ def parse(text: str) -> tuple[Bound, ...]:
     return tuple(bounds)
 
 
-def judged(bounds: Sequence[Bound], metrics: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
+def check(bounds: Sequence[Bound], *, generates: bool, seconds: float | None) -> None:
+    """Whether a test can tell if a promise holds.
+
+    Args:
+        generates: whether the model generates text.
+        seconds: how long an open loop asks; None: a closed loop.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    for bound in bounds:
+        if bound.metric != LATENCY and not generates:
+            raise UsageError(f"{bound} is about tokens, and this model gives none", hint="write p99=80ms")
+        if (
+            seconds is not None
+            and bound.metric != BETWEEN_TOKENS
+            and seconds < _TIMES * bound.milliseconds / 1e3
+        ):
+            raise UsageError(
+                f"a test of {seconds:g} s cannot tell whether {bound} holds: what waits is answered in time",
+                hint=f"--seconds {_TIMES * bound.milliseconds / 1e3:.0f} or more",
+            )
+
+
+def least_requests(bounds: Sequence[Bound]) -> int:
+    """So many requests that the percentiles are not simply the longest of them."""
+    return max((math.ceil(100 / (100 - bound.percentile)) for bound in bounds), default=1)
+
+
+def judged(
+    bounds: Sequence[Bound], metrics: Mapping[str, NDArray[np.float64]], *, steady: bool = True
+) -> dict[str, Any]:
     """How a load stands to what was promised.
 
     Args:
         metrics: milliseconds of each request by metric, [n] each, in the same order; infinite for a request
             that failed, and not a number where an answer has no such figure (a single token has no time
             between tokens).
+        steady: whether what waited did not grow; else no promise is met, since it would be missed later.
 
     Returns:
         `bounds` (for each the text, the percentile that was `reached` in ms, None if it is infinite, and
-        whether it `holds`), `goodput` (the share of requests within all of them), and `met`.
-
-    Raises:
-        UsageError: a promise is about tokens, and the model gives none.
+        whether it `holds`), `goodput` (the share of requests within all of them), `steady`, and `met`.
     """
     rows, within = [], np.ones(len(metrics[LATENCY]), dtype=bool)
     for bound in bounds:
-        if bound.metric not in metrics:
-            raise UsageError(f"{bound} is about tokens, and this model gives none", hint="write p99=80ms")
         values = metrics[bound.metric]
         within &= ~(values > bound.milliseconds)
         reached = percentile(values, bound.percentile)
@@ -85,7 +114,8 @@ def judged(bounds: Sequence[Bound], metrics: Mapping[str, NDArray[np.float64]]) 
     return {
         "bounds": rows,
         "goodput": float(within.mean()),
-        "met": all(row["holds"] for row in rows),
+        "steady": steady,
+        "met": steady and all(row["holds"] for row in rows),
     }
 
 

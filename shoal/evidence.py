@@ -63,7 +63,8 @@ def _engine(chosen: Mapping[str, Any]) -> str:
     if chosen["engine"] == "openvino":
         return f"OpenVINO, {chosen['faster']:.2f} times as fast as ONNX Runtime here"
     if chosen["crowded"]:
-        return f"ONNX Runtime, kept: others took {chosen['others']:.1f} of {chosen['cpus']} CPUs"
+        busy = f"others took {chosen['others']:.1f} of {chosen['cpus']} CPUs"
+        return f"ONNX Runtime; OpenVINO was not judged, since {busy}: export again on a quiet machine"
     told = (
         f"perplexity rises by {chosen['rise']:.1%}, and {chosen['invariance']:.0%} of the answers are the"
         " same alone and in a batch"

@@ -21,6 +21,7 @@ from shoal.errors import UsageError
 HOURS_A_MONTH = 730.0
 SECONDS_AN_HOUR = 3600.0
 MILLION = 1e6
+MOST_REPLICAS = 10_000  # an API that is cheaper up to there is always cheaper
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Measured:
         source: the report.
         rate: requests per second of one replica.
         highest: whether a search found it to be the highest within `slo`; else it is only what was sent.
+        limited: whether the client was the limit, so that the server may be faster.
         slo: what was promised; "": nothing.
         cpu, cpus, gpus: of the machine.
         kind: of an API that does the same; "": none does.
@@ -44,6 +46,7 @@ class Measured:
     source: str
     rate: float
     highest: bool
+    limited: bool
     slo: str
     cpu: str
     cpus: int
@@ -60,12 +63,12 @@ class Wanted:
     """What is asked.
 
     Attributes:
-        rps: requests per second of all callers; None: as many as one replica was measured at.
+        rps: requests per second of all callers.
         headroom: the share of the measured rate that a replica is planned with.
         spot: share of the replicas that run at the spot price.
     """
 
-    rps: float | None = None
+    rps: float
     headroom: float = 0.8
     spot: float = 0.0
 
@@ -95,8 +98,9 @@ def measured(path: Path) -> Measured:
     return Measured(
         label=label,
         source=str(path),
-        rate=float(highest or total["per_second"]),
+        rate=float(highest or report["plan"].get("rate") or total["per_second"]),
         highest=highest is not None,
+        limited=_limited(report),
         slo=report["plan"].get("slo", ""),
         cpu=str(machine["cpu"]),
         cpus=int(machine["cpus"]),
@@ -107,6 +111,14 @@ def measured(path: Path) -> Measured:
         weights=_weights(served.get("speeds")),
         joules=report["joules"] / answered if report.get("joules") and answered else None,
     )
+
+
+def _limited(report: Mapping[str, Any]) -> bool:
+    """Whether the client was the limit: of a search, in the test of the lowest rate that missed it."""
+    missed = [trial for trial in report.get("trials", ()) if not trial["met"]]
+    if missed:
+        return bool(min(missed, key=lambda trial: float(trial["rate"]))["client_limited"])
+    return bool((report.get("client") or {}).get("limited"))
 
 
 def _weights(speeds: Mapping[str, float] | None) -> tuple[float, float] | None:
@@ -120,16 +132,19 @@ def on_machine(option: Measured, machine: Machine, wanted: Wanted, prices: Price
         UsageError: a spot price is asked for and not known.
     """
     assumptions = []
-    scale = machine.cpus / option.cpus
+    scale = machine.cpus / option.cpus if not option.gpus else 1.0  # a GPU does not get faster by CPUs
     if scale != 1:
         assumptions.append(f"the rate of {option.cpus} CPUs was multiplied by {scale:g}")
-    if not option.cpu.startswith(machine.cpu) or bool(machine.gpu) != bool(option.gpus):
-        there = machine.gpu or machine.cpu
-        assumptions.append(f"measured on {', '.join(option.gpus) or option.cpu}, not on {there}")
+    here, there = ", ".join(option.gpus) or option.cpu, machine.gpu or machine.cpu
+    alike = machine.gpu in option.gpus if option.gpus or machine.gpu else here.startswith(there)
+    if not alike:
+        assumptions.append(f"measured on {here}, not on {there}")
+    if option.limited:
+        assumptions.append("the client was the limit: the server may be faster")
     if not option.highest:
         assumptions.append("the rate is what was sent, and not the highest")
     rate = option.rate * scale
-    rps = wanted.rps if wanted.rps is not None else rate * wanted.headroom
+    rps = wanted.rps
     replicas = math.ceil(rps / (rate * wanted.headroom) - 1e-9) + 1
     hourly = machine.usd_per_hour
     if wanted.spot:
@@ -206,10 +221,8 @@ def _even(request: float, row: Mapping[str, Any], wanted: Wanted) -> float | Non
     replica = row["usd_per_month"] / row["replicas"] / HOURS_A_MONTH / SECONDS_AN_HOUR  # dollars a second
     if request * planned <= replica:
         return None
-    needed = 1
-    while request * planned * needed < replica * (needed + 1):
-        needed += 1
-    return float(replica * (needed + 1) / request)
+    needed = math.ceil(replica / (request * planned - replica) - 1e-9)
+    return float(replica * (max(1, needed) + 1) / request) if needed <= MOST_REPLICAS else None
 
 
 def options_of(paths: Sequence[Path]) -> list[Measured]:

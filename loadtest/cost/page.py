@@ -52,8 +52,9 @@ def write(found: dict[str, Any], folder: Path) -> None:
 def as_tables(found: dict[str, Any]) -> list[Table]:
     """For a terminal."""
     own = show.table(
-        f"{found['machines'][0]['requests_per_second']:.4g} requests/s",
-        ["", "on", "#replicas", "#used", "#USD/month", "#USD/M requests", "#M tokens in", "#M tokens out"],
+        f"{found['machines'][0]['requests_per_second']:.4g} requests/s, in USD a month and a million",
+        ["option", "on", "#replicas", "#used", "#month", "#requests", "#tokens in", "#out"],
+        wraps=["option", "on"],
     )
     for row in found["machines"]:
         own.add_row(
@@ -69,8 +70,9 @@ def as_tables(found: dict[str, Any]) -> list[Table]:
     if not found["apis"]:
         return [own]
     apis = show.table(
-        "the same tokens from an API",
-        ["", "API", "#USD/month", "#USD/M requests", "own is cheaper from", "on"],
+        "the same tokens from an API, in USD a month and a million",
+        ["option", "API", "#month", "#requests", "own is cheaper", "on"],
+        wraps=["option", "API", "own is cheaper", "on"],
     )
     for row in found["apis"]:
         even = row["cheaper_from_rps"]
@@ -79,7 +81,7 @@ def as_tables(found: dict[str, Any]) -> list[Table]:
             row["api"],
             money(row["usd_per_month"]),
             money(row["usd_per_million_requests"]),
-            f"{even:.3g} requests/s" if even is not None else "no rate",
+            f"from {even:.3g} requests/s" if even is not None else "at no rate",
             row["beside"],
         )
     return [own, apis]

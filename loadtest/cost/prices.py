@@ -128,12 +128,14 @@ def _made(kind: Any, path: Path, name: str, entry: Any) -> Any:
     known = kind.__dataclass_fields__
     given = {key: str(value) if isinstance(value, date) else value for key, value in entry.items()}
     if unknown := sorted(given.keys() - known.keys()):
-        raise UsageError(f"{path}: {name} has {unknown[0]!r}", hint=f"it has {', '.join(known)}")
+        raise UsageError(
+            f"{path}: {name} has {unknown[0]!r}", hint=f"it has {', '.join(sorted(known.keys() - {'name'}))}"
+        )
     try:
         made = kind(**given)
     except TypeError as error:
         missing = str(error).rpartition(": ")[2]
-        raise UsageError(f"{path}: {name} lacks {missing}", hint="no price without its source") from error
+        raise UsageError(f"{path}: {name} lacks {missing}", hint="docs/cost.md has a whole list") from error
     for key, value in vars(made).items():
         wanted = known[key].type
         number = wanted.startswith(("float", "int"))

@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 from collections import OrderedDict
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +18,11 @@ from loadtest.tuning.search import Judged
 from loadtest.tuning.space import VERSION, Setting, Space
 from serving import embedded
 from shoal.errors import ServerError
+from shoal.locks import Busy, lock
 from shoal.paths import write_atomic
 from shoal.progress import Silent
 
+PREFIX = ".tune-"
 SERVERS = 2  # that run at once: what is served now, and one that is compared with it
 WARM_SECONDS = 2
 
@@ -68,7 +71,10 @@ class Bench:
             raise ServerError("the server died")
         judged = summary["slo"]
         return Judged(
-            judged["met"], judged["goodput"], {row["bound"]: row["reached"] for row in judged["bounds"]}
+            judged["met"],
+            judged["goodput"],
+            {row["bound"]: row["reached"] for row in judged["bounds"]},
+            summary["client"]["limited"],
         )
 
     def queues(self) -> list[str]:
@@ -92,11 +98,9 @@ class Bench:
             _, (stack, _) = self._servers.popitem(last=False)
             stack.close()
         with ExitStack() as stack:
-            scratch = stack.enter_context(
-                tempfile.TemporaryDirectory(dir=self._repository.parent, prefix=".tune-")
-            )
-            server = stack.enter_context(embedded.running(self._copy(setting, Path(scratch))))
-            warm = replace(self._plan, grpc_url=server.grpc, rate=rate, seconds=WARM_SECONDS)
+            scratch = stack.enter_context(staging(self._repository))
+            server = stack.enter_context(embedded.running(self._copy(setting, scratch)))
+            warm = replace(self._plan, grpc_url=server.grpc, rate=rate, seconds=WARM_SECONDS, slo="")
             headless.measured(warm, self._folder)
             self._servers[key] = (stack.pop_all(), server)
         return server
@@ -111,8 +115,33 @@ class Bench:
             for version in versions or {"1"}:  # an ensemble has no files
                 source = self._repository / model / version
                 if source.is_dir():
-                    shutil.copytree(source, made / model / version, copy_function=os.link)
+                    shutil.copytree(source, made / model / version, copy_function=_linked)
                 else:
                     (made / model / version).mkdir(parents=True)
             write_atomic(made / model / "config.pbtxt", text)
         return made
+
+
+def _linked(source: str, place: str) -> None:
+    """A link, which takes no room; a copy where the file system has none."""
+    try:
+        os.link(source, place)
+    except OSError:
+        shutil.copy2(source, place)
+
+
+@contextmanager
+def staging(repository: Path) -> Iterator[Path]:
+    """A folder beside the repository, to which its files can be linked. What a killed search left goes."""
+    for left in repository.parent.glob(f"{PREFIX}*"):
+        with suppress(Busy, OSError):  # of a search that runs
+            descriptor = lock(left, exclusive=True)
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(descriptor)
+    beside = os.access(repository.parent, os.W_OK)
+    with tempfile.TemporaryDirectory(dir=repository.parent if beside else None, prefix=PREFIX) as folder:
+        descriptor = lock(Path(folder), exclusive=True)
+        try:
+            yield Path(folder)
+        finally:
+            os.close(descriptor)

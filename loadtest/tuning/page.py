@@ -10,10 +10,11 @@ from typing import Any
 import jinja2
 import numpy as np
 import optuna
+from rich.markup import escape
 from rich.table import Table
 
 from loadtest.report import COLORS, GRID, MUTED, draw
-from loadtest.tuning.search import Found
+from loadtest.tuning.search import Found, Tried
 from loadtest.tuning.space import VERSION, Space
 from shoal import show
 from shoal.paths import write_atomic, write_json
@@ -38,6 +39,7 @@ def summary(space: Space, found: Found, about: dict[str, Any]) -> dict[str, Any]
         "noise": found.noise,
         "rate": found.rate,
         "better": found.rate / found.base,
+        "best_single_test": max([found.base, *(tried.rate or 0.0 for tried in found.tried if tried.kept)]),
         "says": space.text(found.winner) if found.winner else "no difference",
         "importance": importance(space, found),
     }
@@ -89,7 +91,7 @@ def write(space: Space, found: Found, told: dict[str, Any], folder: Path) -> Non
     html = template.render(
         told=told,
         pictures=pictures,
-        rows=[(space.text(tried.setting), tried) for tried in _best(found)],
+        rows=[(space.text(tried.setting), rate_of(tried), tried) for tried in _best(found)],
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     )
     write_json(folder / "tune.json", told)
@@ -102,14 +104,16 @@ def as_table(space: Space, found: Found) -> Table:
     twice = " and ".join(f"{rate:.1f}" for rate in found.same)
     made.add_row(space.text(space.default), twice, "", "measured twice")
     for tried in _best(found):
-        rate = f"{tried.rate:.1f}" if tried.rate is not None else "-"
-        mark = (
-            "[green]wins[/]"
-            if tried.setting == found.winner
-            else tried.error or ("" if tried.kept else "less")
-        )
-        made.add_row(space.text(tried.setting), rate if tried.kept else f"< {rate}", str(tried.tests), mark)
+        mark = "[green]wins[/]" if tried.setting == found.winner else escape(tried.error)
+        made.add_row(space.text(tried.setting), rate_of(tried), str(tried.tests), mark)
     return made
+
+
+def rate_of(tried: Tried) -> str:
+    """The rate at which a setting kept the promise, or below which it is."""
+    if tried.kept:
+        return f"{tried.rate:.1f}"
+    return f"< {tried.asked:.1f}" if tried.asked is not None else "-"
 
 
 def _best(found: Found) -> list[Any]:

@@ -32,6 +32,7 @@ NEAR = 1.05  # and then between, until its bounds are so near
 FIRST_RATE, LEAST_RATE = 8.0, 0.05
 CONFIRMATIONS = 4  # tests of each side at the end
 SHARE_TO_CONFIRM = 0.25  # of the budget is kept for them
+NOISY = 1.5  # as a ratio of two measurements of the same
 _SAMPLED_IN_VAIN = 50
 
 
@@ -43,11 +44,13 @@ class Judged:
         met: whether the promise was kept.
         goodput: share of the requests within it.
         reached: percentiles in ms by the bound's text; None: no answer.
+        client_limited: whether the processes that send were the limit.
     """
 
     met: bool
     goodput: float
     reached: dict[str, float | None]
+    client_limited: bool = False
 
 
 Measure = Callable[[Setting, float, int], Judged]
@@ -58,9 +61,10 @@ class Tried:
     """A setting and what became of it.
 
     Attributes:
-        rate: requests per second at which it kept the promise, or, where it never did, an estimate below the
-            rate at which it was asked; None: it failed.
-        kept: whether it kept the promise at that rate.
+        rate: requests per second at which it kept the promise, or, where it never did, an estimate for the
+            proposals; None: it failed.
+        asked: the lowest rate at which it missed the promise; None: it failed before.
+        kept: whether it kept the promise at `rate`.
         tests: how many it took.
         error: why it failed; "": it did not.
     """
@@ -69,6 +73,7 @@ class Tried:
     rate: float | None
     kept: bool
     tests: int
+    asked: float | None = None
     error: str = ""
 
 
@@ -82,12 +87,14 @@ class Found:
         confirmed: for each candidate that had a chance, its setting, the rate of the last tests, and in how
             many of them it and what is served now kept the promise.
         winner: the setting that won; None: no difference.
+        client_limited: how many tests were limited by the processes that send.
     """
 
     same: list[float] = field(default_factory=list)
     tried: list[Tried] = field(default_factory=list)
     confirmed: list[dict[str, Any]] = field(default_factory=list)
     winner: Setting | None = None
+    client_limited: int = 0
 
     @property
     def base(self) -> float:
@@ -101,9 +108,9 @@ class Found:
 
     @property
     def rate(self) -> float:
-        """The rate of the winner, or of what is served now."""
-        rates = [tried.rate or 0.0 for tried in self.tried if tried.setting == self.winner and tried.kept]
-        return max([self.base, *rates])
+        """The rate at which the winner was confirmed, or that of what is served now."""
+        won = [row["rate"] for row in self.confirmed if row["setting"] == self.winner]
+        return float(won[-1]) if won else self.base
 
     def to_dict(self) -> dict[str, Any]:
         """As plain types."""
@@ -112,6 +119,7 @@ class Found:
             "tried": [vars(tried) for tried in self.tried],
             "confirmed": self.confirmed,
             "winner": self.winner,
+            "client_limited": self.client_limited,
         }
 
 
@@ -126,6 +134,7 @@ class Search:
         space: see there.
         measure: a test of a setting at a rate; its third argument is a number that differs each time.
         seconds: the budget.
+        about: what else makes this search another one: the promise, the load, the files, the machine.
         journal: what was done so far, to go on with after an interruption, or what was found.
         seed: of the proposals.
         say: is told each step, in a line.
@@ -139,12 +148,14 @@ class Search:
         seconds: float,
         journal: Path,
         *,
+        about: dict[str, Any] | None = None,
         seed: int = 0,
         say: Callable[[str], None] = lambda line: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._space, self._measure, self._seconds = space, measure, seconds
         self._journal, self._seed, self._say, self._clock = journal, seed, say, clock
+        self._told = about or {}
         self._number = 0
         self.found = Found()
 
@@ -152,24 +163,35 @@ class Search:
         """Search until the budget is used up, and confirm.
 
         Args:
-            again: whether a search that has ended is made anew; else what it found is given.
+            again: whether a search that has ended is made anew; else what won is given, if something did.
             first: asked once what is served now has been measured: models whose knobs are tried first.
 
         Raises:
             NothingMeets: see there.
             UsageError: the journal is of another search.
+            ShoalError: the budget was too short to try a setting.
         """
         begun = self._clock()
         if self._resume():
-            if not again:
+            if not again and self.found.winner is not None:
                 return self.found
             self.found = Found()
         while len(self.found.same) < 2:
             self.found.same.append(self._highest(self._space.default, self._start_rate()))
-            self._say(f"served now: {self.found.same[-1]:.1f} requests/s")
+            which = f"measured {len(self.found.same)} of 2 times"
+            self._say(f"served now: {self.found.same[-1]:.1f} requests/s, {which}")
             self._keep()
         until = begun + self._seconds * (1 - SHARE_TO_CONFIRM)
+        if self.found.noise > NOISY:
+            ratio = f"{self.found.noise:.1f} times as fast once as the other time"
+            self._say(f"warning: what is served now was {ratio}: this machine is not quiet")
         self._explore(self._space.corners(first()), until)
+        if not self.found.tried:
+            raise ShoalError(
+                f"the budget of {self._seconds:.0f} s is over before a setting was tried: to measure what is"
+                f" served now took {self._clock() - begun:.0f} s",
+                hint="the same command with a longer --budget goes on from there",
+            )
         self._confirm()
         self._keep(ended=True)
         return self.found
@@ -228,7 +250,7 @@ class Search:
         try:
             judged = self._test(tried, rate)
             if not judged.met:
-                tried.rate = rate * min(judged.goodput, 1 / AHEAD)
+                tried.rate, tried.asked = rate * min(judged.goodput, 1 / AHEAD), rate
                 self._say(
                     f"{self._space.text(setting)}: {judged.goodput:.1%} within at {rate:.1f} requests/s"
                 )
@@ -244,7 +266,7 @@ class Search:
             tried.error = error.message
             self._say(f"{self._space.text(setting)}: failed: {error.message}")
             return tried
-        tried.rate, tried.kept = low, True
+        tried.rate, tried.asked, tried.kept = low, high, True
         self._say(f"{self._space.text(setting)}: {low:.1f} requests/s, the best so far")
         return tried
 
@@ -254,7 +276,12 @@ class Search:
 
     def _ask(self, setting: Setting, rate: float) -> Judged:
         self._number += 1
-        return self._measure(setting, rate, self._number)
+        return self._measured(setting, rate)
+
+    def _measured(self, setting: Setting, rate: float) -> Judged:
+        judged = self._measure(setting, rate, self._number)
+        self.found.client_limited += judged.client_limited
+        return judged
 
     def _highest(self, setting: Setting, rate: float) -> float:
         """The highest rate of a setting, from a guess."""
@@ -290,14 +317,12 @@ class Search:
             if tried.rate <= self.found.base * self.found.noise:
                 continue
             rate = (tried.rate * self.found.base) ** 0.5
-            won = lost = 0
-            for block in range(CONFIRMATIONS):
-                sides = [tried.setting, self._space.default]
-                self._number += 1
-                for setting in sides if block % 2 == 0 else sides[::-1]:
-                    met = self._measure(setting, rate, self._number).met  # both get the same requests
-                    won += met and setting is tried.setting
-                    lost += not met and setting is not tried.setting
+            try:
+                won, lost = self._in_turn(tried.setting, rate)
+            except ShoalError as error:
+                tried.kept, tried.error = False, error.message
+                self._say(f"confirming {self._space.text(tried.setting)}: failed: {error.message}")
+                continue
             self.found.confirmed.append(
                 {"setting": tried.setting, "rate": rate, "kept": won, "served_now_kept": CONFIRMATIONS - lost}
             )
@@ -307,9 +332,23 @@ class Search:
                 self.found.winner = tried.setting
                 return
 
+    def _in_turn(self, setting: Setting, rate: float) -> tuple[int, int]:
+        """In how many tests a setting keeps the promise, and what is served now misses it."""
+        won = lost = 0
+        for block in range(CONFIRMATIONS):
+            sides = [setting, self._space.default]
+            self._number += 1
+            for side in sides if block % 2 == 0 else sides[::-1]:
+                met = self._measured(side, rate).met  # both get the same requests
+                won += met and side is setting
+                lost += not met and side is not setting
+        return won, lost
+
     def _about(self) -> dict[str, Any]:
         knobs = {knob.name: [*knob.values, knob.default] for knob in self._space.knobs}
-        return {"model": self._space.model, "knobs": json.loads(json.dumps(knobs))}
+        files = {number: manifest.files for number, manifest in self._space.manifests.items()}
+        about = {"model": self._space.model, "knobs": knobs, "files": files, **self._told}
+        return dict(json.loads(json.dumps(about)))
 
     def _keep(self, *, ended: bool = False) -> None:
         write_json(self._journal, {"about": self._about(), "ended": ended, **self.found.to_dict()})
@@ -327,6 +366,7 @@ class Search:
                 [Tried(**tried) for tried in kept["tried"]],
                 kept["confirmed"],
                 kept["winner"],
+                kept["client_limited"],
             )
             ended = bool(kept["ended"])
         except FileNotFoundError:

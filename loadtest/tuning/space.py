@@ -1,14 +1,16 @@
 """What can be set of a version, and how a setting is written into its configs.
 
-Accuracy is no knob: a setting changes when and where a network runs, and never which answer it gives. Only
-proven versions take part, and those that the caller's own bounds on their evidence let in. The number of rows
-in a request, and lengths that texts are padded to, are part of what was proven, and stay.
+Accuracy is no knob: a setting changes when and where a network runs, and not which answer it gives. Another
+version answers otherwise, so others take part only where the caller gives a bound on their evidence. The
+number of rows in a request, and lengths that texts are padded to, are part of what was proven, and stay.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal import model_config
@@ -70,6 +72,11 @@ class Space:
         """What is served now."""
         return {knob.name: knob.default for knob in self.knobs}
 
+    @property
+    def size(self) -> int:
+        """How many settings there are."""
+        return math.prod(len(knob.values) for knob in self.knobs)
+
     def corners(self, first: Sequence[str] = ()) -> list[Setting]:
         """The default with one knob at another value, for each knob and its outermost values.
 
@@ -130,9 +137,14 @@ def space_of(model: str, served: Manifest, others: Sequence[Manifest], cpus: int
         UsageError: nothing can be set of such a model.
     """
     cpus = cpus or available_cpus()
-    # Versions made by other exporters have other configs, and their knobs would not mean the same.
-    alike = [each for each in others if each.configs.keys() == served.configs.keys()]
-    manifests = {each.version: each for each in (served, *alike)}
+    manifests = {served.version: served}
+    seen = {_content(served)}
+    for each in sorted(others, key=lambda manifest: manifest.version):
+        # Versions made by other exporters have other configs, and their knobs would not mean the same.
+        # Another setting of the same files is not another version.
+        if each.configs.keys() == served.configs.keys() and _content(each) not in seen:
+            manifests[each.version] = each
+            seen.add(_content(each))
     configs = {name: model_config.parse(text) for name, text in served.configs.items()}
     network = configs[served.network]
     knobs = [Knob(VERSION, "", tuple(sorted(manifests)), served.version, _nothing)]
@@ -146,6 +158,11 @@ def space_of(model: str, served: Manifest, others: Sequence[Manifest], cpus: int
     else:
         raise UsageError(f"{model} cannot be tuned: its backend is {network.backend or network.platform}")
     return Space(model, manifests, tuple(knob for knob in knobs if len(knob.values) > 1))
+
+
+def _content(manifest: Manifest) -> frozenset[tuple[str, str]]:
+    """What a version's files hold, whatever its number."""
+    return frozenset((Path(name).name, value) for name, value in manifest.files.items())
 
 
 def versions_that_keep(
@@ -169,14 +186,27 @@ def versions_that_keep(
 
 def _of_network(name: str, config: ModelConfig, cpus: int) -> list[Knob]:
     """A network on ONNX Runtime: instances with threads, so that no more threads run than there are CPUs."""
-    now = config.instance_group[0].count if config.instance_group else 1
-    given = config.parameters["intra_op_thread_count"].string_value if now > 1 else ""
+    now = _count(config)
+    key = "intra_op_thread_count"
+    given = config.parameters[key].string_value if key in config.parameters else ""
     threads = int(given) if given.isdecimal() and int(given) else max(1, cpus // now)
     default = f"{now} x {threads}"
     counts = [count for count in (1, 2, 4, 8, 16) if count <= cpus]
     values = [f"{count} x {cpus // count}" for count in counts]
+
+    def write(config: ModelConfig, value: str) -> None:
+        if value == default:  # as it is: what was written by hand stays
+            return
+        count, threads = (int(part) for part in value.split(" x "))
+        if not config.instance_group:
+            config.instance_group.add()
+        config.instance_group[0].count = count
+        config.parameters.pop(key, None)
+        if count > 1:  # one instance has all CPUs
+            config.parameters[key].string_value = str(threads)
+
     knobs = [
-        Knob("instances x threads", name, _with(values, default), default, _write_parallel),
+        Knob("instances x threads", name, _with(values, default), default, write),
         Knob(
             "queue delay, us",
             name,
@@ -213,7 +243,7 @@ def _parameter(
 
 
 def _instances(knob: str, model: str, config: ModelConfig, cpus: int) -> Knob:
-    default = config.instance_group[0].count if config.instance_group else 1
+    default = _count(config)
 
     def write(config: ModelConfig, value: int) -> None:
         if not config.instance_group:
@@ -224,14 +254,9 @@ def _instances(knob: str, model: str, config: ModelConfig, cpus: int) -> Knob:
     return Knob(knob, model, _with(values, default), default, write)
 
 
-def _write_parallel(config: ModelConfig, value: str) -> None:
-    count, threads = (int(part) for part in value.split(" x "))
-    if not config.instance_group:
-        config.instance_group.add()
-    config.instance_group[0].count = count
-    config.parameters.pop("intra_op_thread_count", None)
-    if count > 1:  # one instance has all CPUs
-        config.parameters["intra_op_thread_count"].string_value = str(threads)
+def _count(config: ModelConfig) -> int:
+    """Instances of a model; Triton's default is one on CPUs."""
+    return max(1, config.instance_group[0].count) if config.instance_group else 1
 
 
 def _write_delay(config: ModelConfig, value: int) -> None:

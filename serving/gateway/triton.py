@@ -41,6 +41,7 @@ _OPTIONS = [
 _PROBE_SECONDS = 1.0
 _CLOCK_SECONDS = 0.02
 _FINAL = "triton_final_response"
+_CORE = "Internal error from Core"  # what gRPC says of a call that begins when its time is over
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,8 @@ class Triton:
                 call.cancel()
 
     def _translated(self, error: grpc.RpcError, end: float) -> Exception:
-        if error.code() is grpc.StatusCode.INTERNAL and time.monotonic() > end - _CLOCK_SECONDS:
-            # gRPC says "Internal error from Core" of a call that begins when its time is over, too.
+        if error.details() == _CORE and time.monotonic() > end - _CLOCK_SECONDS:
+            # Else its connection broke as it began: see `clients.errors`.
             return Timeout(f"{self.address}: no answer before the deadline")
         raised = InferenceServerException(str(error.details()), status=str(error.code()))
         return from_triton(raised, self.address)

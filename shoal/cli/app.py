@@ -217,7 +217,7 @@ def stop(
 
 for command in (*models.COMMANDS, infer, chat, gateway, tune, cost, *versions.COMMANDS):
     app.command()(command)
-app.add_typer(loadtest.app)
+app.add_typer(loadtest.app, help="Run Locust against a served model, or compare two such tests.")
 app.add_typer(keys.app, name="keys")
 
 

@@ -61,6 +61,8 @@ def infer(
                 "standard input is closed, which the text was to come from", hint="give the text"
             )
         texts = [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines() if line.strip()]
+    from clients import Timeout
+
     client, address = connect(protocol, url, repository, timeout)
     with client:
         metadata = client.metadata(model)
@@ -70,10 +72,16 @@ def infer(
             line = shlex.join(["shoal", "infer", *options, model, "Fish swim in"])
             raise UsageError(f"{model} wants a text", hint=line)
         if is_decoder(metadata):
-            answers = [
-                stream_answer(client, model, text, sampling_from(sampling), timeout, raw, quiet=as_json)
-                for text in texts
-            ]
+            try:
+                answers = [
+                    stream_answer(client, model, text, sampling_from(sampling), timeout, raw, quiet=as_json)
+                    for text in texts
+                ]
+            except Timeout as error:
+                raise ShoalError(
+                    f"{model} gave no whole answer within {timeout:g} s",
+                    hint="--timeout gives it more; a machine that does something else is slow: shoal status",
+                ) from error
             if as_json:
                 print_json({"model": model, "url": address, "answers": answers})
             return

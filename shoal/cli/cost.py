@@ -20,11 +20,15 @@ def cost(
     rps: Annotated[
         float | None,
         typer.Option(
-            min=0.001, help="Requests per second of all callers. Default: what one replica is planned with."
+            min=0.001,
+            help="Requests per second of all callers. Default: what the first report's replica takes.",
         ),
     ] = None,
     machine: Annotated[
-        list[str] | None, typer.Option(help="Of the price list; several are compared. Default: all of it.")
+        list[str] | None,
+        typer.Option(
+            help="Of the price list; several are compared. Default: all that have a GPU if the test had."
+        ),
     ] = None,
     prices: Annotated[
         Path | None, typer.Option(help="Your price list (TOML, docs/cost.md). Its entries win over ours.")
@@ -55,11 +59,17 @@ def cost(
         raise UsageError(
             f"the price list has no machine {unknown[0]}", hint=f"it has {', '.join(known.machines)}"
         )
-    chosen = [known.machines[name] for name in machine or known.machines]
-    wanted = calculation.Wanted(rps, headroom, spot)
     options = calculation.options_of(reports)
+    wanted = calculation.Wanted(rps or options[0].rate * headroom, headroom, spot)
     rows, apis = [], []
     for option in options:
+        chosen = [
+            known.machines[name]
+            for name in machine or known.machines
+            if machine or bool(known.machines[name].gpu) == bool(option.gpus)
+        ]
+        if not chosen:
+            raise UsageError(f"the price list has no machine like that of {option.source}", hint="name one")
         own = [(each, calculation.on_machine(option, each, wanted, known)) for each in chosen]
         rows += [row for _, row in own]
         cheapest, row = min(own, key=lambda pair: float(pair[1]["usd_per_month"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,8 +90,8 @@ def run(
 ) -> None:
     """Run Locust against a served model and write a report with plots.
 
-    Exit code 1 if a request failed, --slo was missed or --against shows a regression. To compare two reports:
-    shoal loadtest diff BEFORE AFTER. For Locust's web page: locust -f loadtest/locustfile.py
+    Exit code 1 if --slo was missed or --against shows a regression; without them, if a request failed. To
+    compare two reports: shoal loadtest diff BEFORE AFTER. Locust's web page: locust -f loadtest/locustfile.py
 
     Example: shoal loadtest --users 16 --seconds 30
 
@@ -99,13 +100,9 @@ def run(
     Example: shoal loadtest smollm2 --workload rag --slo ttft_p95=500ms,itl_p95=60ms --find-max
     """
     headless, comparing, notes, searching = _rooms()
-    if protocol not in headless.PROTOCOLS:
-        raise UsageError(f"unknown protocol {protocol}", hint=f"known: {', '.join(headless.PROTOCOLS)}")
     is_open = rate is not None or bool(arrival) or find_max
-    if is_open and users is not None:
-        raise UsageError("--users is of a closed loop, --rate, --arrival and --find-max of an open one")
-    if find_max and against is not None:
-        raise UsageError("--against needs one rate: use --rate instead of --find-max")
+    _check(protocol, users if is_open else None, against if find_max else None)
+    _check_words(slo, [url for url in (grpc_url, http_url) if url is not None])
     served = None
     before = comparing.read(against) if against is not None else None
     if (grpc_url is None and protocol != "http") or (http_url is None and protocol != "grpc"):
@@ -143,6 +140,34 @@ def run(
             out.print(line, highlight=False)
         out.print(f"report: {report / 'report.html'}", highlight=False)
     raise typer.Exit(1 if _failed(summary) else 0)
+
+
+def _check(protocol: str, users: int | None, against: Path | None) -> None:
+    """What does not go together.
+
+    Args:
+        users: that are given beside an open loop.
+        against: that is given beside --find-max.
+    """
+    from loadtest import headless
+
+    if protocol not in headless.PROTOCOLS:
+        raise UsageError(f"unknown protocol {protocol}", hint=f"known: {', '.join(headless.PROTOCOLS)}")
+    if users is not None:
+        raise UsageError("--users is of a closed loop, --rate, --arrival and --find-max of an open one")
+    if against is not None:
+        raise UsageError("--against needs one rate: use --rate instead of --find-max")
+
+
+def _check_words(promise: str, urls: Sequence[str]) -> None:
+    """What can be told before a server is looked for."""
+    from clients.vocabulary import host_and_port
+    from loadtest import slo
+
+    if promise:
+        slo.parse(promise)
+    for url in urls:
+        host_and_port(url)
 
 
 def _served(repository: Path, model: str) -> dict[str, Any] | None:

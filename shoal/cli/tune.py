@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from shoal import machine
+from shoal import machine, tuned
 from shoal.cli.options import DEFAULT_REPOSITORY, Json, Repository
 from shoal.cli.steps import err, out, print_json
 from shoal.errors import MissingDependency, RepositoryError, UsageError
 from shoal.manifest import manifests, served_manifests
+from shoal.progress import Bars
 from shoal.tasks import GENERATION
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -57,12 +58,12 @@ def tune(
         from loadtest import slo as promises
         from loadtest.tuning import page, search, space
         from loadtest.tuning.bench import Bench
-        from shoal import tuned
     except ModuleNotFoundError as error:
         raise MissingDependency(str(error.name), extra="tune") from error
     promises.parse(slo)
     most = _seconds(budget)
     bounds = {"min_cosine": min_cosine, "max_rise": _share(max_rise)}
+    bounded = any(bound is not None for bound in bounds.values())
     served = next(served_manifests(repository, name), None)
     if served is None:
         raise RepositoryError(f"{repository} serves no version of {name}", hint=f"shoal export --name {name}")
@@ -72,7 +73,8 @@ def tune(
             f"version {served.version} of {name}, which is served, is not within these bounds",
             hint="shoal promote another version first, or ask for less",
         )
-    settings = space.space_of(name, served, [each for each in allowed if each.version != served.version])
+    others = [each for each in allowed if bounded and each.version != served.version]
+    settings = space.space_of(name, served, others)
     generates = (served.evidence.get("task") or served.recipe.get("task")) == GENERATION
     plan = headless.Plan(
         *(name, 0, seconds, "grpc", "-", "-", generates, workload), arrival="poisson", slo=slo
@@ -81,23 +83,29 @@ def tune(
     folder.mkdir(parents=True, exist_ok=True)
     journal = folder / "journal.json"
 
+    about = {
+        **{"model": name, "slo": slo, "workload": workload or "the usual", "seconds": seconds},
+        "machine": machine.describe(),
+    }
+    knobs = ", ".join(knob.name for knob in settings.knobs)
+    settings_told = f"{settings.size} settings of {knobs}"
+
     def say(line: str) -> None:
         err.print(line, highlight=False, markup=False)
 
-    with Bench(repository, settings, plan, folder) as bench:
-        found = search.Search(settings, bench.measure, most, journal, seed=seed, say=say).run(
-            bench.queues, again=not apply
-        )
-    about = {"model": name, "slo": slo, "workload": workload or "the usual", "seconds": seconds}
-    told = page.summary(settings, found, {**about, "budget": most, "machine": machine.describe()})
+    say(f"{settings_told}; for {budget} they are tested, {seconds} s each time")
+    with Bench(repository, settings, plan, folder, Bars(err)) as bench:
+        search_of = search.Search(settings, bench.measure, most, journal, about=about, seed=seed, say=say)
+        try:
+            found = search_of.run(bench.queues, again=not apply)
+        except KeyboardInterrupt:
+            if journal.exists():
+                say("the same command goes on from here")
+            raise
+    told = page.summary(settings, found, {**about, "budget": most})
     page.write(settings, found, told, folder)
     if apply and found.winner is not None:
-        measured = {key: told[key] for key in ("slo", "rate", "better", "noise", "says", "machine")}
-        version = found.winner.get(space.VERSION, served.version)
-        made = tuned.publish(
-            repository, settings.manifests[version], settings.configs(found.winner), measured
-        )
-        told["published"] = made.version
+        told["published"] = _publish(repository, settings, found, told)
         journal.unlink(missing_ok=True)
     if as_json:
         print_json(told)
@@ -106,12 +114,27 @@ def tune(
     out.print(f"report: {folder / 'tune.html'}", highlight=False)
 
 
+def _publish(repository: Path, settings: Any, found: Any, told: dict[str, Any]) -> int:
+    """The number of the new version."""
+    from loadtest.tuning.space import VERSION
+
+    measured = {key: told[key] for key in ("slo", "rate", "better", "noise", "says", "machine")}
+    manifest = settings.manifests[found.winner.get(VERSION, settings.served)]
+    return tuned.publish(repository, manifest, settings.configs(found.winner), measured).version
+
+
 def _tell(name: str, settings: Any, found: Any, told: dict[str, Any]) -> None:
     from loadtest.tuning import page
 
     out.print(page.as_table(settings, found))
+    if found.client_limited:
+        said = "the processes that send had no more CPU time, so rates may be theirs and not the server's"
+        out.print(f"in {found.client_limited} tests {said}", highlight=False)
     if found.winner is None:
-        out.print("no difference: nothing beats what is served now beyond noise", highlight=False)
+        out.print(
+            f"no difference: none of {len(found.tried)} settings beats what is served now beyond noise",
+            highlight=False,
+        )
         return
     rates = f"{found.rate:.1f} requests/s instead of {found.base:.1f}"
     out.print(f"{settings.text(found.winner)}: {rates}", highlight=False)

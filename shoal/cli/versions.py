@@ -60,6 +60,8 @@ def versions(
         raw = "" if isinstance(entry, Damaged) else raw_share(entry.evidence.get("raw"))
         facts = (escape(str(row[name] or "")) for name in ("precision", "source", "created"))
         precision, source, created = facts
+        if row.get("engine"):
+            precision += f", {escape(row['engine'])}"
         made.add_row(escape(row["model"]), str(row["version"]), mark, precision, raw, source, created[:16])
     out.print(made)
     for row in rows:
@@ -77,7 +79,7 @@ def _row(repository: Path, entry: Any) -> dict[str, Any]:
         "version": entry.version,
         "served": entry.version == store.served_version(repository, entry.network),
         "damaged": True,
-        **dict.fromkeys(("precision", "raw_agreement", "source", "created")),
+        **dict.fromkeys(("precision", "engine", "raw_agreement", "source", "created", "tuned")),
     }
     if not isinstance(entry, Manifest):
         return row
@@ -85,6 +87,7 @@ def _row(repository: Path, entry: Any) -> dict[str, Any]:
         "model": entry.model,
         "damaged": False,
         "precision": entry.precision,
+        "engine": entry.evidence.get("engine"),
         "raw_agreement": (entry.evidence.get("raw") or {}).get("agreement"),
         "source": entry.source.get("id"),
         "created": entry.created,

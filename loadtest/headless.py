@@ -148,7 +148,7 @@ def measured(plan: Plan, folder: Path, *, progress: Silent | None = None) -> tup
     about, least = asdict(plan), float(plan.seconds) if plan.arrival in arrivals.KINDS else 0.0
     served = about.pop("served")
     summary = {"plan": about, "served": served, "machine": machine.describe(), **samples.summary(least)}
-    summary["queueing"] = queueing.between(before, after)  # of all callers in this time
+    summary["queueing"] = queueing.between(before, after, plan.model)  # of all callers in this time
     summary["joules"] = joules  # of the whole machine, the processes that send among them
     if plan.generates:
         summary["streams"] = samples.streams(least)

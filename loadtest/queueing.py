@@ -40,8 +40,13 @@ def statistics(grpc_url: str, http_url: str) -> Statistics:
     return found
 
 
-def between(before: Statistics, after: Statistics) -> dict[str, dict[str, float]]:
-    """By model: `requests`, and the mean `queue_ms` and `run_ms` of one; only of models that were asked."""
+def between(before: Statistics, after: Statistics, model: str) -> dict[str, dict[str, float]]:
+    """By model: `requests`, and the mean `queue_ms` and `run_ms` of one.
+
+    Args:
+        model: that was tested. Models with less than a tenth of its requests are left out: they are no steps
+            of it, and a supervisor asks each model now and then.
+    """
     made = {}
     for name, now in after.items():
         then = before.get(name, dict.fromkeys(now, 0))
@@ -52,7 +57,8 @@ def between(before: Statistics, after: Statistics) -> dict[str, dict[str, float]
                 "queue_ms": (now["queue"] - then["queue"]) / count / 1e6,
                 "run_ms": (now["run"] - then["run"]) / count / 1e6,
             }
-    return made
+    least = made[model]["requests"] / 10 if model in made else 0.0
+    return {name: row for name, row in made.items() if row["requests"] >= least}
 
 
 def _over_http(url: str) -> list[tuple[str, dict[str, int]]]:

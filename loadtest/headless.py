@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +31,7 @@ from shoal.progress import Silent
 PROTOCOLS = ("both", "grpc", "http")
 _USERS = {"both": ("Grpc", "Http"), "grpc": ("Grpc",), "http": ("Http",)}
 STRAGGLERS_SECONDS, WRITING_SECONDS = 30, 60
+MOST_SECONDS = 120  # of a test that is made longer since its rate is low
 START_SECONDS = 6.0  # in which several processes start, before the first request is due
 RATE_OF_A_PROCESS = 250  # requests per second: some 200 ms of CPU time for short texts
 
@@ -77,6 +79,12 @@ class Plan:
     def grace(self) -> float:
         """How long the last answers of an open loop are waited for, in seconds."""
         return 30.0 if self.generates else self.deadline
+
+    def at(self, rate: float, seed: int) -> Plan:
+        """The same with another rate, and longer where that would give too few requests for a percentile."""
+        least = slo.least_requests(slo.parse(self.slo))
+        seconds = max(self.seconds, min(MOST_SECONDS, math.ceil(least / rate)))
+        return replace(self, rate=rate, seconds=seconds, seed=seed)
 
     @property
     def due(self) -> NDArray[np.float64]:

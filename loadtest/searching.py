@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from loadtest import headless, report, slo
+from loadtest import headless, report
 from loadtest.samples import Samples
 from shoal import show
 from shoal.errors import ShoalError, UsageError
@@ -19,7 +17,7 @@ FIRST_RATE = 8.0
 NEAR = (
     1.05  # the search ends when the lowest rate that misses is at most so much above the highest that meets
 )
-MOST_TRIALS, MOST_SECONDS, LEAST_RATE = 24, 120, 0.05
+MOST_TRIALS, LEAST_RATE = 24, 0.05
 _CONFIRMATIONS = 4
 
 
@@ -60,7 +58,6 @@ def find_max(plan: headless.Plan, folder: Path, *, progress: Silent | None = Non
 class _Search:
     def __init__(self, plan: headless.Plan, folder: Path, progress: Silent | None) -> None:
         self._plan, self._folder, self._progress = plan, folder, progress
-        self._least = slo.least_requests(slo.parse(plan.slo))
         self.trials: list[dict[str, Any]] = []
         self.last: tuple[Samples, dict[str, Any]]
         self.nearest: tuple[Samples, dict[str, Any]]  # of those that missed it, the largest share within it
@@ -71,8 +68,7 @@ class _Search:
 
     def meets(self, rate: float) -> bool:
         """Whether the promise holds at a rate. What the client took too long counts against it."""
-        seconds = max(self._plan.seconds, min(MOST_SECONDS, math.ceil(self._least / rate)))
-        plan = replace(self._plan, rate=rate, seconds=seconds, seed=len(self.trials))
+        plan = self._plan.at(rate, len(self.trials))
         samples, summary = headless.measured(plan, self._folder, progress=self._progress)
         judged, limited = summary["slo"], summary["client"]["limited"]
         best = max((trial["goodput"] for trial in self.trials if not trial["met"]), default=-1.0)
@@ -82,7 +78,7 @@ class _Search:
         self.trials.append(
             {
                 "rate": rate,
-                "seconds": seconds,
+                "seconds": plan.seconds,
                 "goodput": judged["goodput"],
                 "met": judged["met"],
                 "steady": judged["steady"],

@@ -65,7 +65,7 @@ class Bench:
             ShoalError: it cannot be served, or its server died.
         """
         server = self._server(setting, rate)
-        plan = replace(self._plan, grpc_url=server.grpc, rate=rate, seed=number)
+        plan = replace(self._plan.at(rate, number), grpc_url=server.grpc)
         _, summary = headless.measured(plan, self._folder, progress=self._progress)
         if not server.alive:
             raise ServerError("the server died")

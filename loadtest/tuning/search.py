@@ -30,6 +30,7 @@ AHEAD = 1.04  # a setting is first asked for so much more than the best so far
 STEP = 1.15  # a setting that keeps the promise is asked for so much more
 NEAR = 1.05  # and then between, until its bounds are so near
 FIRST_RATE, LEAST_RATE = 8.0, 0.05
+FACTOR = 2.0  # between rates, until one keeps the promise and one misses it
 CONFIRMATIONS = 4  # tests of each side at the end
 SHARE_TO_CONFIRM = 0.25  # of the budget is kept for them
 NOISY = 1.5  # as a ratio of two measurements of the same
@@ -297,7 +298,7 @@ class Search:
             if low is not None and high is not None:
                 rate = (low * high) ** 0.5
             else:
-                rate = rate * 1.5 if high is None else rate / 1.5
+                rate = rate * FACTOR if high is None else rate / FACTOR
         if low is None:
             raise NothingMeets(
                 f"no rate keeps the promise; at the best {nearest:.1%} of the requests were within it",

@@ -165,6 +165,7 @@ def measured(plan: Plan, folder: Path, *, progress: Silent | None = None) -> tup
     if bounds:
         steady = not plan.arrival or samples.steady(plan.seconds)
         summary["slo"] = slo.judged(bounds, samples.metrics(generates=plan.generates), steady=steady)
+        summary["slo"]["alone"] = bool(plan.arrival) and samples.alone(plan.seconds)
         summary["slo"]["enough"] = len(samples) >= slo.least_requests(bounds)
     return samples, summary
 

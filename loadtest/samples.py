@@ -17,6 +17,7 @@ FIRST_TOKEN, BETWEEN_TOKENS = "first token", "between tokens"
 STREAM_PARTS = (FIRST_TOKEN, BETWEEN_TOKENS)
 PERCENTILES = (50, 95, 99)
 BINS = 24
+_HARDLY = 0.1  # requests that run at once, on average
 # When it ended (seconds since 1970), protocol, milliseconds, failure, size; then its number, by how many
 # milliseconds it was sent late, milliseconds to the first token and between tokens, and tokens of what was
 # asked, or None for each.
@@ -100,6 +101,14 @@ class Samples:
         waiting = [int(((due <= at) & (self.ended > at)).sum()) for at in (seconds / 2, seconds)]
         came = int((due > seconds / 2).sum())
         return waiting[1] - waiting[0] <= max(3 * came**0.5, 0.1 * came)
+
+    def alone(self, seconds: float) -> bool:
+        """Whether requests of an open loop hardly met each other, so that a lower rate would change nothing.
+
+        Args:
+            seconds: how long requests came.
+        """
+        return float(self.latency.sum()) / 1e3 / seconds < _HARDLY
 
     def summary(self, seconds: float = 0.0) -> dict[str, Any]:
         """Counts, rates and percentiles of latency, in all and by protocol, and failures by reason.

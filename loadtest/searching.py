@@ -96,6 +96,8 @@ class _Search:
                 low, rate = rate, rate * 2
             else:
                 high, rate = rate, rate / 2
+                if self.last[1]["slo"]["alone"]:  # a lower rate would change nothing
+                    break
         return low, high
 
     def confirmed(self, rate: float) -> float | None:

@@ -75,6 +75,7 @@ class Bench:
             judged["goodput"],
             {row["bound"]: row["reached"] for row in judged["bounds"]},
             summary["client"]["limited"],
+            judged["alone"],
         )
 
     def queues(self) -> list[str]:

@@ -46,12 +46,14 @@ class Judged:
         goodput: share of the requests within it.
         reached: percentiles in ms by the bound's text; None: no answer.
         client_limited: whether the processes that send were the limit.
+        alone: whether requests hardly met each other.
     """
 
     met: bool
     goodput: float
     reached: dict[str, float | None]
     client_limited: bool = False
+    alone: bool = False
 
 
 Measure = Callable[[Setting, float, int], Judged]
@@ -295,6 +297,8 @@ class Search:
                 low = rate
             else:
                 high = rate
+                if low is None and judged.alone:  # a lower rate would change nothing
+                    break
             if low is not None and high is not None:
                 rate = (low * high) ** 0.5
             else:

@@ -20,7 +20,6 @@ from rich.table import Table
 
 from loadtest import arrivals, comparing, queueing, report, slo, workloads
 from loadtest.energy import Meter
-from loadtest.limits import MOST_CPU, MOST_LAG_MS, MOST_LAG_SHARE
 from loadtest.peers.server import free_port
 from loadtest.samples import Row, Samples
 from shoal import machine, show
@@ -33,6 +32,8 @@ _USERS = {"both": ("Grpc", "Http"), "grpc": ("Grpc",), "http": ("Http",)}
 STRAGGLERS_SECONDS, WRITING_SECONDS = 30, 60
 MOST_SECONDS = 120  # of a test that is made longer since its rate is low
 START_SECONDS = 6.0  # in which several processes start, before the first request is due
+# Beyond these the time of the processes that send is in the figures.
+MOST_CPU, MOST_LAG_MS, MOST_LAG_SHARE = 0.85, 5.0, 0.1
 RATE_OF_A_PROCESS = 250  # requests per second: some 200 ms of CPU time for short texts
 
 
@@ -120,10 +121,11 @@ def run(
         UsageError: the plan contradicts itself.
     """
     samples, summary = measured(plan, folder, progress=progress)
-    report.write(summary, samples, folder)  # it is there, whatever the comparison says
-    if before is not None:
-        after = {**summary, "requests": samples.columns()}
-        summary["compared"] = comparing.compare(before, after, tolerance)
+    try:
+        if before is not None:
+            after = {**summary, "requests": samples.columns()}
+            summary["compared"] = comparing.compare(before, after, tolerance)
+    finally:  # also where there is too little to compare
         report.write(summary, samples, folder)
     return summary
 
@@ -183,6 +185,7 @@ def _make(folder: Path) -> None:
 def _client(samples: Samples, senders: Sequence[dict[str, float]]) -> dict[str, Any]:
     """Whether the processes that send kept up; else their own time is in the figures."""
     cpu = [sender["cpu_seconds"] / sender["seconds"] for sender in senders if sender]
+    busy = max(cpu, default=0.0) > MOST_CPU
     lag = slo.percentile(samples.lag, 99)  # those that were never sent have none
     latency = samples.latency[samples.succeeded]
     usual = slo.percentile(latency, 50)
@@ -190,7 +193,8 @@ def _client(samples: Samples, senders: Sequence[dict[str, float]]) -> dict[str, 
         "processes": len(cpu),
         "cpu": max(cpu, default=0.0),
         "lag_ms_p99": lag,
-        "limited": max(cpu, default=0.0) > MOST_CPU or lag > max(MOST_LAG_MS, MOST_LAG_SHARE * usual),
+        "busy": busy,
+        "limited": busy or lag > max(MOST_LAG_MS, MOST_LAG_SHARE * usual),
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from loadtest import comparing
-from loadtest.limits import MOST_CPU
 
 MOST_FAILURES = 3  # kinds of them that are told
 
@@ -32,7 +31,7 @@ def notes(summary: dict[str, Any]) -> list[str]:
     client = summary.get("client")
     if client and client["limited"]:
         late = f"requests were sent up to {client['lag_ms_p99']:.0f} ms late (p99)"
-        if client["cpu"] > MOST_CPU:
+        if client["busy"]:
             lines.append(f"the client was the limit, at {client['cpu']:.0%} of a CPU in a process: {late}")
         else:
             lines.append(f"{late}, since other processes took the CPUs; latencies hold that time")

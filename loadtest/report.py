@@ -5,45 +5,18 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib
 import numpy as np
 
 from loadtest.notes import notes
+from loadtest.pages import COLORS, GRID, MUTED, draw, render
 from loadtest.samples import BINS, Samples
+from loadtest.slo import percentile
 from shoal.paths import write_atomic
-
-matplotlib.use("svg")
-from matplotlib import pyplot as plt
-
-INK, MUTED, GRID = "#1b2733", "#66788a", "#e4eaf0"
-COLORS = {"p50": "#0f766e", "p95": "#d97706", "p99": "#be123c", "grpc": "#0f766e", "http": "#6366f1"}
-_STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "svg.fonttype": "none",
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": MUTED,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": GRID,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-}
 
 
 def write(summary: dict[str, Any], samples: Samples, folder: Path) -> None:
@@ -71,32 +44,18 @@ def write(summary: dict[str, Any], samples: Samples, folder: Path) -> None:
         pictures.append(("Both runs, block by block", draw(lambda axes: _blocks(axes, compared))))
     if trials := summary.get("trials"):
         pictures.insert(0, ("Goodput by rate", draw(lambda axes: _goodput(axes, trials))))
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
-    html = template.render(
+    html = render(
+        "report.html",
         summary=summary,
         pictures=pictures,
         rows={**summary["protocols"], "total": summary["total"]},
         parts=summary.get("streams", {}).get("parts", {}),
         compared=compared,
         notes=notes(summary),
-        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     )
     document = {**summary, "requests": samples.columns()}
     write_atomic(folder / "report.json", json.dumps(document))  # without a line for each figure
     write_atomic(folder / "report.html", html)
-
-
-def draw(paint: Callable[[Any], None]) -> str:
-    """A picture as SVG, in the house's style."""
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(7.2, 3.1), layout="constrained")
-        paint(axes)
-        drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
-        plt.close(figure)
-    svg = drawn.getvalue()
-    return svg[svg.index("<svg") :]
 
 
 def _latency(axes: Any, samples: Samples) -> None:
@@ -136,7 +95,7 @@ def _histogram(axes: Any, samples: Samples) -> None:
         linewidth=0.4,
     )
     for name, height in (("p50", 0.97), ("p95", 0.97), ("p99", 0.85)):
-        value = float(np.percentile(answered, float(name[1:])))
+        value = percentile(answered, float(name[1:]))
         axes.axvline(value, color=COLORS[name], linestyle="--", linewidth=1.2)
         axes.text(
             value,
@@ -158,7 +117,7 @@ def _part(axes: Any, milliseconds: Any) -> None:
     edges = np.linspace(0, float(np.percentile(milliseconds, 99.5)) * 1.02 + 1e-9, 49)
     axes.hist(milliseconds, bins=edges, color=COLORS["grpc"], edgecolor="white", linewidth=0.4)
     for name, height in (("p50", 0.97), ("p95", 0.85)):
-        value = float(np.percentile(milliseconds, float(name[1:])))
+        value = percentile(milliseconds, float(name[1:]))
         axes.axvline(value, color=COLORS[name], linestyle="--", linewidth=1.2)
         place = axes.get_xaxis_transform()
         axes.text(value, height, f" {name} {value:.0f}", color=COLORS[name], transform=place, va="top")

@@ -156,7 +156,7 @@ class Samples:
         for percentile in PERCENTILES:
             series[f"p{percentile}"] = np.array(
                 [
-                    np.percentile(part, percentile) if len(part) else np.nan
+                    slo.percentile(part, percentile) if len(part) else np.nan
                     for part in (self.latency[self.succeeded & (which == bin)] for bin in range(BINS))
                 ]
             )

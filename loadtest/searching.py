@@ -14,9 +14,7 @@ from shoal.errors import ShoalError, UsageError
 from shoal.progress import Silent
 
 FIRST_RATE = 8.0
-NEAR = (
-    1.05  # the search ends when the lowest rate that misses is at most so much above the highest that meets
-)
+NEAR = 1.05  # as a ratio: so near the lowest rate that misses must come to the highest that meets
 MOST_TRIALS, LEAST_RATE = 24, 0.05
 _CONFIRMATIONS = 4
 
@@ -42,9 +40,7 @@ def find_max(plan: headless.Plan, folder: Path, *, progress: Silent | None = Non
     search = _Search(plan, folder, progress)
     low, high = search.bracket(plan.rate or FIRST_RATE)
     if low is not None and high is None:
-        raise ShoalError(
-            f"the promise holds at {low:.4g} requests/s and at all rates before", hint="promise more"
-        )
+        raise ShoalError(f"the promise holds even at {low:.4g} requests/s", hint="promise more")
     while low is not None and high is not None and high > NEAR * low and search.may_go_on:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if search.meets(middle) else (low, middle)

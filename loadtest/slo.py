@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from shoal.errors import UsageError
 
 LATENCY, FIRST_TOKEN, BETWEEN_TOKENS = "latency", "ttft", "itl"
-WORDS = {LATENCY: "whole answer", FIRST_TOKEN: "time to first token", BETWEEN_TOKENS: "time between tokens"}
 _BOUND = re.compile(r"(?:(ttft|itl|latency)_)?p(\d{1,2}(?:\.\d+)?)=(\d+(?:\.\d+)?)(ms|s)")
 _TIMES = 5  # an open loop asks for so many times as long as a bound
 _EXAMPLES = "p99=80ms, or ttft_p95=500ms,itl_p95=60ms"

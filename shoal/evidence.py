@@ -54,7 +54,7 @@ def _serving(chosen: Mapping[str, Any]) -> list[str]:
             f"{called(entry)} {entry['rows_per_second']:.0f} rows/s, alone {entry['single_ms']:.1f} ms"
             for entry in figures
         ]
-        crowded = f", kept: others took {compared['others']:.1f} of {chosen['cpus']} CPUs"
+        crowded = f", not changed, since others took {compared['others']:.1f} of {chosen['cpus']} CPUs"
         lines.append(f"{called(chosen)}{crowded if compared['crowded'] else ''} (of {'; '.join(said)})")
     return lines
 

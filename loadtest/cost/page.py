@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
+from matplotlib.ticker import NullFormatter
 from rich.table import Table
 
-from loadtest.report import COLORS, GRID, MUTED, draw
+from loadtest.pages import COLORS, GRID, MUTED, draw, render
 from shoal import show
 from shoal.errors import ShoalError
 from shoal.paths import write_atomic, write_json
@@ -23,22 +21,14 @@ def write(found: dict[str, Any], folder: Path) -> None:
     """Write both files.
 
     Args:
-        found: `machines` and `apis`, rows of `loadtest.cost.calculation`.
+        found: `machines` and `apis`, rows of `loadtest.cost.calculation`, and `headroom`.
 
     Raises:
         ShoalError: the folder cannot be written.
     """
     pictures = [("Dollars a month", draw(lambda axes: _bars(axes, found)))]
     pictures.append(("Dollars a month, by rate", draw(lambda axes: _by_rate(axes, found))))
-    loader = jinja2.FileSystemLoader([Path(__file__).parent, Path(__file__).parent.parent])
-    template = jinja2.Environment(loader=loader, autoescape=True).get_template("cost.html")
-    html = template.render(
-        found=found,
-        pictures=pictures,
-        notes=notes(found),
-        money=money,
-        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-    )
+    html = render("cost.html", found=found, pictures=pictures, notes=notes(found), money=money)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "cost.json", found)
@@ -95,11 +85,12 @@ def notes(found: dict[str, Any]) -> list[str]:
         for row in found["machines"]
         if row["assumptions"]
     ]
-    said += [
-        f"{row['option']}: {row['kwh_per_million_requests']:.3g} kWh a million requests, the whole machine"
-        for row in found["machines"][:1]
-        if row["kwh_per_million_requests"] is not None
-    ]
+    energy = {row["option"]: row for row in found["machines"] if row["kwh_per_million_requests"] is not None}
+    for option, row in energy.items():
+        dollars = row["usd_of_energy_per_million_requests"]
+        paid = f", {money(dollars)} USD" if dollars is not None else ""
+        kwh = f"{row['kwh_per_million_requests']:.3g} kWh"
+        said.append(f"{option}: {kwh} a million requests, of the whole machine{paid}")
     return [*said, *dict.fromkeys(f"source: {source}" for row in rows for source in row["sources"])]
 
 
@@ -128,24 +119,15 @@ def _by_rate(axes: Any, found: dict[str, Any]) -> None:
     rates = first["requests_per_second"] * np.logspace(-_DOUBLINGS, _DOUBLINGS, 400, base=2)
     planned = first["rate_of_a_replica"] * found["headroom"]
     each = first["usd_per_month"] / first["replicas"]
-    axes.plot(
-        rates, (np.ceil(rates / planned) + 1) * each, color=COLORS["grpc"], label=_name(first, "machine")
-    )
+    label = f"{first['option']} on {first['machine']}"
+    axes.plot(rates, (np.ceil(rates / planned) + 1) * each, color=COLORS["grpc"], label=label)
     beside = [row for row in found["apis"] if row["option"] == first["option"]]
     for row, color in zip(beside, ("http", "p95", "p99"), strict=False):
         per_request = row["usd_per_month"] / row["requests_per_second"]
         axes.plot(rates, rates * per_request, color=COLORS[color], label=row["api"])
     axes.axvline(first["requests_per_second"], color=GRID, linewidth=1.5)
     axes.set(xscale="log", yscale="log", xlabel="requests per second", ylabel="USD a month")
+    for axis in (axes.xaxis, axes.yaxis):  # its own are formulas
+        axis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axis.set_minor_formatter(NullFormatter())
     axes.legend(loc="upper left")
-
-
-def _name(row: dict[str, Any], key: str) -> str:
-    return f"{row['option']} on {row[key]}"
-
-
-def document(
-    rows: Sequence[dict[str, Any]], apis: Sequence[dict[str, Any]], headroom: float
-) -> dict[str, Any]:
-    """What `write` and `as_tables` take."""
-    return {"machines": list(rows), "apis": list(apis), "headroom": headroom}

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import optuna
 from rich.markup import escape
 from rich.table import Table
 
-from loadtest.report import COLORS, GRID, MUTED, draw
+from loadtest.pages import COLORS, GRID, MUTED, draw, render
 from loadtest.tuning.search import Found, Tried
 from loadtest.tuning.space import VERSION, Space
 from shoal import show
@@ -48,7 +46,8 @@ def summary(space: Space, found: Found, about: dict[str, Any]) -> dict[str, Any]
 def importance(space: Space, found: Found) -> dict[str, float]:
     """How much of the differences between rates each knob explains; empty where too few settings were tried.
 
-    The method is PED-ANOVA (S. Watanabe et al., IJCAI 2023).
+    The method is PED-ANOVA (S. Watanabe et al., IJCAI 2023). The rate of a setting that missed the promise is
+    an estimate, so this is one, too.
     """
     rated = [tried for tried in found.tried if tried.rate is not None]
     if len(rated) < _LEAST_FOR_IMPORTANCE:
@@ -84,15 +83,13 @@ def write(space: Space, found: Found, told: dict[str, Any], folder: Path) -> Non
     ]
     if told["importance"]:
         pictures.append(
-            ("What the rate depends on", draw(lambda axes: _importance(axes, told["importance"])))
+            ("What the rate depends on, estimated", draw(lambda axes: _importance(axes, told["importance"])))
         )
-    loader = jinja2.FileSystemLoader([Path(__file__).parent, Path(__file__).parent.parent])
-    template = jinja2.Environment(loader=loader, autoescape=True).get_template("tune.html")
-    html = template.render(
+    html = render(
+        "tune.html",
         told=told,
         pictures=pictures,
         rows=[(space.text(tried.setting), rate_of(tried), tried) for tried in _best(found)],
-        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     )
     write_json(folder / "tune.json", told)
     write_atomic(folder / "tune.html", html)

@@ -79,7 +79,7 @@ def cost(
                 for api in known.apis.values()
                 if api.kind == option.kind
             ]
-    found = page.document(rows, apis, headroom)
+    found = {"machines": rows, "apis": apis, "headroom": headroom}
     page.write(found, report)
     if as_json:
         print_json(found)

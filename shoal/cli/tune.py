@@ -54,13 +54,13 @@ def tune(
     Example: shoal tune smollm2 --slo ttft_p95=500ms,itl_p95=60ms --max-rise 2%
     """
     try:
-        from loadtest import headless
+        from loadtest import headless, workloads
         from loadtest import slo as promises
         from loadtest.tuning import page, search, space
         from loadtest.tuning.bench import Bench
     except ModuleNotFoundError as error:
         raise MissingDependency(str(error.name), extra="tune") from error
-    promises.parse(slo)
+    promise = promises.parse(slo)
     most = _seconds(budget)
     bounds = {"min_cosine": min_cosine, "max_rise": _share(max_rise)}
     bounded = any(bound is not None for bound in bounds.values())
@@ -76,24 +76,24 @@ def tune(
     others = [each for each in allowed if bounded and each.version != served.version]
     settings = space.space_of(name, served, others)
     generates = (served.evidence.get("task") or served.recipe.get("task")) == GENERATION
+    promises.check(promise, generates=generates, seconds=seconds)  # before a server is started
+    workloads.requests(workload, generates=generates)
     plan = headless.Plan(
         *(name, 0, seconds, "grpc", "-", "-", generates, workload), arrival="poisson", slo=slo
     )
     folder = report or Path("reports") / f"tune-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     journal = folder / "journal.json"
-
     about = {
         **{"model": name, "slo": slo, "workload": workload or "the usual", "seconds": seconds},
         "machine": machine.describe(),
     }
     knobs = ", ".join(knob.name for knob in settings.knobs)
-    settings_told = f"{settings.size} settings of {knobs}"
 
     def say(line: str) -> None:
         err.print(line, highlight=False, markup=False)
 
-    say(f"{settings_told}; for {budget} they are tested, {seconds} s each time")
+    say(f"{settings.size} settings of {knobs}; for {budget} they are tested, {seconds} s each time")
     with Bench(repository, settings, plan, folder, Bars(err)) as bench:
         search_of = search.Search(settings, bench.measure, most, journal, about=about, seed=seed, say=say)
         try:

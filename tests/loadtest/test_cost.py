@@ -250,6 +250,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "584" in done.output and "source: small: a bill (2026-11-01)" in done.output
     html = (tmp_path / "out" / "cost.html").read_text()
+    assert "mathdefault" not in html  # figures on the axes, and no formulas
     assert html.count("<svg") == 2 and "<script" not in html and "http-equiv" not in html
     found = json.loads((tmp_path / "out" / "cost.json").read_text())
     assert [row["replicas"] for row in found["machines"]] == [8, 5]

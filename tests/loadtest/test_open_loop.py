@@ -120,32 +120,32 @@ def test_what_the_client_takes_too_long_is_in_the_latency() -> None:
     In a process of its own, since Locust patches Python.
     """
     program = """
-import json, time
+import json
+import gevent.monkey
 from types import SimpleNamespace
 from loadtest import open_loop
 options = SimpleNamespace(
     arrival="constant", rate=20.0, seconds=1.0, seed=0, processes_in_all=1, begins_at=0.0, grace=5.0
 )
 fired = []
+hold_up = gevent.monkey.get_original("time", "sleep")
+class Asker:
+    name = "ask"
+    def __call__(self, client, request):
+        if not fired:
+            hold_up(0.5)  # nothing else runs in this process meanwhile
+        return open_loop.Seen(1)
 class User(open_loop.OpenLoop):
     abstract, protocols = True, ("grpc",)
     def __init__(self):
         runner = SimpleNamespace(worker_index=0, send_message=lambda name: None)
         self.environment = SimpleNamespace(parsed_options=options, runner=runner)
         self._idle, self._requests, self._waiting = {"grpc": [None] * 100}, [{}], {}
-        self._ask = self.ask
-    def ask(self, client, request):
-        if not fired:
-            time.sleep_really(0.5)  # nothing else runs in this process meanwhile
-        return open_loop.Seen(1)
+        self._ask = Asker()
     def fire(self, protocol, name, milliseconds, size, failure=None, **more):
         fired.append([more["index"], milliseconds, more["lag"]])
-import gevent.monkey
-time.sleep_really = gevent.monkey.get_original("time", "sleep")
-user = User()
-user._ask = type("Asker", (), {"name": "ask", "__call__": lambda self, c, r: user.ask(c, r)})()
 try:
-    user.send()
+    User().send()
 except open_loop.StopUser:
     pass
 print(json.dumps(sorted(fired)))

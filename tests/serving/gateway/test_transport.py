@@ -23,7 +23,7 @@ from serving.gateway.triton import Triton
     ],
 )
 def test_internal_errors(details: str, left: float, kind: type[ClientError]) -> None:
-    """Of 22,000 calls to a gRPC server that was killed again and again, 15 ended so."""
+    """A connection that breaks as a call begins is not Triton's own failure."""
     error = AioRpcError(grpc.StatusCode.INTERNAL, Metadata(), Metadata(), details=details)
 
     async def translated() -> Exception:

@@ -1,0 +1,218 @@
+"""`make bench-tune`: whether `shoal tune` and `shoal loadtest --against` find what is there.
+
+All is measured on a real service of a real model:
+
+    grid     the highest rate of every setting of a model within a promise, once
+    search   five searches with a tenth of that time each; then what each chose and the best of the grid are
+             measured again, in turn
+    same     twenty searches among settings that are equal
+    planted  ten times three tests: of what is served, of the same again, and of the same with a delay of a
+             tenth of the median latency in front of the network
+
+Each part keeps its figures in `reports/bench-tune`, so that one that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from loadtest import comparing, headless
+from loadtest.neighbours import watched
+from loadtest.tuning.bench import Bench
+from loadtest.tuning.search import Found, NothingMeets, Search
+from loadtest.tuning.space import Knob, Setting, Space, space_of
+from shoal import machine, show
+from shoal.manifest import manifests, served_manifests
+from shoal.paths import write_json
+
+DELAY = "queue delay, us"
+SHARE = 0.1  # of the grid's time that a search has
+FACTOR = 1.1  # from a neighbour's rate to the next one that is tried
+AGAIN = 3  # how often the picks are measured at the end
+err, out = Console(stderr=True), Console(width=120)
+
+
+def main() -> None:
+    """Measure, print tables, keep JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts: dict[str, Callable[[argparse.Namespace, Space, headless.Plan], Any]]
+    parts = {"grid": grid, "search": searches, "same": same, "planted": planted}
+    parser.add_argument("parts", nargs="*", choices=[*parts, []], default=list(parts))
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--slo", default="p99=80ms")
+    parser.add_argument("--workload", default="mixed")
+    parser.add_argument("--seconds", type=int, default=5, help="of a test")
+    parser.add_argument("--seeds", type=int, default=5, help="searches")
+    parser.add_argument("--searches", type=int, default=20, help="among equal settings")
+    parser.add_argument("--budget", type=float, default=120, help="seconds of each of those")
+    parser.add_argument("--pairs", type=int, default=10, help="comparisons of each kind")
+    parser.add_argument("--rate", type=float, default=40, help="of the tests that are compared")
+    parser.add_argument("--pair-seconds", type=int, default=15, help="of one of them")
+    parser.add_argument("--folder", type=Path, default=Path("reports/bench-tune"))
+    options = parser.parse_args()
+    served = next(served_manifests(options.repository, options.model), None)
+    if served is None:
+        sys.exit(f"{options.repository} serves no version of {options.model}")
+    proven = [each for each in manifests(options.repository, options.model) if each.evidence.get("proven")]
+    space = space_of(options.model, served, proven)
+    plan = headless.Plan(options.model, 0, options.seconds, "grpc", "-", "-", workload=options.workload)
+    plan = replace(plan, arrival="poisson", slo=options.slo)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    out.print(machine.name())
+    for part in options.parts:
+        with watched(err):
+            found = parts[part](options, _alike(space) if part == "same" else space, plan)
+        if part != "grid":  # which keeps itself
+            write_json(options.folder / f"{part}.json", {"machine": machine.describe(), "found": found})
+
+
+def grid(options: argparse.Namespace, space: Space, plan: headless.Plan) -> None:
+    """The rate of every setting, in a file that grows."""
+    file = options.folder / "grid.json"
+    done: list[dict[str, Any]] = json.loads(file.read_text())["settings"] if file.exists() else []
+    known = [row["setting"] for row in done]
+    names = [knob.name for knob in space.knobs]
+    with Bench(options.repository, space, plan, options.folder) as bench:
+        search = _search(options, space, bench)
+        guess = done[-1]["rate"] if done else bench.guess()
+        for values in itertools.product(*(knob.values for knob in space.knobs)):
+            setting = dict(zip(names, values, strict=True))
+            if setting in known:
+                continue
+            began, rate = time.monotonic(), 0.0
+            with suppress(NothingMeets):
+                rate = guess = search.highest(setting, guess, FACTOR)
+            done.append({"setting": setting, "rate": rate, "seconds": time.monotonic() - began})
+            err.print(f"{len(done)} of {space.size}: {space.text(setting)}: {rate:.1f}", highlight=False)
+            write_json(file, {"machine": machine.describe(), "slo": options.slo, "settings": done})
+    seconds = sum(row["seconds"] for row in done)
+    best = max(done, key=lambda row: row["rate"])
+    out.print(f"{len(done)} settings in {seconds / 60:.0f} minutes; the best, {space.text(best['setting'])}:")
+    out.print(f"{best['rate']:.1f} requests/s; served now: {_of(done, space.default):.1f}")
+
+
+def searches(options: argparse.Namespace, space: Space, plan: headless.Plan) -> dict[str, Any]:
+    """What searches with a tenth of the grid's time choose, and how near the best that is."""
+    done = json.loads((options.folder / "grid.json").read_text())["settings"]
+    budget = SHARE * sum(row["seconds"] for row in done)
+    picks: list[Setting] = []
+    for seed in range(options.seeds):
+        began = time.monotonic()
+        found = _found(options, space, plan, budget, seed)
+        picks.append(found.winner or space.default)
+        told = f"{space.text(picks[-1])}, {_of(done, picks[-1]):.1f} in the grid"
+        err.print(f"seed {seed}, {time.monotonic() - began:.0f} s: {told}", highlight=False)
+    ranked = sorted(done, key=lambda row: -row["rate"])
+    compared = [row["setting"] for row in ranked[:3]] + [*picks, space.default]
+    compared = [setting for place, setting in enumerate(compared) if setting not in compared[:place]]
+    rates: list[list[float]] = [[] for _ in compared]
+    with Bench(options.repository, space, plan, options.folder) as bench:
+        for turn in range(AGAIN):  # in turn, for the machine's speed changes
+            for place in range(len(compared))[:: 1 if turn % 2 == 0 else -1]:
+                guess = rates[place][0] if rates[place] else _of(done, compared[place])
+                search = _search(options, space, bench)
+                rates[place].append(search.highest(compared[place], guess, FACTOR))
+    medians = [statistics.median(each) for each in rates]
+    table = show.table(
+        f"{len(done)} settings, {budget:.0f} s a search, requests/s within {options.slo}",
+        ["setting", "#in the grid", "#again, median", "#of the best", "chosen by"],
+    )
+    for setting, median in zip(compared, medians, strict=True):
+        seeds = [str(seed) for seed, pick in enumerate(picks) if pick == setting]
+        share = f"{median / max(medians):.0%}"
+        cells = (f"{_of(done, setting):.1f}", f"{median:.1f}", share, ", ".join(seeds))
+        table.add_row(space.text(setting), *cells)
+    out.print(table)
+    return {"budget": budget, "picks": picks, "settings": compared, "rates": rates}
+
+
+def same(options: argparse.Namespace, space: Space, plan: headless.Plan) -> list[dict[str, Any]]:
+    """Searches among settings that are equal: every one that is called better is wrong."""
+    rows, better = [], 0
+    for seed in range(options.searches):
+        found = _found(options, space, plan, options.budget, seed)
+        better += found.winner is not None
+        row = {"same": found.same, "tried": len(found.tried), "confirmed": found.confirmed}
+        rows.append({**row, "better": found.winner is not None})
+        err.print(f"search {seed}: {rows[-1]}", highlight=False)
+    out.print(f"of {len(rows)} searches among equal settings {better} said that one is better")
+    return rows
+
+
+def planted(options: argparse.Namespace, space: Space, plan: headless.Plan) -> dict[str, Any]:
+    """How often a delay of a tenth of the median latency is called slower, and how often nothing is."""
+    plan = replace(plan, rate=options.rate, seconds=options.pair_seconds, slo="")
+
+    def tested(setting: Setting) -> dict[str, Any]:
+        """By a server that is started for it, as on another day."""
+        with Bench(options.repository, space, plan, options.folder) as bench:
+            samples, summary = bench.test(setting, plan)
+        return {**summary, "requests": samples.columns()}
+
+    usual = tested(space.default)["total"]["p50"]
+    late = {**space.default, DELAY: space.default[DELAY] + round(100 * usual)}
+    rows = []
+    for number in range(options.pairs):
+        before = tested(space.default)
+        after = {"nothing": tested(space.default), "a delay": tested(late)}
+        told = {name: comparing.compare(before, report, 0.05) for name, report in after.items()}
+        row = {
+            name: {key: compared["metrics"][0][key] for key in ("ratio", "interval", "verdict")}
+            | {"regression": compared["regression"]}
+            for name, compared in told.items()
+        }
+        rows.append(row)
+        err.print(f"pair {number}: {row}", highlight=False)
+    for name in ("nothing", "a delay"):
+        ratios = [row[name]["ratio"] for row in rows]
+        said = sum(row[name]["regression"] for row in rows)
+        told_ratios = f"ratios {min(ratios):.3f} to {max(ratios):.3f}"
+        out.print(f"planted {name}: {said} of {len(rows)} comparisons say regression, {told_ratios}")
+    return {"median_ms": usual, "delay_us": late[DELAY], "pairs": rows}
+
+
+def _alike(space: Space) -> Space:
+    """Nine settings that are all what is served now."""
+
+    def nothing(config: Any, value: Any) -> None:
+        """Leave the config as it is."""
+
+    names = ("one thing", "another thing")
+    return replace(space, knobs=tuple(Knob(name, "", (0, 1, 2), 0, nothing) for name in names))
+
+
+def _found(options: argparse.Namespace, space: Space, plan: headless.Plan, budget: float, seed: int) -> Found:
+    with Bench(options.repository, space, plan, options.folder) as bench:
+        return _search(options, space, bench, budget, seed).run(bench.queues)
+
+
+def _search(
+    options: argparse.Namespace, space: Space, bench: Bench, budget: float = 0.0, seed: int = 0
+) -> Search:
+    journal = options.folder / "journal.json"
+    journal.unlink(missing_ok=True)
+    say = (lambda line: err.print(f"  {line}", highlight=False)) if budget else (lambda line: None)
+    return Search(space, bench.measure, budget, journal, seed=seed, say=say, guess=bench.guess)
+
+
+def _of(done: list[dict[str, Any]], setting: Setting) -> float:
+    return next(float(row["rate"]) for row in done if row["setting"] == setting)
+
+
+if __name__ == "__main__":
+    main()

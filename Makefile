@@ -10,7 +10,7 @@ OTHERS := cohere huggingface_hub langchain llama_index llm lm_eval
 NEWER ?= $(firstword $(foreach name,python3.14 python3.13 $(wildcard $(HOME)/.pyenv/versions/3.1[34].*/bin/python3),\
 	$(shell $(name) -c 'print("$(name)")' 2>/dev/null)))
 
-.PHONY: help demo test test-checkpoints test-slow test-faults test-gateway-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python test-clients clients lint types format bench bench-int8 bench-encoders bench-rows bench-gateway bench-stream bench-llm bench-queue bench-drift clean
+.PHONY: help demo test test-checkpoints test-slow test-faults test-gateway-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python test-clients clients lint types format bench bench-int8 bench-encoders bench-rows bench-gateway bench-stream bench-tune bench-llm bench-queue bench-drift clean
 
 ## help: this list
 help:
@@ -133,6 +133,11 @@ bench-rows: $(READY)
 ## bench-gateway: what the gateway adds to requests, what it costs by itself, and LiteLLM beside it (12 minutes, the same)
 bench-gateway: $(READY) model_repository/minilm_encoder/2/model.onnx model_repository/smollm2/config.pbtxt
 	$(BIN)/python -m loadtest.bench_gateway
+
+## bench-tune: whether `shoal tune` finds the best of a whole grid, says "better" of equal settings, and whether a
+## comparison of load tests finds a delay of a tenth (two hours, the same)
+bench-tune: $(READY) model_repository/minilm_encoder/2/model.onnx
+	$(BIN)/python -m loadtest.bench_tune
 
 ## bench-stream: what is lost between the steps of a decoder in process and its streams (3 minutes, the same)
 bench-stream: $(READY) model_repository/smollm2/config.pbtxt

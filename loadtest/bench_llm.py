@@ -6,9 +6,10 @@ three of them (30 tokens of a prompt and 64 of its answer, 500 and 64, 1,500 and
 caches are off. In the fourth, `chat`, eight users share a system prompt of 200 tokens and ask four times
 each, and prefix caches are on; what ours gave is printed. All engines take turns, once in each of
 `--blocks`, each in a process of its own. Ours is called through the wire, by the asyncio client in this
-process. The peers, each in its own environment, are in `loadtest/peers`. Then our own costs, in process: of a
-step by batch and context, of prefill, of the matrix products in them by themselves, of a row of the cache,
-and what the prefix cache saves in a chat of five turns and its copies cost.
+process, and what its engine counted tells how much of that time was spent in the model's runs. The peers,
+each in its own environment, are in `loadtest/peers`. Then our own costs, in process: of a step by batch and
+context, of prefill, of the matrix products in them by themselves, of a row of the cache, and what the
+prefix cache saves in a chat of five turns and its copies cost.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ WORKLOADS = ("30/64", "500/64", "1500/100", CHAT)  # tokens of a prompt and of i
 CHAT_USERS, CHAT_TURNS = 8, 4
 SYSTEM_TOKENS, QUESTION_TOKENS, ANSWER_TOKENS = 200, 30, 64
 Rounds = list[list[list[str]]]  # of turns, of prompts that are sent at once
+SHARES = ("model_share", "busy_share", "cached_share")  # of ours; see `ours`
 CANNOT_RUN_HERE = 3  # a peer's exit code
 err = Console(stderr=True)
 
@@ -85,7 +87,9 @@ def main() -> None:
         out.print(comparison(workload, results[workload]))
         for engine, rows in results[workload].items():
             out.print(f"[dim]{escape(engine)}[/]", highlight=False)
-            if workload == CHAT and "cached_share" in rows[0]:
+            if rows[0]["model_share"] is not None:
+                out.print(_of_the_time(rows))
+            if rows[0]["cached_share"] is not None:
                 out.print(_of_the_cache(rows[0]["cached_share"], tokenizer, options.rounds))
     costs = None if options.skip_costs else own_costs(graph_in(folder), tokenizer, out)
     print(json.dumps({"machine": machine.describe(), "results": results, "costs": costs}))
@@ -130,12 +134,19 @@ def _together(blocks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "tokens_per_second": statistics.median(rates),
         "all": rates,
     }
-    for key in ("ttft_ms_p50", "ttft_ms_max", "itl_ms_p50"):
-        values = [block[key] for block in blocks if block[key] is not None]
+    for key in ("ttft_ms_p50", "ttft_ms_max", "itl_ms_p50", *SHARES):
+        values = [block[key] for block in blocks if block.get(key) is not None]
         made[key] = statistics.median(values) if values else None
-    if "cached_share" in blocks[0]:
-        made["cached_share"] = statistics.median(block["cached_share"] for block in blocks)
     return made
+
+
+def _of_the_time(rows: Sequence[dict[str, Any]]) -> str:
+    """How much of the clock's time the model's runs have, and how much the engine has around them."""
+    told = ", ".join(
+        f"×{row['concurrency']}: {row['model_share']:.1%} and {row['busy_share'] - row['model_share']:.1%}"
+        for row in rows
+    )
+    return f"of the time, in the model's runs and in the engine around them: {told}; the rest it waits"
 
 
 def _of_the_cache(share: float, tokenizer: Tokenizer, rounds: int) -> str:
@@ -205,12 +216,19 @@ def ours(
     Args:
         cached: whether the prefix cache is on, of the size that the exporter chose.
     """
+    made = []
     with served_alone(repository, manifest, cached=cached) as server:
-        made = [asyncio.run(_load(server.grpc, manifest.model, rounds, new_tokens)) for rounds in loads]
-        if cached:
-            counted = engine_counters(server)
-            made[-1]["cached_share"] = counted["cached_tokens"] / counted["prompt_tokens"]
-        return made
+        before = engine_counters(server)
+        for rounds in loads:
+            row = asyncio.run(_load(server.grpc, manifest.model, rounds, new_tokens))
+            after = engine_counters(server)
+            counted = {name: value - before.get(name, 0) for name, value in after.items()}
+            row["model_share"] = counted["model_seconds"] / row["seconds"]
+            row["busy_share"] = counted["busy_seconds"] / row["seconds"]
+            row["cached_share"] = counted["cached_tokens"] / counted["prompt_tokens"] if cached else None
+            made.append(row)
+            before = after
+    return made
 
 
 def engine_counters(server: embedded.Server) -> dict[str, float]:
@@ -243,6 +261,7 @@ def served_alone(repository: Path, manifest: Manifest, *, cached: bool = False) 
 
 async def _load(url: str, model: str, rounds: Rounds, new_tokens: int) -> dict[str, Any]:
     rates, first_tokens, gaps = [], [], []
+    seconds = 0.0  # of all rounds, as the engine counts them
 
     async def one(client: AsyncGrpcClient, text: str, start: float) -> tuple[int, list[float]]:
         times, tokens = [], 0
@@ -264,9 +283,11 @@ async def _load(url: str, model: str, rounds: Rounds, new_tokens: int) -> dict[s
                 if number:  # the first round warms up
                     first_tokens += [times[0] for _, times in answers]
                     gaps += [b - a for _, times in answers for a, b in pairwise(times)]
+            seconds += elapsed
             if number:
                 rates.append(total / elapsed)
     return {
+        "seconds": seconds,
         "concurrency": len(rounds[0][0]),
         "tokens_per_second": statistics.median(rates),
         "all": rates,

@@ -12,8 +12,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from loadtest import headless, queueing
+from loadtest.samples import Samples
+from loadtest.tuning import search
 from loadtest.tuning.search import Judged
 from loadtest.tuning.space import VERSION, Setting, Space
 from serving import embedded
@@ -25,6 +28,7 @@ from shoal.progress import Silent
 PREFIX = ".tune-"
 SERVERS = 2  # that run at once: what is served now, and one that is compared with it
 WARM_SECONDS = 2
+CALLERS = 8
 
 
 class Bench:
@@ -45,6 +49,7 @@ class Bench:
         progress: Silent | None = None,
     ) -> None:
         self._repository, self._space, self._plan = repository.resolve(), space, plan
+        self._closed = replace(plan, users=CALLERS, arrival="", rate=None, slo="")
         self._folder, self._progress = folder, progress
         self._servers: OrderedDict[str, tuple[ExitStack, embedded.Server]] = OrderedDict()
 
@@ -64,11 +69,7 @@ class Bench:
         Raises:
             ShoalError: it cannot be served, or its server died.
         """
-        server = self._server(setting, rate)
-        plan = replace(self._plan.at(rate, number), grpc_url=server.grpc)
-        _, summary = headless.measured(plan, self._folder, progress=self._progress)
-        if not server.alive:
-            raise ServerError("the server died")
+        _, summary = self.test(setting, self._plan.at(rate, number))
         judged = summary["slo"]
         return Judged(
             judged["met"],
@@ -78,6 +79,27 @@ class Bench:
             judged["alone"],
         )
 
+    def guess(self) -> float:
+        """Requests per second of what is served now under callers who wait for their answers.
+
+        Raises:
+            ShoalError: as `measure`.
+        """
+        _, summary = self.test(self._space.default, self._closed)
+        return max(search.LEAST_RATE, float(summary["total"]["per_second"]))
+
+    def test(self, setting: Setting, plan: headless.Plan) -> tuple[Samples, dict[str, Any]]:
+        """Run a plan, whose addresses do not matter, against a setting; see `headless.measured`.
+
+        Raises:
+            ShoalError: as `measure`.
+        """
+        server = self._server(setting)
+        found = headless.measured(replace(plan, grpc_url=server.grpc), self._folder, progress=self._progress)
+        if not server.alive:
+            raise ServerError("the server died")
+        return found
+
     def queues(self) -> list[str]:
         """The models of what was tested last, those in front of which requests waited longest first."""
         if not self._servers:
@@ -86,7 +108,7 @@ class Bench:
         found = queueing.statistics("-", server.http)
         return sorted(found, key=lambda name: found[name]["queue"], reverse=True)
 
-    def _server(self, setting: Setting, rate: float) -> embedded.Server:
+    def _server(self, setting: Setting) -> embedded.Server:
         key = json.dumps(setting, sort_keys=True)
         if key in self._servers:
             self._servers.move_to_end(key)
@@ -101,7 +123,7 @@ class Bench:
         with ExitStack() as stack:
             scratch = stack.enter_context(staging(self._repository))
             server = stack.enter_context(embedded.running(self._copy(setting, scratch)))
-            warm = replace(self._plan, grpc_url=server.grpc, rate=rate, seconds=WARM_SECONDS, slo="")
+            warm = replace(self._closed, grpc_url=server.grpc, seconds=WARM_SECONDS)
             headless.measured(warm, self._folder)
             self._servers[key] = (stack.pop_all(), server)
         return server

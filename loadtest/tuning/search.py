@@ -30,7 +30,7 @@ AHEAD = 1.04  # a setting is first asked for so much more than the best so far
 STEP = 1.15  # a setting that keeps the promise is asked for so much more
 NEAR = 1.05  # and then between, until its bounds are so near
 FIRST_RATE, LEAST_RATE = 8.0, 0.05
-FACTOR = 2.0  # between rates, until one keeps the promise and one misses it
+FACTOR = 1.25  # between rates, until one keeps the promise and one misses it; its square the next time
 CONFIRMATIONS = 4  # tests of each side at the end
 SHARE_TO_CONFIRM = 0.25  # of the budget is kept for them
 NOISY = 1.5  # as a ratio of two measurements of the same
@@ -142,6 +142,7 @@ class Search:
         seed: of the proposals.
         say: is told each step, in a line.
         clock: seconds.
+        guess: is asked once for a rate that what is served now can about keep, to begin there.
     """
 
     def __init__(
@@ -155,10 +156,11 @@ class Search:
         seed: int = 0,
         say: Callable[[str], None] = lambda line: None,
         clock: Callable[[], float] = time.monotonic,
+        guess: Callable[[], float] = lambda: FIRST_RATE,
     ) -> None:
         self._space, self._measure, self._seconds = space, measure, seconds
         self._journal, self._seed, self._say, self._clock = journal, seed, say, clock
-        self._told = about or {}
+        self._told, self._guess = about or {}, guess
         self._number = 0
         self.found = Found()
 
@@ -180,7 +182,7 @@ class Search:
                 return self.found
             self.found = Found()
         while len(self.found.same) < 2:
-            self.found.same.append(self._highest(self._space.default, self._start_rate()))
+            self.found.same.append(self._again() if self.found.same else self._first())
             which = f"measured {len(self.found.same)} of 2 times"
             self._say(f"served now: {self.found.same[-1]:.1f} requests/s, {which}")
             self._keep()
@@ -199,8 +201,11 @@ class Search:
         self._keep(ended=True)
         return self.found
 
-    def _start_rate(self) -> float:
-        return self.found.same[0] if self.found.same else FIRST_RATE
+    def _first(self) -> float:
+        return self.highest(self._space.default, self._guess())
+
+    def _again(self) -> float:
+        return self.highest(self._space.default, self.found.same[0], NEAR)
 
     def _explore(self, corners: Sequence[Setting], until: float) -> None:
         study = self._study(corners)
@@ -286,8 +291,17 @@ class Search:
         self.found.client_limited += judged.client_limited
         return judged
 
-    def _highest(self, setting: Setting, rate: float) -> float:
-        """The highest rate of a setting, from a guess."""
+    def highest(self, setting: Setting, rate: float, factor: float = FACTOR) -> float:
+        """The highest rate at which a setting keeps the promise, to 5 %.
+
+        Args:
+            rate: where to begin.
+            factor: to the next rate; the nearer the guess, the less.
+
+        Raises:
+            NothingMeets: it keeps the promise at none.
+            ShoalError: it cannot be tested.
+        """
         low = high = None
         nearest = 0.0
         while rate >= LEAST_RATE and (low is None or high is None or high > NEAR * low):
@@ -302,7 +316,8 @@ class Search:
             if low is not None and high is not None:
                 rate = (low * high) ** 0.5
             else:
-                rate = rate * FACTOR if high is None else rate / FACTOR
+                rate = rate * factor if high is None else rate / factor
+                factor *= factor
         if low is None:
             raise NothingMeets(
                 f"no rate keeps the promise; at the best {nearest:.1%} of the requests were within it",

@@ -95,7 +95,16 @@ def tune(
 
     say(f"{settings.size} settings of {knobs}; for {budget} they are tested, {seconds} s each time")
     with Bench(repository, settings, plan, folder, Bars(err)) as bench:
-        search_of = search.Search(settings, bench.measure, most, journal, about=about, seed=seed, say=say)
+        search_of = search.Search(
+            settings,
+            bench.measure,
+            most,
+            journal,
+            about=about,
+            seed=seed,
+            say=say,
+            guess=bench.guess,
+        )
         try:
             found = search_of.run(bench.queues, again=not apply)
         except KeyboardInterrupt:

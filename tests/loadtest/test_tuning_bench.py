@@ -28,7 +28,7 @@ def test_settings_are_served_and_tested(repository: Path, tmp_path: Path) -> Non
         assert set(bench.queues()) == {"minilm", "minilm_encoder", "minilm_tokenizer"}
         assert len(embedded.servers()) >= 2
         with pytest.raises(ServerError, match="the server died"):
-            server = bench._server(settings.default, 10.0)
+            server = bench._server(settings.default)
             embedded.stop(server)
             bench._server = lambda *_: server  # type: ignore[method-assign]
             bench.measure(settings.default, 10.0, 3)

@@ -20,7 +20,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -54,12 +54,13 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*parts, []], default=list(parts))
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--model", default="minilm")
-    parser.add_argument("--slo", default="p99=80ms")
-    parser.add_argument("--workload", default="mixed")
-    parser.add_argument("--seconds", type=int, default=5, help="of a test")
+    parser.add_argument("--slo", default="p99=100ms")
+    parser.add_argument("--workload", default="short")
+    parser.add_argument("--seconds", type=int, default=3, help="of a test")
+    parser.add_argument("--without", nargs="*", default=["run tokens=512"], help="values that stay out")
     parser.add_argument("--seeds", type=int, default=5, help="searches")
     parser.add_argument("--searches", type=int, default=20, help="among equal settings")
-    parser.add_argument("--budget", type=float, default=120, help="seconds of each of those")
+    parser.add_argument("--budget", type=float, default=75, help="seconds of each of those")
     parser.add_argument("--pairs", type=int, default=10, help="comparisons of each kind")
     parser.add_argument("--rate", type=float, default=40, help="of the tests that are compared")
     parser.add_argument("--pair-seconds", type=int, default=15, help="of one of them")
@@ -69,7 +70,7 @@ def main() -> None:
     if served is None:
         sys.exit(f"{options.repository} serves no version of {options.model}")
     proven = [each for each in manifests(options.repository, options.model) if each.evidence.get("proven")]
-    space = space_of(options.model, served, proven)
+    space = _without(space_of(options.model, served, proven), options.without)
     plan = headless.Plan(options.model, 0, options.seconds, "grpc", "-", "-", workload=options.workload)
     plan = replace(plan, arrival="poisson", slo=options.slo)
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -184,6 +185,15 @@ def planted(options: argparse.Namespace, space: Space, plan: headless.Plan) -> d
         told_ratios = f"ratios {min(ratios):.3f} to {max(ratios):.3f}"
         out.print(f"planted {name}: {said} of {len(rows)} comparisons say regression, {told_ratios}")
     return {"median_ms": usual, "delay_us": late[DELAY], "pairs": rows}
+
+
+def _without(space: Space, left_out: Sequence[str]) -> Space:
+    """The space without values that are written as `knob=value`."""
+
+    def rest(knob: Knob) -> Knob:
+        return replace(knob, values=tuple(v for v in knob.values if f"{knob.name}={v}" not in left_out))
+
+    return replace(space, knobs=tuple(rest(knob) for knob in space.knobs))
 
 
 def _alike(space: Space) -> Space:

@@ -6,15 +6,19 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from loadtest import headless, queueing
+from clients import ClientError, GrpcClient
+from loadtest import headless, queueing, workloads
+from loadtest.asking import asker
 from loadtest.samples import Samples
 from loadtest.tuning import search
 from loadtest.tuning.search import Judged
@@ -27,7 +31,7 @@ from shoal.progress import Silent
 
 PREFIX = ".tune-"
 SERVERS = 2  # that run at once: what is served now, and one that is compared with it
-WARM_SECONDS = 2
+WARM_SECONDS = 1.0
 CALLERS = 8
 
 
@@ -49,7 +53,6 @@ class Bench:
         progress: Silent | None = None,
     ) -> None:
         self._repository, self._space, self._plan = repository.resolve(), space, plan
-        self._closed = replace(plan, users=CALLERS, arrival="", rate=None, slo="")
         self._folder, self._progress = folder, progress
         self._servers: OrderedDict[str, tuple[ExitStack, embedded.Server]] = OrderedDict()
 
@@ -83,10 +86,11 @@ class Bench:
         """Requests per second of what is served now under callers who wait for their answers.
 
         Raises:
-            ShoalError: as `measure`.
+            ShoalError: it cannot be served.
         """
-        _, summary = self.test(self._space.default, self._closed)
-        return max(search.LEAST_RATE, float(summary["total"]["per_second"]))
+        server = self._server(self._space.default)
+        seconds = float(self._plan.seconds)
+        return max(search.LEAST_RATE, self._answered(server, seconds) / seconds)
 
     def test(self, setting: Setting, plan: headless.Plan) -> tuple[Samples, dict[str, Any]]:
         """Run a plan, whose addresses do not matter, against a setting; see `headless.measured`.
@@ -123,10 +127,26 @@ class Bench:
         with ExitStack() as stack:
             scratch = stack.enter_context(staging(self._repository))
             server = stack.enter_context(embedded.running(self._copy(setting, scratch)))
-            warm = replace(self._closed, grpc_url=server.grpc, seconds=WARM_SECONDS)
-            headless.measured(warm, self._folder)
+            self._answered(server, WARM_SECONDS)
             self._servers[key] = (stack.pop_all(), server)
         return server
+
+    def _answered(self, server: embedded.Server, seconds: float) -> int:
+        """How many requests callers who wait for their answers have answered in a time."""
+        plan, end = self._plan, time.monotonic() + seconds
+        requests = workloads.requests(plan.workload, generates=plan.generates)
+
+        def call(number: int) -> int:
+            done = 0
+            with GrpcClient(server.grpc, timeout=plan.deadline) as client, suppress(ClientError):
+                ask = asker(client, plan.model, generates=plan.generates)
+                while time.monotonic() < end:
+                    ask(client, requests[(number + CALLERS * done) % len(requests)])
+                    done += 1
+            return done
+
+        with ThreadPoolExecutor(CALLERS) as pool:
+            return sum(pool.map(call, range(CALLERS)))
 
     def _copy(self, setting: Setting, scratch: Path) -> Path:
         """A repository with this setting alone, by links to the files."""

@@ -10,7 +10,7 @@ OTHERS := cohere huggingface_hub langchain llama_index llm lm_eval
 NEWER ?= $(firstword $(foreach name,python3.14 python3.13 $(wildcard $(HOME)/.pyenv/versions/3.1[34].*/bin/python3),\
 	$(shell $(name) -c 'print("$(name)")' 2>/dev/null)))
 
-.PHONY: help demo test test-checkpoints test-slow test-faults test-gateway-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python test-clients clients lint types format bench bench-int8 bench-encoders bench-rows bench-gateway bench-stream bench-tune bench-llm bench-queue bench-drift clean
+.PHONY: help demo test test-checkpoints test-slow test-faults test-gateway-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python test-clients clients lint types format bench bench-int8 bench-encoders bench-rows bench-gateway bench-stream bench-tune bench-load bench-llm bench-queue bench-drift clean
 
 ## help: this list
 help:
@@ -121,12 +121,13 @@ format: $(READY)
 bench: $(READY) model_repository/minilm_encoder/2/model.onnx
 	$(BIN)/python -m loadtest.bench
 
-## bench-encoders: an embedder under callers whose texts have different lengths, beside the session in process and
-## infinity in an environment of its own (20 minutes, needs a quiet machine)
+## bench-encoders: an embedder under callers whose texts have different lengths, beside the session in process,
+## infinity and sentence-transformers, in environments of their own (20 minutes, needs a quiet machine)
 bench-encoders: $(READY) model_repository/minilm_encoder/2/model.onnx
 	$(BIN)/python -m loadtest.bench_encoders
 
-## bench-rows: a table and a picture model, a row a request, beside FastAPI with the same ONNX file (10 minutes, the same)
+## bench-rows: a table and a picture model, a row a request, beside FastAPI with the same ONNX file or scikit-learn,
+## and MLServer (10 minutes, the same)
 bench-rows: $(READY)
 	$(BIN)/python -m loadtest.bench_rows
 
@@ -138,6 +139,10 @@ bench-gateway: $(READY) model_repository/minilm_encoder/2/model.onnx model_repos
 ## comparison of load tests finds a delay of a tenth (two hours, the same)
 bench-tune: $(READY) model_repository/minilm_encoder/2/model.onnx
 	$(BIN)/python -m loadtest.bench_tune
+
+## bench-load: the load test beside NVIDIA's Perf Analyzer, at the same rates (5 minutes, the same)
+bench-load: $(READY) model_repository/minilm_encoder/2/model.onnx
+	$(BIN)/python -m loadtest.bench_load
 
 ## bench-stream: what is lost between the steps of a decoder in process and its streams (3 minutes, the same)
 bench-stream: $(READY) model_repository/smollm2/config.pbtxt

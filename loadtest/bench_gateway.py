@@ -6,8 +6,9 @@ over HTTP, Triton over gRPC, the gateway, and LiteLLM's proxy before the gateway
 request once it has its answer. All servers run all the time, and one is asked at a time, in turn. What is
 added is the difference of the medians of two servers in the same block.
 
-Then the gateway by itself: a stub in Triton's place answers at once, and the CPU time of the gateway's
-process is counted. Last, streams in which nothing happens.
+Then the gateway by itself: a stub in Triton's place answers at once. The CPU time of the gateway's process
+is counted, and what it adds for one caller, who asks the stub with and without it, while no model takes the
+CPUs. Last, streams in which nothing happens.
 """
 
 from __future__ import annotations
@@ -71,11 +72,13 @@ class Own:
         url: host:port.
         pid: of the gateway.
         stub: host:port of the stub's HTTP.
+        grpc: host:port of the stub's gRPC.
     """
 
     url: str
     pid: int
     stub: str
+    grpc: str
 
 
 def main() -> None:
@@ -117,6 +120,7 @@ def main() -> None:
         out.print(_loads_table(load, rows["loads"][load], [block["loads"][load] for block in blocks]))
     out.print(_added_table(rows["added"], [block["added"] for block in blocks]))
     out.print(_own_table(rows["own"], [block["own"] for block in blocks]))
+    out.print(_alone_table(rows["own"], [block["own"] for block in blocks]))
     if idle is not None:
         out.print(_idle_line(idle), highlight=False)
     print(json.dumps({"machine": machine.describe(), "rows": rows, "idle": idle, "blocks": blocks}))
@@ -148,7 +152,7 @@ def _own(servers: ExitStack) -> Own:
     url, pid = servers.enter_context(
         _gateway(f"{HOST}:{grpc}", f"http://{HOST}:{http}/catalogue", "gateway-alone")
     )
-    return Own(url, pid, f"{HOST}:{http}")
+    return Own(url, pid, f"{HOST}:{http}", f"{HOST}:{grpc}")
 
 
 @contextmanager
@@ -197,20 +201,26 @@ def _added(found: dict[str, Any]) -> dict[str, Any]:
     """What one server adds to another one, by `PAIRS`: milliseconds, and its share of the other's rate."""
     added = {}
     for name, base in PAIRS:
-        if name in found:
+        if name in found and base in found:
             times = {key: found[name][key] - found[base][key] for key in ("p50_ms", "p99_ms")}
             added[f"{name} - {base}"] = {**times, "share": found[name]["rate"] / found[base]["rate"]}
     return added
 
 
 def _alone(own: Own, load: str, seconds: float) -> dict[str, float]:
-    """CPU time of the gateway before the stub, in microseconds a request and a part of a stream."""
+    """CPU time of the gateway before the stub, in microseconds a request and a part of a stream, and what it
+    adds for one caller, in milliseconds."""
     process = psutil.Process(own.pid)
     used = sum(process.cpu_times()[:2])
     model = {"unary": EMBEDDER, "stream": DECODER}[load]
     said = _asked(Way("openai", own.url), load, model, OWN_CALLERS, seconds)
     used = sum(process.cpu_times()[:2]) - used
+    ways = {GATEWAY: Way("openai", own.url), GRPC: Way("grpc", own.grpc)}
+    one = {name: _asked(way, load, model, 1, seconds) for name, way in ways.items()}
+    added = _added(one)[f"{GATEWAY} - {GRPC}"]
     return {
+        "added_p50_ms": added["p50_ms"],
+        "added_p99_ms": added["p99_ms"],
         "rate": said["rate"],
         "request_us": 1e6 * used / said["requests"],
         "part_us": 1e6 * used / said["parts"],
@@ -256,6 +266,15 @@ def _own_table(rows: dict[str, Any], blocks: Sequence[dict[str, Any]]) -> Any:
     ):
         each: Callable[[str], str] = partial(_range, [block[load] for block in blocks], rows[load])
         made.add_row(name, each(key), f"{1e6 / rows[load][key]:,.0f}", each("rate"))
+    return made
+
+
+def _alone_table(rows: dict[str, Any], blocks: Sequence[dict[str, Any]]) -> Any:
+    title = "what the gateway adds for one caller of the stub, whose CPUs no model takes"
+    made = show.table(title, ["", "#p50 ms", "#p99 ms"])
+    for name, load in (("request for a vector", "unary"), ("first part of a stream", "stream")):
+        each: Callable[[str], str] = partial(_range, [block[load] for block in blocks], rows[load])
+        made.add_row(name, each("added_p50_ms"), each("added_p99_ms"))
     return made
 
 

@@ -132,7 +132,8 @@ class Grpc:
         async for message in self._stub.ModelStreamInfer(once()):
             if message.error_message:
                 raise EOFError(message.error_message)
-            yield _contents(message.infer_response)[dialect.TEXT_OUTPUT][4:].decode(errors="replace")
+            if text := _contents(message.infer_response).get(dialect.TEXT_OUTPUT):  # the last may have none
+                yield text[4:].decode(errors="replace")
 
 
 def _contents(response: pb.ModelInferResponse) -> dict[str, bytes]:

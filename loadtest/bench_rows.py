@@ -1,7 +1,8 @@
 """`make bench-rows`: a table and a picture model through our server, beside what is written without one.
 
-The peer is FastAPI with one uvicorn worker and one ONNX Runtime session of the same ONNX file
-(`loadtest/peers/run_fastapi.py`). The table is `example:forest`; the picture model is a vision transformer of
+The peers are FastAPI with one uvicorn worker and one ONNX Runtime session of the same ONNX file
+(`loadtest/peers/run_fastapi.py`), and for the table FastAPI with the scikit-learn estimator itself, and
+MLServer. The table is `example:forest`; the picture model is a vision transformer of
 a tiny one's size with random weights. Callers in a process of their own ask for one row a request, at random,
 and send the next once they have the answer. All servers run all the time, and one is asked at a time, in
 turn. Before that, the answers are compared.
@@ -30,7 +31,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from clients.answers import Label
 from loadtest.bench_rows_client import answers, rows_of
 from loadtest.callers import in_a_process, medians
-from loadtest.peers.environment import served_by
+from loadtest.peers.environment import kept_by, served_by
 from loadtest.peers.server import NotServing
 from serving import service
 from serving.ports import Ports
@@ -79,10 +80,13 @@ def main() -> None:
                 export(case, repository)
         running = service.start(repository, ports=Ports(0, 0, 0))
         servers.callback(service.stop, running)
-        urls = {}
+        urls: dict[str, dict[str, str]] = {}
+        left_out: dict[str, str] = {}
         for case in cases:
             urls[case.name] = {"Shoal, gRPC": running.grpc, "Shoal, HTTP": running.http}
-            urls[case.name] |= peer(servers, case, repository)
+            started, failed = peers(servers, case, repository)
+            urls[case.name] |= started
+            left_out |= failed
         unlike = {case.name: differences(case, urls[case.name]) for case in cases}
         blocks = []
         for number in range(options.blocks + 1):
@@ -94,8 +98,8 @@ def main() -> None:
     out.print(machine.name(), highlight=False)
     for name, loads in rows.items():
         out.print(_table(name, loads, blocks))
-    result = {"machine": machine.describe(), "unlike": unlike, "rows": rows, "blocks": blocks}
-    print(json.dumps(result))
+    about = {"machine": machine.describe(), "unlike": unlike, "left_out": left_out}
+    print(json.dumps({**about, "rows": rows, "blocks": blocks}))
 
 
 def table_case(folder: Path) -> Case:
@@ -139,18 +143,24 @@ def export(case: Case, repository: Path) -> None:
     )
 
 
-def peer(servers: ExitStack, case: Case, repository: Path) -> dict[str, str]:
-    """Start the peer with a case's ONNX file; where it cannot run, that is told, and it is left out."""
+def peers(servers: ExitStack, case: Case, repository: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Start the peers of a case: addresses of those that run, and why the others do not, which is told."""
     manifest = next(iter(served_manifests(repository, case.name)))
     onnx = repository / manifest.network / str(manifest.version) / "model.onnx"
     processor = ("--processor", case.processor) if case.processor else ()
-    try:
-        return {
-            "FastAPI": servers.enter_context(served_by("fastapi", case.name, ("--onnx", onnx, *processor)))
-        }
-    except NotServing as error:
-        err.print(f"FastAPI is left out: {error}", style="yellow", soft_wrap=True)
-        return {}
+    ways: dict[str, tuple[str, Sequence[str | Path]]]
+    ways = {"FastAPI": ("fastapi", ("--onnx", onnx, *processor))}
+    if case.processor is None:
+        ways["FastAPI, scikit-learn"] = ("scikit_learn", ())
+        ways["MLServer"] = ("mlserver", ("--cache", kept_by("mlserver")))
+    started, left_out = {}, {}
+    for way, (environment, arguments) in ways.items():
+        try:
+            started[way] = servers.enter_context(served_by(environment, case.name, arguments))
+        except NotServing as error:
+            left_out[f"{way}, {case.name}"] = str(error)
+            err.print(f"{way} is left out: {error}", style="yellow", soft_wrap=True)
+    return started, left_out
 
 
 def differences(case: Case, urls: dict[str, str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from clients.answers import Label, classify_rows, images, kinds_of
 from clients.vocabulary import to_arrays, to_inputs
 from loadtest.callers import called
 
+FOREST_CLASSES = ("benign", "malignant")  # in scikit-learn's order
 # The features of a row, or the content of a picture's file.
 Row = list[float] | bytes
 Classify = Callable[[Row], Awaitable[list[Label]]]
@@ -77,10 +78,28 @@ async def _fastapi(url: str, model: str) -> AsyncIterator[Classify]:
         yield classify
 
 
+@asynccontextmanager
+async def _mlserver(url: str, model: str) -> AsyncIterator[Classify]:
+    """MLServer over HTTP: probabilities in the order of scikit-learn's classes, which it does not name."""
+    async with aiohttp.ClientSession(raise_for_status=True) as session:
+
+        async def classify(row: Row) -> list[Label]:
+            entry = {"name": "rows", "shape": [1, len(row)], "datatype": "FP64", "data": row}
+            asked = {"inputs": [entry], "outputs": [{"name": "predict_proba"}]}
+            async with session.post(f"http://{url}/v2/models/{model}/infer", json=asked) as response:
+                scores = (await response.json())["outputs"][0]["data"]
+            found = [Label(name, score) for name, score in zip(FOREST_CLASSES, scores, strict=True)]
+            return sorted(found, key=lambda label: -label.score)
+
+        yield classify
+
+
 WAYS: dict[str, Callable[[str, str], AbstractAsyncContextManager[Classify]]] = {
     "Shoal, gRPC": _grpc,
     "Shoal, HTTP": _http,
     "FastAPI": _fastapi,
+    "FastAPI, scikit-learn": _fastapi,
+    "MLServer": _mlserver,
 }
 
 

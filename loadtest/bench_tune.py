@@ -2,14 +2,15 @@
 
 All is measured on a real service of a real model:
 
-    grid     the highest rate of every setting of a model within a promise, once
-    search   five searches with a tenth of that time each; then what each chose and the best of the grid are
-             measured again, in turn
+    grid     the highest rate of every setting of a model within a promise, once; `--without` says which
+             values stay out
+    search   five searches with a tenth of that time as their budget; then what each chose and the best of
+             the grid are measured again, in turn and by tests of twice the length
     same     twenty searches among settings that are equal
     planted  ten times three tests: of what is served, of the same again, and of the same with a delay of a
              tenth of the median latency in front of the network
 
-Each part keeps its figures in `reports/bench-tune`, so that one that was interrupted goes on.
+Each part keeps its figures in `reports/bench-tune` as it goes; a grid that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,10 @@ from rich.console import Console
 from loadtest import comparing, headless
 from loadtest.neighbours import watched
 from loadtest.tuning.bench import Bench
-from loadtest.tuning.search import Found, NothingMeets, Search
+from loadtest.tuning.search import Found, Search
 from loadtest.tuning.space import Knob, Setting, Space, space_of
 from shoal import machine, show
+from shoal.errors import ShoalError
 from shoal.manifest import manifests, served_manifests
 from shoal.paths import write_json
 
@@ -49,14 +50,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts: dict[str, Callable[[argparse.Namespace, Space, headless.Plan], Any]]
+    parts: dict[str, Callable[[argparse.Namespace, Space, headless.Plan], None]]
     parts = {"grid": grid, "search": searches, "same": same, "planted": planted}
-    parser.add_argument("parts", nargs="*", choices=[*parts, []], default=list(parts))
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; default: all")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--model", default="minilm")
-    parser.add_argument("--slo", default="p99=100ms")
+    parser.add_argument("--slo", default="p95=60ms")
     parser.add_argument("--workload", default="short")
-    parser.add_argument("--seconds", type=int, default=3, help="of a test")
+    parser.add_argument("--seconds", type=int, default=4, help="of a test")
     parser.add_argument("--without", nargs="*", default=["run tokens=512"], help="values that stay out")
     parser.add_argument("--seeds", type=int, default=5, help="searches")
     parser.add_argument("--searches", type=int, default=20, help="among equal settings")
@@ -66,6 +67,8 @@ def main() -> None:
     parser.add_argument("--pair-seconds", type=int, default=15, help="of one of them")
     parser.add_argument("--folder", type=Path, default=Path("reports/bench-tune"))
     options = parser.parse_args()
+    if unknown := set(options.parts) - set(parts):
+        parser.error(f"there is no part {', '.join(unknown)}")
     served = next(served_manifests(options.repository, options.model), None)
     if served is None:
         sys.exit(f"{options.repository} serves no version of {options.model}")
@@ -75,54 +78,63 @@ def main() -> None:
     plan = replace(plan, arrival="poisson", slo=options.slo)
     options.folder.mkdir(parents=True, exist_ok=True)
     out.print(machine.name())
-    for part in options.parts:
+    for part in options.parts or parts:
         with watched(err):
-            found = parts[part](options, _alike(space) if part == "same" else space, plan)
-        if part != "grid":  # which keeps itself
-            write_json(options.folder / f"{part}.json", {"machine": machine.describe(), "found": found})
+            parts[part](options, _alike(space) if part == "same" else space, plan)
 
 
 def grid(options: argparse.Namespace, space: Space, plan: headless.Plan) -> None:
     """The rate of every setting, in a file that grows."""
-    file = options.folder / "grid.json"
-    done: list[dict[str, Any]] = json.loads(file.read_text())["settings"] if file.exists() else []
+    about = {"model": plan.model, "slo": plan.slo, "workload": plan.workload, "seconds": plan.seconds}
+    kept = _read(options, "grid") if (options.folder / "grid.json").exists() else {}
+    if kept and any(kept.get(name, value) != value for name, value in about.items()):
+        sys.exit(f"{options.folder / 'grid.json'} is of another grid: remove it, or choose another --folder")
+    done: list[dict[str, Any]] = kept.get("settings", [])
     known = [row["setting"] for row in done]
     names = [knob.name for knob in space.knobs]
     with Bench(options.repository, space, plan, options.folder) as bench:
-        search = _search(options, space, bench)
-        guess = done[-1]["rate"] if done else bench.guess()
+        guess = next((row["rate"] for row in reversed(done) if row["rate"]), None) or bench.guess()
         for values in itertools.product(*(knob.values for knob in space.knobs)):
             setting = dict(zip(names, values, strict=True))
             if setting in known:
                 continue
             began, rate = time.monotonic(), 0.0
-            with suppress(NothingMeets):
+            search = _search(options, space, bench)  # so that each setting gets the same requests
+            try:
                 rate = guess = search.highest(setting, guess, FACTOR)
+            except ShoalError as error:
+                err.print(f"{space.text(setting)}: {error.message}", highlight=False)
             done.append({"setting": setting, "rate": rate, "seconds": time.monotonic() - began})
             err.print(f"{len(done)} of {space.size}: {space.text(setting)}: {rate:.1f}", highlight=False)
-            write_json(file, {"machine": machine.describe(), "slo": options.slo, "settings": done})
+            _keep(options, "grid", {**about, "settings": done})
     seconds = sum(row["seconds"] for row in done)
     best = max(done, key=lambda row: row["rate"])
     out.print(f"{len(done)} settings in {seconds / 60:.0f} minutes; the best, {space.text(best['setting'])}:")
     out.print(f"{best['rate']:.1f} requests/s; served now: {_of(done, space.default):.1f}")
 
 
-def searches(options: argparse.Namespace, space: Space, plan: headless.Plan) -> dict[str, Any]:
+def searches(options: argparse.Namespace, space: Space, plan: headless.Plan) -> None:
     """What searches with a tenth of the grid's time choose, and how near the best that is."""
-    done = json.loads((options.folder / "grid.json").read_text())["settings"]
+    done = _read(options, "grid")["settings"]
+    if len(done) != space.size:
+        sys.exit(f"the grid has {len(done)} of {space.size} settings: run its part first")
     budget = SHARE * sum(row["seconds"] for row in done)
     picks: list[Setting] = []
+    took: list[float] = []
     for seed in range(options.seeds):
         began = time.monotonic()
         found = _found(options, space, plan, budget, seed)
         picks.append(found.winner or space.default)
+        took.append(time.monotonic() - began)
         told = f"{space.text(picks[-1])}, {_of(done, picks[-1]):.1f} in the grid"
-        err.print(f"seed {seed}, {time.monotonic() - began:.0f} s: {told}", highlight=False)
+        err.print(f"seed {seed}, {took[-1]:.0f} s: {told}", highlight=False)
+        _keep(options, "search", {"budget": budget, "seconds": took, "picks": picks})
     ranked = sorted(done, key=lambda row: -row["rate"])
     compared = [row["setting"] for row in ranked[:3]] + [*picks, space.default]
     compared = [setting for place, setting in enumerate(compared) if setting not in compared[:place]]
     rates: list[list[float]] = [[] for _ in compared]
-    with Bench(options.repository, space, plan, options.folder) as bench:
+    longer = replace(plan, seconds=2 * plan.seconds)
+    with Bench(options.repository, space, longer, options.folder) as bench:
         for turn in range(AGAIN):  # in turn, for the machine's speed changes
             for place in range(len(compared))[:: 1 if turn % 2 == 0 else -1]:
                 guess = rates[place][0] if rates[place] else _of(done, compared[place])
@@ -130,7 +142,7 @@ def searches(options: argparse.Namespace, space: Space, plan: headless.Plan) -> 
                 rates[place].append(search.highest(compared[place], guess, FACTOR))
     medians = [statistics.median(each) for each in rates]
     table = show.table(
-        f"{len(done)} settings, {budget:.0f} s a search, requests/s within {options.slo}",
+        f"{len(done)} settings, searches of {min(took):.0f} to {max(took):.0f} s, requests/s at {plan.slo}",
         ["setting", "#in the grid", "#again, median", "#of the best", "chosen by"],
     )
     for setting, median in zip(compared, medians, strict=True):
@@ -139,23 +151,29 @@ def searches(options: argparse.Namespace, space: Space, plan: headless.Plan) -> 
         cells = (f"{_of(done, setting):.1f}", f"{median:.1f}", share, ", ".join(seeds))
         table.add_row(space.text(setting), *cells)
     out.print(table)
-    return {"budget": budget, "picks": picks, "settings": compared, "rates": rates}
+    found_at_last = {"budget": budget, "seconds": took, "picks": picks, "settings": compared, "rates": rates}
+    _keep(options, "search", found_at_last)
 
 
-def same(options: argparse.Namespace, space: Space, plan: headless.Plan) -> list[dict[str, Any]]:
+def same(options: argparse.Namespace, space: Space, plan: headless.Plan) -> None:
     """Searches among settings that are equal: every one that is called better is wrong."""
-    rows, better = [], 0
+    rows: list[dict[str, Any]] = []
+    better = 0
     for seed in range(options.searches):
-        found = _found(options, space, plan, options.budget, seed)
-        better += found.winner is not None
-        row = {"same": found.same, "tried": len(found.tried), "confirmed": found.confirmed}
-        rows.append({**row, "better": found.winner is not None})
+        try:
+            found = _found(options, space, plan, options.budget, seed)
+        except ShoalError as error:  # the machine was slow, and its budget over before a setting was tried
+            rows.append({"error": error.message, "better": False})
+        else:
+            better += found.winner is not None
+            row = {"same": found.same, "tried": len(found.tried), "confirmed": found.confirmed}
+            rows.append({**row, "better": found.winner is not None})
         err.print(f"search {seed}: {rows[-1]}", highlight=False)
+        _keep(options, "same", {"searches": rows})
     out.print(f"of {len(rows)} searches among equal settings {better} said that one is better")
-    return rows
 
 
-def planted(options: argparse.Namespace, space: Space, plan: headless.Plan) -> dict[str, Any]:
+def planted(options: argparse.Namespace, space: Space, plan: headless.Plan) -> None:
     """How often a delay of a tenth of the median latency is called slower, and how often nothing is."""
     plan = replace(plan, rate=options.rate, seconds=options.pair_seconds, slo="")
 
@@ -179,12 +197,12 @@ def planted(options: argparse.Namespace, space: Space, plan: headless.Plan) -> d
         }
         rows.append(row)
         err.print(f"pair {number}: {row}", highlight=False)
+        _keep(options, "planted", {"median_ms": usual, "delay_us": late[DELAY], "pairs": rows})
     for name in ("nothing", "a delay"):
         ratios = [row[name]["ratio"] for row in rows]
         said = sum(row[name]["regression"] for row in rows)
         told_ratios = f"ratios {min(ratios):.3f} to {max(ratios):.3f}"
         out.print(f"planted {name}: {said} of {len(rows)} comparisons say regression, {told_ratios}")
-    return {"median_ms": usual, "delay_us": late[DELAY], "pairs": rows}
 
 
 def _without(space: Space, left_out: Sequence[str]) -> Space:
@@ -218,6 +236,14 @@ def _search(
     journal.unlink(missing_ok=True)
     say = (lambda line: err.print(f"  {line}", highlight=False)) if budget else (lambda line: None)
     return Search(space, bench.measure, budget, journal, seed=seed, say=say, guess=bench.guess)
+
+
+def _read(options: argparse.Namespace, part: str) -> dict[str, Any]:
+    return dict(json.loads((options.folder / f"{part}.json").read_text()))
+
+
+def _keep(options: argparse.Namespace, part: str, found: dict[str, Any]) -> None:
+    write_json(options.folder / f"{part}.json", {"machine": machine.describe(), **found})
 
 
 def _of(done: list[dict[str, Any]], setting: Setting) -> float:

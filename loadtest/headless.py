@@ -24,6 +24,7 @@ from loadtest.peers.server import free_port
 from loadtest.samples import Row, Samples
 from shoal import machine, show
 from shoal.errors import ShoalError
+from shoal.manifest import Manifest
 from shoal.paths import write_atomic
 from shoal.progress import Silent
 
@@ -97,6 +98,21 @@ class Plan:
         """That send. More than CPUs would wait for each other."""
         wanted = 1 + int(len(self.due) / self.seconds // RATE_OF_A_PROCESS)
         return min(wanted, machine.available_cpus())
+
+
+def about(manifest: Manifest) -> dict[str, Any]:
+    """What `Plan.served` says of a version."""
+    evidence = manifest.evidence
+    told = {
+        "version": manifest.version,
+        "precision": manifest.precision,
+        "task": evidence.get("task") or manifest.recipe.get("task"),
+    }
+    rates = evidence.get("decode_tokens_per_second", {}).items()
+    decode = max(rates, key=lambda item: int(item[0]), default=None)
+    if decode is not None:
+        told["speeds"] = {"prefill": evidence["prefill_tokens_per_second"], "decode": decode[1]}
+    return told
 
 
 def run(

@@ -12,6 +12,8 @@ from loadtest.peers.server import HOST, NotServing, free_port, serving
 from serving.launch import launch_with
 from shoal.paths import cache_dir
 
+HEALTH = {"mlserver": "/v2/models/forest/ready"}  # where it is not /health
+
 
 def python_of(peer: str) -> Path | None:
     """The Python of a peer's environment; None where that cannot be made, which `setup.sh` tells."""
@@ -44,5 +46,6 @@ def served_by(peer: str, name: str, arguments: Sequence[str | Path]) -> Iterator
     # It ends with this process, however that ends.
     script = [*launch_with(os.getpid()), str(python), "-m", f"loadtest.peers.run_{peer}"]
     command = [*script, "--port", str(port), *arguments]
-    with serving(command, port, kept_by(peer) / f"{name}.log", {}):
+    health = HEALTH.get(peer, "/health")
+    with serving(command, port, kept_by(peer) / f"{name}.log", {}, health=health):
         yield f"{HOST}:{port}"

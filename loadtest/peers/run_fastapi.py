@@ -18,24 +18,9 @@ import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, Field
 
+from loadtest.peers.rows import Label, Row
 from loadtest.peers.server import HOST
-
-FEATURES = 30  # of the forest
-
-
-class Row(BaseModel):
-    """A row of the table, its columns in the order in which the model was trained."""
-
-    features: list[float] = Field(min_length=FEATURES, max_length=FEATURES)
-
-
-class Label(BaseModel):
-    """A class and its probability."""
-
-    label: str
-    score: float
 
 
 async def content_of(request: Request) -> bytes:

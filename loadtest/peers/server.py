@@ -28,10 +28,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _healthy(port: int) -> bool:
+def _healthy(port: int, path: str) -> bool:
     connection = http.client.HTTPConnection(HOST, port, timeout=5)
     try:
-        connection.request("GET", "/health")
+        connection.request("GET", path)
         return connection.getresponse().status == 200
     except OSError:
         return False
@@ -60,10 +60,18 @@ def running(
 
 @contextmanager
 def serving(
-    command: Sequence[str | Path], port: int, log: Path, environment: dict[str, str], seconds: float = 600
+    command: Sequence[str | Path],
+    port: int,
+    log: Path,
+    environment: dict[str, str],
+    seconds: float = 600,
+    health: str = "/health",
 ) -> Iterator[int]:
     """The server, from its first healthy answer on; its process id. It is stopped at the end, however that
     comes.
+
+    Args:
+        health: the path that answers 200 once the server is ready.
 
     Raises:
         NotServing: it does not come up.
@@ -74,7 +82,7 @@ def serving(
         )
     try:
         start = time.monotonic()
-        while not _healthy(port):
+        while not _healthy(port, health):
             if process.poll() is not None:
                 raise NotServing(f"the server ended with {process.returncode} (log: {log})")
             if time.monotonic() - start > seconds:

@@ -20,7 +20,6 @@ from clients import ClientError, GrpcClient
 from loadtest import headless, queueing, workloads
 from loadtest.asking import asker
 from loadtest.samples import Samples
-from loadtest.tuning import search
 from loadtest.tuning.search import Judged
 from loadtest.tuning.space import VERSION, Setting, Space
 from serving import embedded
@@ -55,6 +54,7 @@ class Bench:
         self._repository, self._space, self._plan = repository.resolve(), space, plan
         self._folder, self._progress = folder, progress
         self._servers: OrderedDict[str, tuple[ExitStack, embedded.Server]] = OrderedDict()
+        self._kept: dict[tuple[str, float], tuple[Samples, dict[str, Any]]] = {}
 
     def __enter__(self) -> Bench:
         return self
@@ -72,8 +72,10 @@ class Bench:
         Raises:
             ShoalError: it cannot be served, or its server died.
         """
-        _, summary = self.test(setting, self._plan.at(rate, number))
+        samples, summary = self.test(setting, self._plan.at(rate, number))
         judged = summary["slo"]
+        if judged["met"]:
+            self._kept[_key(setting), rate] = samples, summary
         return Judged(
             judged["met"],
             judged["goodput"],
@@ -82,15 +84,22 @@ class Bench:
             judged["alone"],
         )
 
+    def kept(self, setting: Setting, rate: float) -> tuple[Samples, dict[str, Any]] | None:
+        """The last test of a setting at a rate in which it kept the promise; see `headless.measured`."""
+        return self._kept.get((_key(setting), rate))
+
     def guess(self) -> float:
         """Requests per second of what is served now under callers who wait for their answers.
 
         Raises:
-            ShoalError: it cannot be served.
+            ShoalError: it cannot be served, or answers nothing.
         """
         server = self._server(self._space.default)
         seconds = float(self._plan.seconds)
-        return max(search.LEAST_RATE, self._answered(server, seconds) / seconds)
+        answered = self._answered(server, seconds)
+        if not answered:
+            raise ServerError(f"{CALLERS} callers had no answer in {seconds:.0f} s", hint="--seconds 30")
+        return answered / seconds
 
     def test(self, setting: Setting, plan: headless.Plan) -> tuple[Samples, dict[str, Any]]:
         """Run a plan, whose addresses do not matter, against a setting; see `headless.measured`.
@@ -113,7 +122,7 @@ class Bench:
         return sorted(found, key=lambda name: found[name]["queue"], reverse=True)
 
     def _server(self, setting: Setting) -> embedded.Server:
-        key = json.dumps(setting, sort_keys=True)
+        key = _key(setting)
         if key in self._servers:
             self._servers.move_to_end(key)
             stack, server = self._servers[key]
@@ -163,6 +172,10 @@ class Bench:
                     (made / model / version).mkdir(parents=True)
             write_atomic(made / model / "config.pbtxt", text)
         return made
+
+
+def _key(setting: Setting) -> str:
+    return json.dumps(setting, sort_keys=True)
 
 
 def _linked(source: str, place: str) -> None:

@@ -43,6 +43,11 @@ def summary(space: Space, found: Found, about: dict[str, Any]) -> dict[str, Any]
     }
 
 
+def in_flight(test: dict[str, Any]) -> float:
+    """Requests under way at once in a test, by Little's law: a scaler's goal for one replica is below it."""
+    return float(test["total"]["per_second"] * test["total"]["mean"] / 1e3)
+
+
 def importance(space: Space, found: Found) -> dict[str, float]:
     """How much of the differences between rates each knob explains; empty where too few settings were tried.
 

@@ -1,14 +1,17 @@
 """The search for the setting with the highest rate within a promise, honest on a noisy machine.
 
-Rates are open loop, so queueing counts. What is served now is measured twice first (A/A): the difference is
-noise. Then settings race against the best so far: each is asked once at a little more than that rate, and one
-that keeps the promise there is asked for more, so most cost one test. Optuna's tree-structured Parzen
-estimator (J. Bergstra et al., Algorithms for hyper-parameter optimization, NeurIPS 2011) proposes them, after
-the corners of the space; each new best one is followed by those that differ from it in one knob.
+Rates are open loop, so queueing counts. When requests happen to come close to each other decides much of
+what a short test says, so all tests of a search have the same requests at the same times, stretched to
+their rate (common random numbers). What is served now is measured twice first (A/A): the difference is
+noise. Then settings race against the best so far: each is asked once at a little more than that rate, and
+one that keeps the promise there is asked for more, so most cost one test. Optuna's tree-structured Parzen
+estimator (J. Bergstra et al., Algorithms for hyper-parameter optimization, NeurIPS 2011) proposes them,
+after the corners of the space; each new best one is followed by those that differ from it in one knob.
 
-At last the best must win on fresh tests, in turn with what is served now (ABBA, so that a machine which gets
-slower slows both), at a rate between both: it keeps the promise in all of them, and what is served now misses
-it in all but one at most. Otherwise the answer is that there is no difference.
+At last the best must win on fresh requests, in turn with what is served now (ABBA, so that a machine which
+gets slower slows both), first at a rate between both. It wins a round if it keeps the promise and what is
+served now misses it; if both keep it, the next round has a higher rate, and if both miss it, a lower one.
+It must win several rounds before it loses one. Otherwise the answer is that there is no difference.
 """
 
 from __future__ import annotations
@@ -30,9 +33,13 @@ AHEAD = 1.04  # a setting is first asked for so much more than the best so far
 STEP = 1.15  # a setting that keeps the promise is asked for so much more
 NEAR = 1.05  # and then between, until its bounds are so near
 FIRST_RATE, LEAST_RATE = 8.0, 0.05
-FACTOR = 1.25  # between rates, until one keeps the promise and one misses it; its square the next time
-CONFIRMATIONS = 4  # tests of each side at the end
-SHARE_TO_CONFIRM = 0.25  # of the budget is kept for them
+# Between rates, until one keeps the promise and one misses it; the next time it is squared, up to the second.
+FACTOR, MOST_FACTOR = 1.25, 2.0
+# So many of the rounds at the end are to be won, of at most so many, and none lost. Of two equal settings,
+# one of which wins or loses every fourth round by chance, one in 150 is called better.
+WINS, MOST_ROUNDS = 4, 8
+SHARE_TO_CONFIRM = 0.35  # of the budget is kept for them
+FRESH = 1000  # the numbers of their requests begin here
 NOISY = 1.5  # as a ratio of two measurements of the same
 _SAMPLED_IN_VAIN = 50
 
@@ -56,7 +63,7 @@ class Judged:
     alone: bool = False
 
 
-Measure = Callable[[Setting, float, int], Judged]
+Measure = Callable[[Setting, float, int], Judged]  # the same number gives the same requests
 
 
 @dataclass
@@ -87,8 +94,9 @@ class Found:
     Attributes:
         same: rates of what is served now, measured twice.
         tried: further settings, in their order.
-        confirmed: for each candidate that had a chance, its setting, the rate of the last tests, and in how
-            many of them it and what is served now kept the promise.
+        confirmed: for each candidate that had a chance, its setting, the lowest rate at which it won a round
+            (None: it won none), and the rounds: their rates, and whether it and what is served now kept the
+            promise.
         winner: the setting that won; None: no difference.
         client_limited: how many tests were limited by the processes that send.
     """
@@ -111,7 +119,7 @@ class Found:
 
     @property
     def rate(self) -> float:
-        """The rate at which the winner was confirmed, or that of what is served now."""
+        """The lowest rate at which the winner won, or that of what is served now."""
         won = [row["rate"] for row in self.confirmed if row["setting"] == self.winner]
         return float(won[-1]) if won else self.base
 
@@ -135,7 +143,7 @@ class Search:
 
     Args:
         space: see there.
-        measure: a test of a setting at a rate; its third argument is a number that differs each time.
+        measure: a test of a setting at a rate; its third argument says which requests it gets.
         seconds: the budget.
         about: what else makes this search another one: the promise, the load, the files, the machine.
         journal: what was done so far, to go on with after an interruption, or what was found.
@@ -161,7 +169,7 @@ class Search:
         self._space, self._measure, self._seconds = space, measure, seconds
         self._journal, self._seed, self._say, self._clock = journal, seed, say, clock
         self._told, self._guess = about or {}, guess
-        self._number = 0
+        self._number = 1 + seed
         self.found = Found()
 
     def run(self, first: Callable[[], Sequence[str]] = tuple, *, again: bool = True) -> Found:
@@ -205,7 +213,8 @@ class Search:
         return self.highest(self._space.default, self._guess())
 
     def _again(self) -> float:
-        return self.highest(self._space.default, self.found.same[0], NEAR)
+        """Near the first result, and from below it, so that it can be lower as well as higher."""
+        return self.highest(self._space.default, self.found.same[0] / NEAR, NEAR**2)
 
     def _explore(self, corners: Sequence[Setting], until: float) -> None:
         study = self._study(corners)
@@ -282,12 +291,8 @@ class Search:
         tried.tests += 1
         return self._ask(tried.setting, rate)
 
-    def _ask(self, setting: Setting, rate: float) -> Judged:
-        self._number += 1
-        return self._measured(setting, rate)
-
-    def _measured(self, setting: Setting, rate: float) -> Judged:
-        judged = self._measure(setting, rate, self._number)
+    def _ask(self, setting: Setting, rate: float, number: int | None = None) -> Judged:
+        judged = self._measure(setting, rate, self._number if number is None else number)
         self.found.client_limited += judged.client_limited
         return judged
 
@@ -316,8 +321,9 @@ class Search:
             if low is not None and high is not None:
                 rate = (low * high) ** 0.5
             else:
-                rate = rate * factor if high is None else rate / factor
-                factor *= factor
+                lower = rate / factor if rate <= LEAST_RATE else max(rate / factor, LEAST_RATE)
+                rate = rate * factor if high is None else lower
+                factor = min(factor * factor, MOST_FACTOR)
         if low is None:
             raise NothingMeets(
                 f"no rate keeps the promise; at the best {nearest:.1%} of the requests were within it",
@@ -336,33 +342,45 @@ class Search:
             assert tried.rate is not None  # noqa: S101 - as chosen above
             if tried.rate <= self.found.base * self.found.noise:
                 continue
-            rate = (tried.rate * self.found.base) ** 0.5
             try:
-                won, lost = self._in_turn(tried.setting, rate)
+                rounds = self._in_turn(tried.setting, tried.rate)
             except ShoalError as error:
                 tried.kept, tried.error = False, error.message
                 self._say(f"confirming {self._space.text(tried.setting)}: failed: {error.message}")
                 continue
+            won = [row["rate"] for row in rounds if row["kept"] and not row["served_now_kept"]]
             self.found.confirmed.append(
-                {"setting": tried.setting, "rate": rate, "kept": won, "served_now_kept": CONFIRMATIONS - lost}
+                {"setting": tried.setting, "rate": min(won, default=None), "rounds": rounds}
             )
-            said = f"{won} of {CONFIRMATIONS} kept it, and {CONFIRMATIONS - lost} of what is served now"
-            self._say(f"confirming {self._space.text(tried.setting)} at {rate:.1f} requests/s: {said}")
-            if won == CONFIRMATIONS and lost >= CONFIRMATIONS - 1:
+            said = f"won {len(won)} of {len(rounds)} rounds"
+            self._say(f"confirming {self._space.text(tried.setting)}: {said}")
+            if len(won) >= WINS:
                 self.found.winner = tried.setting
                 return
 
-    def _in_turn(self, setting: Setting, rate: float) -> tuple[int, int]:
-        """In how many tests a setting keeps the promise, and what is served now misses it."""
-        won = lost = 0
-        for block in range(CONFIRMATIONS):
+    def _in_turn(self, setting: Setting, highest: float) -> list[dict[str, Any]]:
+        """Rounds of a setting and what is served now, each on fresh requests, the same for both.
+
+        Args:
+            highest: the rate at which the setting kept the promise before.
+        """
+        base = self.found.base
+        rate, step = (highest * base) ** 0.5, (highest / base) ** 0.25
+        rounds: list[dict[str, Any]] = []
+        won = 0
+        while won < WINS and len(rounds) < MOST_ROUNDS:
             sides = [setting, self._space.default]
-            self._number += 1
-            for side in sides if block % 2 == 0 else sides[::-1]:
-                met = self._measured(side, rate).met  # both get the same requests
-                won += met and side is setting
-                lost += not met and side is not setting
-        return won, lost
+            number = FRESH * (1 + self._seed) + len(rounds)
+            met: dict[bool, bool] = {}
+            for side in sides if len(rounds) % 2 == 0 else sides[::-1]:
+                met[side is setting] = self._ask(side, rate, number).met
+            rounds.append({"rate": rate, "kept": met[True], "served_now_kept": met[False]})
+            if met[False] and not met[True]:
+                break
+            won += met[True] and not met[False]
+            if met[True] == met[False]:
+                rate = rate * step if met[True] else rate / step
+        return rounds
 
     def _about(self) -> dict[str, Any]:
         knobs = {knob.name: [*knob.values, knob.default] for knob in self._space.knobs}
@@ -394,7 +412,6 @@ class Search:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{self._journal} cannot be read: {error}", hint="remove it") from error
         self.found = found
-        self._number = sum(tried.tests for tried in found.tried) + 100
         if not ended:
             self._say(f"goes on after {len(found.tried)} settings that were tried before")
         return ended

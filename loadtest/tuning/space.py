@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.placement import on_gpu
 from shoal import model_config
 from shoal.errors import UsageError
 from shoal.machine import available_cpus
@@ -26,6 +27,8 @@ Setting = dict[str, Any]  # value by knob
 Configs = dict[str, "ModelConfig"]
 VERSION = "version"
 _RUN_TOKENS = (512, 1024, 4096)
+_ON_GPU = 4  # instances at most: each has its own copy of the weights
+_GPU = "GPU"
 _DELAYS = (0, 500, 2000, 5000)
 
 
@@ -185,7 +188,35 @@ def versions_that_keep(
 
 
 def _of_network(name: str, config: ModelConfig, cpus: int) -> list[Knob]:
-    """A network on ONNX Runtime: instances with threads, so that no more threads run than there are CPUs."""
+    """A network on ONNX Runtime; on CPUs no more threads run than there are CPUs."""
+    if on_gpu(config):
+        placed = [_kind(name), _instances("instances", name, config, _ON_GPU)]
+    else:
+        placed = [_shares(name, config, cpus)]
+    delay = config.dynamic_batching.max_queue_delay_microseconds
+    knobs = [*placed, Knob("queue delay, us", name, _with(_DELAYS, delay), delay, _write_delay)]
+    if any(entry.name == "attention_mask" for entry in config.input):
+        knobs.append(_parameter("run tokens", name, config, "max_run_tokens", _RUN_TOKENS, 1024))
+    return knobs
+
+
+def _kind(name: str) -> Knob:
+    """A network that a GPU runs, there or on the CPUs."""
+
+    def write(config: ModelConfig, value: str) -> None:
+        if value == _GPU:  # as it is
+            return
+        if not config.instance_group:
+            config.instance_group.add()
+        for group in config.instance_group:
+            group.kind = group.KIND_CPU
+            del group.gpus[:]
+
+    return Knob("runs on", name, (_GPU, "CPUs"), _GPU, write)
+
+
+def _shares(name: str, config: ModelConfig, cpus: int) -> Knob:
+    """How many instances share the CPUs, and how many threads each has."""
     now = _count(config)
     key = "intra_op_thread_count"
     given = config.parameters[key].string_value if key in config.parameters else ""
@@ -205,19 +236,7 @@ def _of_network(name: str, config: ModelConfig, cpus: int) -> list[Knob]:
         if count > 1:  # one instance has all CPUs
             config.parameters[key].string_value = str(threads)
 
-    knobs = [
-        Knob("instances x threads", name, _with(values, default), default, write),
-        Knob(
-            "queue delay, us",
-            name,
-            _with(_DELAYS, config.dynamic_batching.max_queue_delay_microseconds),
-            config.dynamic_batching.max_queue_delay_microseconds,
-            _write_delay,
-        ),
-    ]
-    if any(entry.name == "attention_mask" for entry in config.input):
-        knobs.append(_parameter("run tokens", name, config, "max_run_tokens", _RUN_TOKENS, 1024))
-    return knobs
+    return Knob("instances x threads", name, _with(values, default), default, write)
 
 
 def _of_decoder(name: str, config: ModelConfig) -> list[Knob]:
@@ -242,7 +261,7 @@ def _parameter(
     return Knob(knob, model, _with(values, default), default, write)
 
 
-def _instances(knob: str, model: str, config: ModelConfig, cpus: int) -> Knob:
+def _instances(knob: str, model: str, config: ModelConfig, most: int) -> Knob:
     default = _count(config)
 
     def write(config: ModelConfig, value: int) -> None:
@@ -250,7 +269,7 @@ def _instances(knob: str, model: str, config: ModelConfig, cpus: int) -> Knob:
             config.instance_group.add()
         config.instance_group[0].count = value
 
-    values = [count for count in (1, 2, 4) if count <= cpus]
+    values = [count for count in (1, 2, 4) if count <= most]
     return Knob(knob, model, _with(values, default), default, write)
 
 

@@ -108,7 +108,8 @@ def run(
     if (grpc_url is None and protocol != "http") or (http_url is None and protocol != "grpc"):
         server = find_service(repository)
         grpc_url, http_url = grpc_url or server.grpc, http_url or server.http
-        served = _served(repository, model)
+        manifest = next(served_manifests(repository, model), None)
+        served = headless.about(manifest) if manifest else None
     plan = headless.Plan(
         model,
         0 if is_open else users or USERS,
@@ -168,25 +169,6 @@ def _check_words(promise: str, urls: Sequence[str]) -> None:
         slo.parse(promise)
     for url in urls:
         host_and_port(url)
-
-
-def _served(repository: Path, model: str) -> dict[str, Any] | None:
-    """What the manifest says of the version that the repository serves; None: it has none."""
-    manifest = next(served_manifests(repository, model), None)
-    if manifest is None:
-        return None
-    evidence = manifest.evidence
-    told = {
-        "version": manifest.version,
-        "precision": manifest.precision,
-        "task": evidence.get("task") or manifest.recipe.get("task"),
-    }
-    decode = max(
-        evidence.get("decode_tokens_per_second", {}).items(), key=lambda item: int(item[0]), default=None
-    )
-    if decode is not None:
-        told["speeds"] = {"prefill": evidence["prefill_tokens_per_second"], "decode": decode[1]}
-    return told
 
 
 def _failed(summary: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from shoal import machine, tuned
 from shoal.cli.options import DEFAULT_REPOSITORY, Json, Repository
 from shoal.cli.steps import err, out, print_json
 from shoal.errors import MissingDependency, RepositoryError, UsageError
-from shoal.manifest import manifests, served_manifests
+from shoal.manifest import Manifest, manifests, served_manifests
 from shoal.progress import Bars
 from shoal.tasks import GENERATION
 
@@ -56,14 +57,70 @@ def tune(
     try:
         from loadtest import headless, workloads
         from loadtest import slo as promises
-        from loadtest.tuning import page, search, space
+        from loadtest.tuning import page, search
         from loadtest.tuning.bench import Bench
     except ModuleNotFoundError as error:
         raise MissingDependency(str(error.name), extra="tune") from error
     promise = promises.parse(slo)
     most = _seconds(budget)
-    bounds = {"min_cosine": min_cosine, "max_rise": _share(max_rise)}
-    bounded = any(bound is not None for bound in bounds.values())
+    settings = _space(repository, name, {"min_cosine": min_cosine, "max_rise": _share(max_rise)})
+    generates = headless.about(settings.manifests[settings.served])["task"] == GENERATION
+    promises.check(promise, generates=generates, seconds=seconds)  # before a server is started
+    workloads.requests(workload, generates=generates)
+    plan = headless.Plan(
+        *(name, 0, seconds, "grpc", "-", "-", generates, workload), arrival="poisson", slo=slo
+    )
+    folder = report or Path("reports") / f"tune-{name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = folder / "journal.json"
+    if not journal.exists():  # else they are of this search
+        for left in ("report.json", "report.html"):
+            (folder / left).unlink(missing_ok=True)
+    about = {
+        **{"model": name, "slo": slo, "workload": workload or "the usual", "seconds": seconds},
+        **{"seed": seed, "machine": machine.describe()},
+    }
+    knobs = ", ".join(knob.name for knob in settings.knobs)
+
+    def say(line: str) -> None:
+        err.print(line, highlight=False, markup=False)
+
+    say(f"{settings.size} settings of {knobs}; for {budget} they are tested, {seconds} s each time")
+    with Bench(repository, settings, plan, folder, Bars(err)) as bench:
+        asked = (settings, bench.measure, most, journal)
+        search_of = search.Search(*asked, about=about, seed=seed, say=say, guess=bench.guess)
+        try:
+            found = search_of.run(bench.queues, again=not apply)
+        except KeyboardInterrupt:
+            if journal.exists():
+                say("the same command goes on from here")
+            raise
+        kept = bench.kept(found.winner or settings.default, found.rate)
+    told = page.summary(settings, found, {**about, "budget": most})
+    _write(settings, found, told, kept, folder)
+    if apply and found.winner is not None:
+        told["published"] = _publish(repository, settings, found, told)
+        journal.unlink(missing_ok=True)
+    if as_json:
+        print_json(told)
+        return
+    _tell(name, settings, found, told)
+    out.print(f"report: {folder / 'tune.html'}", highlight=False)
+    if "in_flight" in told:
+        at_once = f"{told['in_flight']:.1f} requests at once"
+        out.print(f"scale by requests under way: at that rate a replica has {at_once}", highlight=False)
+        out.print(f"what it costs: shoal cost {folder}", highlight=False)
+
+
+def _space(repository: Path, name: str, bounds: dict[str, float | None]) -> Any:
+    """What can be set of a model, of the versions within the bounds.
+
+    Raises:
+        RepositoryError: none is served.
+        UsageError: the one that is served is not within them, or nothing can be set.
+    """
+    from loadtest.tuning import space
+
     served = next(served_manifests(repository, name), None)
     if served is None:
         raise RepositoryError(f"{repository} serves no version of {name}", hint=f"shoal export --name {name}")
@@ -73,63 +130,39 @@ def tune(
             f"version {served.version} of {name}, which is served, is not within these bounds",
             hint="shoal promote another version first, or ask for less",
         )
+    bounded = any(bound is not None for bound in bounds.values())
     others = [each for each in allowed if bounded and each.version != served.version]
-    settings = space.space_of(name, served, others)
-    generates = (served.evidence.get("task") or served.recipe.get("task")) == GENERATION
-    promises.check(promise, generates=generates, seconds=seconds)  # before a server is started
-    workloads.requests(workload, generates=generates)
-    plan = headless.Plan(
-        *(name, 0, seconds, "grpc", "-", "-", generates, workload), arrival="poisson", slo=slo
-    )
-    folder = report or Path("reports") / f"tune-{name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    journal = folder / "journal.json"
-    about = {
-        **{"model": name, "slo": slo, "workload": workload or "the usual", "seconds": seconds},
-        "machine": machine.describe(),
-    }
-    knobs = ", ".join(knob.name for knob in settings.knobs)
+    return space.space_of(name, served, others)
 
-    def say(line: str) -> None:
-        err.print(line, highlight=False, markup=False)
 
-    say(f"{settings.size} settings of {knobs}; for {budget} they are tested, {seconds} s each time")
-    with Bench(repository, settings, plan, folder, Bars(err)) as bench:
-        search_of = search.Search(
-            settings,
-            bench.measure,
-            most,
-            journal,
-            about=about,
-            seed=seed,
-            say=say,
-            guess=bench.guess,
-        )
-        try:
-            found = search_of.run(bench.queues, again=not apply)
-        except KeyboardInterrupt:
-            if journal.exists():
-                say("the same command goes on from here")
-            raise
-    told = page.summary(settings, found, {**about, "budget": most})
+def _write(settings: Any, found: Any, told: dict[str, Any], kept: Any, folder: Path) -> None:
+    """The report of the search, and that of a test at the rate that is told, from now or from before."""
+    from loadtest import headless, report
+    from loadtest.tuning import page
+
+    if kept is not None:
+        samples, test = kept
+        served = headless.about(_manifest(settings, found))
+        report.write({**test, "max_rate": found.rate, "served": served}, samples, folder)
+    if (folder / "report.json").exists():
+        told["in_flight"] = page.in_flight(json.loads((folder / "report.json").read_text()))
     page.write(settings, found, told, folder)
-    if apply and found.winner is not None:
-        told["published"] = _publish(repository, settings, found, told)
-        journal.unlink(missing_ok=True)
-    if as_json:
-        print_json(told)
-        return
-    _tell(name, settings, found, told)
-    out.print(f"report: {folder / 'tune.html'}", highlight=False)
+
+
+def _manifest(settings: Any, found: Any) -> Manifest:
+    """Of the version of what won, or of what is served now."""
+    from loadtest.tuning.space import VERSION
+
+    made: Manifest = settings.manifests[(found.winner or settings.default).get(VERSION, settings.served)]
+    return made
 
 
 def _publish(repository: Path, settings: Any, found: Any, told: dict[str, Any]) -> int:
     """The number of the new version."""
-    from loadtest.tuning.space import VERSION
-
     measured = {key: told[key] for key in ("slo", "rate", "better", "noise", "says", "machine")}
-    manifest = settings.manifests[found.winner.get(VERSION, settings.served)]
-    return tuned.publish(repository, manifest, settings.configs(found.winner), measured).version
+    return tuned.publish(
+        repository, _manifest(settings, found), settings.configs(found.winner), measured
+    ).version
 
 
 def _tell(name: str, settings: Any, found: Any, told: dict[str, Any]) -> None:

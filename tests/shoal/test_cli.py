@@ -92,6 +92,7 @@ def test_the_commands_are_all_there() -> None:
         "diff",
         "prune",
         "keys",
+        "bench",
     ]
     assert sorted(expected) == COMMANDS
     assert "shoal 0.1.0" in shoal("--version")[0]
@@ -238,6 +239,7 @@ FAILING: dict[str, list[Any]] = {
     "prune": ["nope", "-r", "/nowhere"],
     "gateway": ["-r", "/nowhere"],
     "keys": [],
+    "bench": ["peers", "nothing"],
     "doctor": ["--no-such-flag"],
 }
 

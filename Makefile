@@ -10,7 +10,7 @@ OTHERS := cohere huggingface_hub langchain llama_index llm lm_eval
 NEWER ?= $(firstword $(foreach name,python3.14 python3.13 $(wildcard $(HOME)/.pyenv/versions/3.1[34].*/bin/python3),\
 	$(shell $(name) -c 'print("$(name)")' 2>/dev/null)))
 
-.PHONY: help demo test test-checkpoints test-slow test-faults test-gateway-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python test-clients clients lint types format bench bench-int8 bench-encoders bench-rows bench-gateway bench-stream bench-tune bench-load bench-llm bench-queue bench-drift clean
+.PHONY: help demo test test-checkpoints test-slow test-faults test-gateway-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python test-clients clients lint types format bench bench-int8 bench-encoders bench-rows bench-gateway bench-stream bench-tune bench-load bench-analyzer bench-llm bench-queue bench-drift clean
 
 ## help: this list
 help:
@@ -139,6 +139,11 @@ bench-gateway: $(READY) model_repository/minilm_encoder/2/model.onnx model_repos
 ## comparison of load tests finds a delay of a tenth (two hours, the same)
 bench-tune: $(READY) model_repository/minilm_encoder/2/model.onnx
 	$(BIN)/python -m loadtest.bench_tune
+
+## bench-analyzer: what `shoal tune` picked beside what NVIDIA's Model Analyzer picks (30 minutes, the same)
+bench-analyzer: $(READY) model_repository/minilm_encoder/2/model.onnx
+	$(BIN)/shoal tune minilm --slo p95=60ms --workload short --seconds 4 --budget 6m
+	$(BIN)/python -m loadtest.bench_analyzer
 
 ## bench-load: the load test beside NVIDIA's Perf Analyzer, at the same rates (5 minutes, the same)
 bench-load: $(READY) model_repository/minilm_encoder/2/model.onnx

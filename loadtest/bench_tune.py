@@ -38,7 +38,7 @@ from shoal.errors import ShoalError
 from shoal.manifest import manifests, served_manifests
 from shoal.paths import write_json
 
-DELAY = "queue delay, us"
+DELAY = "waits for others, us"
 SHARE = 0.1  # of the grid's time that a search has
 FACTOR = 1.1  # from a neighbour's rate to the next one that is tried
 AGAIN = 3  # how often the picks are measured at the end
@@ -58,7 +58,12 @@ def main() -> None:
     parser.add_argument("--slo", default="p95=60ms")
     parser.add_argument("--workload", default="short")
     parser.add_argument("--seconds", type=int, default=4, help="of a test")
-    parser.add_argument("--without", nargs="*", default=["run tokens=512"], help="values that stay out")
+    parser.add_argument(
+        "--without",
+        nargs="*",
+        default=["run tokens=512", "waits for others, us=5000", "tokenizer instances=4"],
+        help="values that stay out",
+    )
     parser.add_argument("--seeds", type=int, default=5, help="searches")
     parser.add_argument("--searches", type=int, default=20, help="among equal settings")
     parser.add_argument("--budget", type=float, default=75, help="seconds of each of those")

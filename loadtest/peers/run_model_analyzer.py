@@ -16,6 +16,8 @@ from pathlib import Path
 from loadtest.peers.load import give_up, say
 from loadtest.peers.server import HOST, free_port
 
+SAID = ("Model Config Path", "Instance Group", "Max Batch Size")  # columns of its table
+
 
 def perf_analyzer(folder: Path) -> Path:
     """A program that starts Perf Analyzer with the libraries that it needs."""
@@ -29,13 +31,14 @@ def perf_analyzer(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Search, and print as the last line the settings within the promise, the fastest first."""
+    """Search, and print as the last line what is within the promise, the fastest first."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repository", type=Path, required=True, help="what the server can read as it is")
     parser.add_argument("--server", type=Path, required=True, help="a program that starts tritonserver")
     parser.add_argument("--model", required=True, help="an ensemble")
     parser.add_argument("--parts", nargs="+", required=True, help="its models")
-    parser.add_argument("--p99-ms", type=int, required=True, help="what is promised")
+    parser.add_argument("--percentile", choices=("p90", "p95", "p99"), default="p95")
+    parser.add_argument("--milliseconds", type=int, required=True, help="what is promised of it")
     parser.add_argument("--inputs", type=Path, required=True, help="Perf Analyzer's --input-data")
     parser.add_argument("--folder", type=Path, required=True, help="for what it writes")
     options = parser.parse_args()
@@ -65,7 +68,7 @@ def main() -> None:
             options.model: {
                 "cpu_only": True,
                 "objectives": ["perf_throughput"],
-                "constraints": {"perf_latency_p99": {"max": options.p99_ms}},
+                "constraints": {f"perf_latency_{options.percentile}": {"max": options.milliseconds}},
                 "perf_analyzer_flags": {"input-data": str(options.inputs.resolve())},
             }
         },
@@ -79,8 +82,18 @@ def main() -> None:
     if done.returncode:
         give_up(f"it ended with exit code {done.returncode} (log: {folder / 'model_analyzer.log'})")
     with (folder / "results" / "results" / "metrics-model-inference.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    sys.stdout.write(json.dumps({"rows": rows, "output": str(folder / "output")}) + "\n")
+        within = [row for row in csv.DictReader(file) if row["Satisfies Constraints"] == "Yes"]
+    within.sort(key=lambda row: -float(row["Throughput (infer/sec)"]))
+    rows = [
+        {
+            "model": row["Model Config Path"].partition(":")[0],
+            "says": ", ".join(f"{name} {row[name]}" for name in SAID),
+            "throughput": float(row["Throughput (infer/sec)"]),
+            "concurrency": int(row["Concurrency"]),
+        }
+        for row in within
+    ]
+    sys.stdout.write(json.dumps({"rows": rows}) + "\n")
 
 
 if __name__ == "__main__":

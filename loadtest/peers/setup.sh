@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# usage: setup.sh openvino|vllm|llama_cpp|infinity|fastapi|litellm|sentence_transformers|scikit_learn|mlserver
+# usage: setup.sh openvino|vllm|llama_cpp|infinity|fastapi|litellm|sentence_transformers|scikit_learn|mlserver|model_analyzer
 # Makes the peer's own virtual environment, once, and prints its folder.
 set -euo pipefail
 

@@ -119,9 +119,9 @@ class Found:
 
     @property
     def rate(self) -> float:
-        """The lowest rate at which the winner won, or that of what is served now."""
-        won = [row["rate"] for row in self.confirmed if row["setting"] == self.winner]
-        return float(won[-1]) if won else self.base
+        """The highest rate of the winner, or of what is served now, on the requests of the search."""
+        won = [tried.rate for tried in self.tried if tried.setting == self.winner]
+        return float(won[-1] or self.base) if won else self.base
 
     def to_dict(self) -> dict[str, Any]:
         """As plain types."""

@@ -30,6 +30,7 @@ _RUN_TOKENS = (512, 1024, 4096)
 _ON_GPU = 4  # instances at most: each has its own copy of the weights
 _GPU = "GPU"
 _DELAYS = (0, 500, 2000, 5000)
+_DELAY, _ALONE = "waits for others, us", "never"
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def space_of(model: str, served: Manifest, others: Sequence[Manifest], cpus: int
         knobs += _of_network(served.network, network, cpus)
         tokenizer = part_name(model, TOKENIZER)
         if tokenizer in configs:
-            knobs.append(_instances("tokenizer instances", tokenizer, configs[tokenizer], cpus))
+            knobs.append(_instances("tokenizer instances", tokenizer, configs[tokenizer], 2 * cpus))
     else:
         raise UsageError(f"{model} cannot be tuned: its backend is {network.backend or network.platform}")
     return Space(model, manifests, tuple(knob for knob in knobs if len(knob.values) > 1))
@@ -193,11 +194,25 @@ def _of_network(name: str, config: ModelConfig, cpus: int) -> list[Knob]:
         placed = [_kind(name), _instances("instances", name, config, _ON_GPU)]
     else:
         placed = [_shares(name, config, cpus)]
-    delay = config.dynamic_batching.max_queue_delay_microseconds
-    knobs = [*placed, Knob("queue delay, us", name, _with(_DELAYS, delay), delay, _write_delay)]
+    knobs = [*placed, _waiting(name, config)]
     if any(entry.name == "attention_mask" for entry in config.input):
         knobs.append(_parameter("run tokens", name, config, "max_run_tokens", _RUN_TOKENS, 1024))
     return knobs
+
+
+def _waiting(name: str, config: ModelConfig) -> Knob:
+    """How long a request waits for others, or that each runs by itself (which any number of rows may)."""
+    delay = config.dynamic_batching.max_queue_delay_microseconds
+    default = delay if config.HasField("dynamic_batching") else _ALONE
+
+    def write(config: ModelConfig, value: int | str) -> None:
+        if value == _ALONE:
+            config.ClearField("dynamic_batching")
+        else:
+            config.dynamic_batching.max_queue_delay_microseconds = int(value)
+
+    values = [_ALONE, *sorted({*_DELAYS, delay})]
+    return Knob(_DELAY, name, tuple(values), default, write)
 
 
 def _kind(name: str) -> Knob:
@@ -276,10 +291,6 @@ def _instances(knob: str, model: str, config: ModelConfig, most: int) -> Knob:
 def _count(config: ModelConfig) -> int:
     """Instances of a model; Triton's default is one on CPUs."""
     return max(1, config.instance_group[0].count) if config.instance_group else 1
-
-
-def _write_delay(config: ModelConfig, value: int) -> None:
-    config.dynamic_batching.max_queue_delay_microseconds = value
 
 
 def _nothing(config: ModelConfig, value: Any) -> None:

@@ -178,8 +178,11 @@ def _tell(name: str, settings: Any, found: Any, told: dict[str, Any]) -> None:
             highlight=False,
         )
         return
-    rates = f"{found.rate:.1f} requests/s instead of {found.base:.1f}"
+    rates = f"{found.rate:.1f} requests/s instead of {found.base:.1f} on the same requests"
+    rounds = found.confirmed[-1]["rounds"]
+    won = sum(each["kept"] and not each["served_now_kept"] for each in rounds)
     out.print(f"{settings.text(found.winner)}: {rates}", highlight=False)
+    out.print(f"on fresh requests it won {won} of {len(rounds)} rounds and lost none", highlight=False)
     if "published" in told:
         said = "a server that runs takes it up within seconds"
         out.print(f"version {told['published']} of {name} is to be served: {said}", highlight=False)

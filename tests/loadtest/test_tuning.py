@@ -191,8 +191,9 @@ def test_the_rate_that_is_told_was_confirmed(tmp_path: Path) -> None:
     assert found.winner is not None
     rounds = found.confirmed[-1]["rounds"]
     won = [row["rate"] for row in rounds if row["kept"] and not row["served_now_kept"]]
-    assert len(won) == search.WINS and found.rate == min(won) == found.confirmed[-1]["rate"]
-    assert found.base < found.rate <= 180
+    assert len(won) == search.WINS and found.confirmed[-1]["rate"] == min(won)
+    assert found.rate == next(each.rate for each in found.tried if each.setting == found.winner)
+    assert found.base < found.rate <= 1.1 * 180
 
 
 def test_a_promise_that_nothing_keeps_says_what_was_nearest(tmp_path: Path) -> None:
@@ -231,7 +232,9 @@ def test_the_space_of_an_encoder_never_has_more_threads_than_cpus() -> None:
     assert found["version"].values == (1, 3)  # 4 has the files of 1
     assert found["run tokens"].default == 1024
     assert found["tokenizer instances"].values == (1, 2, 4)
-    assert "tokenizer instances" not in {knob.name for knob in _encoder(1).knobs}
+    assert found["waits for others, us"].values == ("never", 0, 500, 2000, 5000)
+    assert found["waits for others, us"].default == 0
+    assert {knob.name: knob for knob in _encoder(1).knobs}["tokenizer instances"].values == (1, 2)
 
 
 def test_a_setting_is_written_into_the_configs() -> None:
@@ -240,7 +243,7 @@ def test_a_setting_is_written_into_the_configs() -> None:
         **where.default,
         "version": 3,
         "instances x threads": "2 x 1",
-        "queue delay, us": 500,
+        "waits for others, us": 500,
         "run tokens": 4096,
         "tokenizer instances": 2,
     }
@@ -251,7 +254,10 @@ def test_a_setting_is_written_into_the_configs() -> None:
     assert network.dynamic_batching.max_queue_delay_microseconds == 500
     assert network.parameters["max_run_tokens"].string_value == "4096"
     assert made["m_tokenizer"].instance_group[0].count == 2
+    alone = where.configs({**where.default, "waits for others, us": "never"})["m_encoder"]
+    assert not model_config.parse(alone).HasField("dynamic_batching")
     one = model_config.parse(where.configs(where.default)["m_encoder"])
+    assert one.HasField("dynamic_batching")
     assert "intra_op_thread_count" not in one.parameters and one.instance_group[0].count == 1
     assert where.text(where.default) == "what is served now"
     assert "instances x threads 2 x 1" in where.text(changed)
@@ -327,7 +333,7 @@ def test_the_report(tmp_path: Path) -> None:
     page.write(where, found, told, tmp_path)
     assert max(told["importance"], key=told["importance"].get) == "k0"
     written = json.loads((tmp_path / "tune.json").read_text())
-    assert written["winner"]["k0"] == 2 and written["better"] == pytest.approx(1.8**0.5, rel=0.1)
+    assert written["winner"]["k0"] == 2 and written["better"] == pytest.approx(1.8, rel=0.1)
     assert written["best_single_test"] == pytest.approx(180, rel=0.1)
     html = (tmp_path / "tune.html").read_text()
     assert html.count("<svg") == 3 and "<script" not in html and "http-equiv" not in html

@@ -26,7 +26,12 @@ def test_settings_are_served_and_tested(repository: Path, tmp_path: Path) -> Non
     with Bench(repository, settings, plan, tmp_path) as bench:
         kept = bench.measure(settings.default, 10.0, 1)
         assert kept.met and kept.goodput == 1.0 and kept.reached["p90=400ms"] is not None
-        changed = {**settings.default, "version": 1, "instances x threads": "2 x 1", "queue delay, us": 500}
+        changed = {
+            **settings.default,
+            "version": 1,
+            "instances x threads": "2 x 1",
+            "waits for others, us": 500,
+        }
         assert bench.measure(changed, 10.0, 2).met
         assert set(bench.queues()) == {"minilm", "minilm_encoder", "minilm_tokenizer"}
         assert len(embedded.servers()) >= 2

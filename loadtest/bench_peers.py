@@ -158,7 +158,7 @@ def _encoders(said: dict[str, Any]) -> Iterator[Row]:
         for engine, row in engines.items():
             rates = [block["loads"][load][engine]["rate"] for block in blocks]
             callers, size = load.split(" x ")
-            yield _row(f"{callers} callers, {size} text{'s'[: int(size) > 1]} a call", engine, row, rates)
+            yield _row(f"{_many(callers, 'caller')}, {_many(size, 'text')} a call", engine, row, rates)
 
 
 def _rows(said: dict[str, Any]) -> Iterator[Row]:
@@ -166,7 +166,7 @@ def _rows(said: dict[str, Any]) -> Iterator[Row]:
         for callers, engines in loads.items():
             for engine, row in engines.items():
                 rates = [block[case][callers][engine]["rate"] for block in said["blocks"]]
-                yield _row(f"{case}, {callers} callers", engine, row, rates)
+                yield _row(f"{case}, {_many(callers, 'caller')}", engine, row, rates)
 
 
 def _decoders(said: dict[str, Any]) -> Iterator[Row]:
@@ -181,6 +181,10 @@ def _decoders(said: dict[str, Any]) -> Iterator[Row]:
 
 
 _READ = {"encoders": _encoders, "rows": _rows, "decoders": _decoders}
+
+
+def _many(count: str, what: str) -> str:
+    return f"{count} {what}" if count == "1" else f"{count} {what}s"
 
 
 def _row(load: str, engine: str, row: Mapping[str, float], rates: Sequence[float]) -> Row:

@@ -189,7 +189,8 @@ def planted(options: argparse.Namespace, space: Space, plan: headless.Plan) -> N
         return {**summary, "requests": samples.columns()}
 
     usual = tested(space.default)["total"]["p50"]
-    late = {**space.default, DELAY: space.default[DELAY] + round(100 * usual)}
+    waits = space.default[DELAY] if isinstance(space.default[DELAY], int) else 0
+    late = {**space.default, DELAY: waits + round(100 * usual)}
     rows = []
     for number in range(options.pairs):
         before = tested(space.default)

@@ -15,7 +15,7 @@ from export.generation.recipe import AUTO, GenerationRecipe
 from export.generation.to_onnx import to_onnx
 from export.generation.to_openvino import to_openvino
 from serving.generation.runner import DecoderRunner
-from serving.generation.runtime import FILES, ONNXRUNTIME, OPENVINO, open_runner
+from serving.generation.runtime import FILES, ONNXRUNTIME, OPENVINO, difference, open_runner
 from shoal import corpus
 from shoal.errors import ExportError
 from shoal.progress import Silent
@@ -61,9 +61,11 @@ def _int8(
             graphs[OPENVINO] = to_openvino(plain, path, progress)
             _try(path)
         except (ExportError, RuntimeError, ValueError, LookupError) as error:
-            told = str(error) if isinstance(error, ExportError) else f"OpenVINO cannot run the graph: {error}"
+            told = (
+                error.message if isinstance(error, ExportError) else f"OpenVINO cannot run the graph: {error}"
+            )
             if recipe.engine == OPENVINO:
-                raise ExportError(told) from error
+                raise ExportError(told, hint="--engine onnxruntime") from error
             graphs.clear()
             progress.note(f"ONNX Runtime runs int8: {told}")
     if recipe.engine == OPENVINO:
@@ -77,9 +79,16 @@ def _int8(
 
 
 def _try(path: Path) -> None:
-    """Load a graph and run it: what a library has no kernel for is seen then."""
-    runner = open_runner(path, rows=2, max_length=8)
-    runner.prefill_together(0, [[1], [1, 1]])
+    """Load a graph and run it: what a library has no kernel for is seen then.
+
+    Raises:
+        ExportError: its answers would depend on what runs beside them.
+    """
+    if difference(open_runner(path, rows=8, max_length=48)):
+        raise ExportError(
+            "OpenVINO's answers depend on what runs beside them on this CPU, which lacks VNNI or the like",
+            hint="--engine onnxruntime",
+        )
 
 
 def _file(work: Path, precision: str) -> Path:

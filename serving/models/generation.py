@@ -34,7 +34,7 @@ from serving.generation.conversation import Conversation, Renderer
 from serving.generation.deliveries import described
 from serving.generation.engine import Engine
 from serving.generation.params import MAX_BYTES, BadRequest, SamplingParams
-from serving.generation.runtime import graph_in, open_runner, runtime_of
+from serving.generation.runtime import OPENVINO, difference, graph_in, open_runner, runtime_of
 from serving.generation.scheduler import LEAST_BATCHED_TOKENS, Limits
 from serving.generation.sequence import Failure, Request
 from serving.generation.structure import Compiler, Structures
@@ -143,6 +143,11 @@ class TritonPythonModel:
         told, fits = runner.memory.describe()
         log = pb_utils.Logger.log_info if fits else pb_utils.Logger.log_warn
         log(f"{args['model_name']}: {told}")
+        if runtime_of(graph) == OPENVINO and difference(runner):
+            pb_utils.Logger.log_warn(
+                f"{args['model_name']}: on this CPU answers by OpenVINO depend on what runs beside them;"
+                " if it is exported again here, ONNX Runtime runs it"
+            )
         self._tokenizer = Tokenizer.from_file(named(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

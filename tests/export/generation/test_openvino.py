@@ -121,6 +121,14 @@ def test_what_openvino_cannot_load_is_run_by_the_other(
         build._int8(recipe, SimpleNamespace(), tmp_path, plain, progress)  # type: ignore[arg-type]
 
 
+def test_a_library_whose_answers_depend_on_company_is_refused(
+    tiny_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "difference", lambda runner: 0.2)
+    with pytest.raises(ExportError, match="depend on what runs beside them on this CPU"):
+        build._try(tiny_repository / "tiny" / "1" / "model.onnx")
+
+
 def test_weights_of_8_bits_are_half_a_step_away_at_most() -> None:
     weights = np.random.default_rng(0).normal(size=(7, 33)).astype(np.float32)
     weights[0], weights[1, 0] = 0, 90  # nothing at all, and one that is far from all others

@@ -14,10 +14,11 @@ from export.generation.to_openvino import to_openvino
 from serving.generation import memory
 from serving.generation.model import MixingModel, Part
 from serving.generation.paged_runner import PAGE, PagedRunner
-from serving.generation.runtime import open_runner, runtime_of
+from serving.generation.runtime import difference, open_runner, runtime_of
 from serving.onnxruntime import sessions
 from serving.onnxruntime.options import BadConfig
 from shoal.progress import Silent
+from tests.decoders import EXACT, needs_vnni
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(5, 90, 400)]
 LENGTHS = (5, PAGE - 1, PAGE, PAGE + 1, 100)
@@ -44,6 +45,7 @@ def _next(runner: PagedRunner, rows: Sequence[int]) -> list[np.ndarray]:
     return list(runner.run(parts).copy())
 
 
+@needs_vnni
 def test_alone_in_company_and_beside_a_prompt_are_the_same_to_the_last_bit(runner: PagedRunner) -> None:
     for number in range(len(LENGTHS)):
         runner.prefill(number, _prompt(number), 0, [0])
@@ -57,6 +59,7 @@ def test_alone_in_company_and_beside_a_prompt_are_the_same_to_the_last_bit(runne
         assert np.array_equal(written, runner.prefill(7, TOKENS[200 : 200 + 40], 0, [39])[0])
 
 
+@needs_vnni
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_more_threads_than_sequences_add_up_in_no_other_order(graph: Path, threads: int) -> None:
     """OpenVINO has two ways to share attention among threads, and chooses by how many sequences there are."""
@@ -78,6 +81,7 @@ def test_where_a_prompt_is_cut_changes_nothing(runner: PagedRunner, cut: int) ->
     assert np.array_equal(np.concatenate([first, rest]), whole)
 
 
+@needs_vnni
 def test_prompts_together_are_the_same_as_by_themselves(runner: PagedRunner) -> None:
     prompts = [_prompt(number) for number in range(4)]
     together = runner.prefill_together(2, prompts)
@@ -147,3 +151,10 @@ def test_the_file_says_what_runs_it(graph: Path, tmp_path: Path) -> None:
     broken.write_bytes(graph.read_bytes()[:1000])
     with pytest.raises(RuntimeError):
         open_runner(broken, rows=1, max_length=64)
+
+
+def test_whether_company_changes_an_answer_is_measured(runner: PagedRunner, tiny_repository: Path) -> None:
+    """OpenVINO is exact on some CPUs, ONNX Runtime on all: the export publishes by this figure."""
+    assert (difference(runner) == 0) is EXACT
+    exact = open_runner(tiny_repository / "tiny" / "1" / "model.onnx", rows=8, max_length=48)
+    assert difference(exact) == 0

@@ -14,7 +14,8 @@ from shoal.manifest import served_manifests
 from shoal.paths import write_atomic
 
 app = typer.Typer(
-    help="Benchmarks that compare Shoal with others on this machine.\n\nExample: shoal bench peers encoders",
+    help="Benchmarks that compare Shoal with others on this machine. Each has --json.\n\n"
+    "Example: shoal bench peers encoders",
     no_args_is_help=True,
 )
 # What must be served for each kind; rows export what they need by themselves.
@@ -22,8 +23,11 @@ _MODELS = {"encoders": "minilm", "decoders": "smollm2"}
 
 
 @app.callback()
-def _together() -> None:
-    """Benchmarks that compare Shoal with others on this machine."""
+def _together() -> None:  # or the one command would take its place
+    """Benchmarks that compare Shoal with others on this machine. Each has --json.
+
+    Example: shoal bench peers encoders
+    """
 
 
 @app.command()

@@ -28,8 +28,9 @@ from loadtest.neighbours import watched
 from loadtest.peers.environment import python_of
 from loadtest.peers.server import ROOT
 from loadtest.slo import parse
-from loadtest.tuning.bench import Bench, staging
-from loadtest.tuning.search import Judged, Search
+from loadtest.tuning.bench import Bench, lay_out, staging
+from loadtest.tuning.found import Judged
+from loadtest.tuning.search import Search
 from loadtest.tuning.space import Setting, Space, space_of
 from serving import embedded
 from serving.distribution import Embedded
@@ -103,12 +104,13 @@ def searched(options: argparse.Namespace, space: Space, plan: headless.Plan) -> 
     inputs = options.folder / "inputs.json"
     texts = [request["text"] for request in workloads.requests(plan.workload, generates=False)]
     inputs.write_text(json.dumps({"data": [{dialect.TEXT: [text]} for text in texts]}))
+    parts = space.manifests[space.served].configs
     with staging(options.repository.resolve()) as scratch:
-        repository = _as_served(space, space.default, options.repository, scratch)
+        repository = _as_served(options.repository.resolve(), space, scratch)
         command = [
             *(str(python), "-m", "loadtest.peers.run_model_analyzer"),
             *("--repository", str(repository), "--server", str(_server(scratch))),
-            *("--model", plan.model, "--parts", *(name for name in _parts(space) if name != plan.model)),
+            *("--model", plan.model, "--parts", *(name for name in parts if name != plan.model)),
             *("--percentile", f"p{bound.percentile:g}", "--milliseconds", f"{bound.milliseconds:.0f}"),
             *("--inputs", str(inputs), "--folder", str(options.folder)),
         ]
@@ -122,22 +124,11 @@ def searched(options: argparse.Namespace, space: Space, plan: headless.Plan) -> 
     return dict(rows[0])
 
 
-def _parts(space: Space) -> list[str]:
-    return list(space.manifests[space.served].configs)
-
-
-def _as_served(space: Space, setting: Setting, repository: Path, scratch: Path) -> Path:
-    """The models of a setting with their configs as the embedded server reads them, and without links."""
-    made = scratch / "as_served"
-    configs = space.configs(setting)
-    manifest = space.manifests[space.served]
+def _as_served(repository: Path, space: Space, scratch: Path) -> Path:
+    """What is served now, with the configs as the embedded server reads them."""
+    made = lay_out(repository, space, space.default, scratch / "as_served")
+    configs = space.configs(space.default)
     for name in configs:
-        versions = {Path(file).parts[1] for file in manifest.files if Path(file).parts[0] == name} or {"1"}
-        for version in versions:
-            if (repository / name / version).is_dir():
-                shutil.copytree(repository / name / version, made / name / version)
-            else:
-                (made / name / version).mkdir(parents=True)
         (made / name / "config.pbtxt").write_text(Embedded.find().shown(name, configs))
     return made
 

@@ -130,7 +130,6 @@ def measure(kind: str, arguments: Sequence[str]) -> dict[str, Any]:
     return {
         "kind": kind,
         "machine": said["machine"],
-        "flags": list(machine.cpu_flags()),
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "versions": versions,
         "rows": [asdict(row) for row in _READ[kind](said)],
@@ -249,7 +248,7 @@ def markdown(found: Sequence[dict[str, Any]], command: str) -> str:
         decodes = result["kind"] == "decoders"
         latency = {"ttft_ms": "first token, ms"} if decodes else {"p50_ms": "p50, ms", "p99_ms": "p99, ms"}
         lines += ["", f"## {kind.title}", "", kind.method, ""]
-        flags = ", ".join(result["flags"])
+        flags = ", ".join(about["cpu_flags"])
         lines += [f"{about['cpu']}, {about['cpus']} CPUs ({flags}), {result['made']}. {versions}.", ""]
         lines.append(f"| load | engine | {kind.unit} | {' | '.join(latency.values())} |")
         lines.append("|---|---|---|" + "---|" * len(latency))

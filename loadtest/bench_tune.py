@@ -31,7 +31,8 @@ from rich.console import Console
 from loadtest import comparing, headless
 from loadtest.neighbours import watched
 from loadtest.tuning.bench import Bench
-from loadtest.tuning.search import Found, Search
+from loadtest.tuning.found import Found
+from loadtest.tuning.search import Search
 from loadtest.tuning.space import Knob, Setting, Space, space_of
 from shoal import machine, show
 from shoal.errors import ShoalError

@@ -20,7 +20,7 @@ from clients import ClientError, GrpcClient
 from loadtest import headless, queueing, workloads
 from loadtest.asking import asker
 from loadtest.samples import Samples
-from loadtest.tuning.search import Judged
+from loadtest.tuning.found import Judged
 from loadtest.tuning.space import VERSION, Setting, Space
 from serving import embedded
 from shoal.errors import ServerError
@@ -135,7 +135,8 @@ class Bench:
             stack.close()
         with ExitStack() as stack:
             scratch = stack.enter_context(staging(self._repository))
-            server = stack.enter_context(embedded.running(self._copy(setting, scratch)))
+            models = lay_out(self._repository, self._space, setting, scratch / "model_repository")
+            server = stack.enter_context(embedded.running(models))
             self._answered(server, WARM_SECONDS)
             self._servers[key] = (stack.pop_all(), server)
         return server
@@ -157,21 +158,20 @@ class Bench:
         with ThreadPoolExecutor(CALLERS) as pool:
             return sum(pool.map(call, range(CALLERS)))
 
-    def _copy(self, setting: Setting, scratch: Path) -> Path:
-        """A repository with this setting alone, by links to the files."""
-        made = scratch / "model_repository"
-        configs = self._space.configs(setting)
-        manifest = self._space.manifests[setting.get(VERSION, self._space.served)]
-        for model, text in configs.items():
-            versions = {Path(name).parts[1] for name in manifest.files if Path(name).parts[0] == model}
-            for version in versions or {"1"}:  # an ensemble has no files
-                source = self._repository / model / version
-                if source.is_dir():
-                    shutil.copytree(source, made / model / version, copy_function=_linked)
-                else:
-                    (made / model / version).mkdir(parents=True)
-            write_atomic(made / model / "config.pbtxt", text)
-        return made
+
+def lay_out(repository: Path, space: Space, setting: Setting, made: Path) -> Path:
+    """Make a repository with one setting alone, by links to the files of another on the same file system."""
+    manifest = space.manifests[setting.get(VERSION, space.served)]
+    for model, text in space.configs(setting).items():
+        versions = {Path(name).parts[1] for name in manifest.files if Path(name).parts[0] == model}
+        for version in versions or {"1"}:  # an ensemble has no files
+            source = repository / model / version
+            if source.is_dir():
+                shutil.copytree(source, made / model / version, copy_function=_linked)
+            else:
+                (made / model / version).mkdir(parents=True)
+        write_atomic(made / model / "config.pbtxt", text)
+    return made
 
 
 def _key(setting: Setting) -> str:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from loadtest.pages import COLORS, GRID, MUTED, draw, render
-from loadtest.tuning.search import Found, Tried
+from loadtest.tuning.found import Found, Tried
 from loadtest.tuning.space import VERSION, Space
 from shoal import show
 from shoal.paths import write_atomic, write_json

@@ -19,12 +19,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 
+from loadtest.tuning.found import Found, Judged, Tried
 from loadtest.tuning.space import Setting, Space
 from shoal.errors import ShoalError, UsageError
 from shoal.paths import write_json
@@ -36,7 +36,7 @@ FIRST_RATE, LEAST_RATE = 8.0, 0.05
 # Between rates, until one keeps the promise and one misses it; the next time it is squared, up to the second.
 FACTOR, MOST_FACTOR = 1.25, 2.0
 # So many of the rounds at the end are to be won, of at most so many, and none lost. Of two equal settings,
-# one of which wins or loses every fourth round by chance, one in 150 is called better.
+# one of which wins or loses every fourth round by chance, one in 140 is called better.
 WINS, MOST_ROUNDS = 4, 8
 SHARE_TO_CONFIRM = 0.35  # of the budget is kept for them
 FRESH = 1000  # the numbers of their requests begin here
@@ -44,94 +44,7 @@ NOISY = 1.5  # as a ratio of two measurements of the same
 _SAMPLED_IN_VAIN = 50
 
 
-@dataclass(frozen=True)
-class Judged:
-    """One test of a setting at a rate.
-
-    Attributes:
-        met: whether the promise was kept.
-        goodput: share of the requests within it.
-        reached: percentiles in ms by the bound's text; None: no answer.
-        client_limited: whether the processes that send were the limit.
-        alone: whether requests hardly met each other.
-    """
-
-    met: bool
-    goodput: float
-    reached: dict[str, float | None]
-    client_limited: bool = False
-    alone: bool = False
-
-
 Measure = Callable[[Setting, float, int], Judged]  # the same number gives the same requests
-
-
-@dataclass
-class Tried:
-    """A setting and what became of it.
-
-    Attributes:
-        rate: requests per second at which it kept the promise, or, where it never did, an estimate for the
-            proposals; None: it failed.
-        asked: the lowest rate at which it missed the promise; None: it failed before.
-        kept: whether it kept the promise at `rate`.
-        tests: how many it took.
-        error: why it failed; "": it did not.
-    """
-
-    setting: Setting
-    rate: float | None
-    kept: bool
-    tests: int
-    asked: float | None = None
-    error: str = ""
-
-
-@dataclass
-class Found:
-    """What a search found, and everything it did.
-
-    Attributes:
-        same: rates of what is served now, measured twice.
-        tried: further settings, in their order.
-        confirmed: for each candidate that had a chance, its setting, the lowest rate at which it won a round
-            (None: it won none), and the rounds: their rates, and whether it and what is served now kept the
-            promise.
-        winner: the setting that won; None: no difference.
-        client_limited: how many tests were limited by the processes that send.
-    """
-
-    same: list[float] = field(default_factory=list)
-    tried: list[Tried] = field(default_factory=list)
-    confirmed: list[dict[str, Any]] = field(default_factory=list)
-    winner: Setting | None = None
-    client_limited: int = 0
-
-    @property
-    def base(self) -> float:
-        """The rate of what is served now: the better of two."""
-        return max(self.same)
-
-    @property
-    def noise(self) -> float:
-        """How much better the better one is, as a ratio."""
-        return max(self.same) / min(self.same)
-
-    @property
-    def rate(self) -> float:
-        """The highest rate of the winner, or of what is served now, on the requests of the search."""
-        won = [tried.rate for tried in self.tried if tried.setting == self.winner]
-        return float(won[-1] or self.base) if won else self.base
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain types."""
-        return {
-            "same": self.same,
-            "tried": [vars(tried) for tried in self.tried],
-            "confirmed": self.confirmed,
-            "winner": self.winner,
-            "client_limited": self.client_limited,
-        }
 
 
 class NothingMeets(ShoalError):

@@ -73,9 +73,6 @@ def tune(
     folder = report or Path("reports") / f"tune-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     journal = folder / "journal.json"
-    if not journal.exists():  # else they are of this search
-        for left in ("report.json", "report.html"):
-            (folder / left).unlink(missing_ok=True)
     about = {
         **{"model": name, "slo": slo, "workload": workload or "the usual", "seconds": seconds},
         **{"seed": seed, "machine": machine.describe()},
@@ -144,8 +141,13 @@ def _write(settings: Any, found: Any, told: dict[str, Any], kept: Any, folder: P
         samples, test = kept
         served = headless.about(_manifest(settings, found))
         report.write({**test, "max_rate": found.rate, "served": served}, samples, folder)
-    if (folder / "report.json").exists():
-        told["in_flight"] = page.in_flight(json.loads((folder / "report.json").read_text()))
+    file = folder / "report.json"
+    test = json.loads(file.read_text()) if file.exists() else {}
+    if test.get("max_rate") == found.rate:  # else it is of an earlier search in this folder
+        told["in_flight"] = page.in_flight(test)
+    else:
+        for left in (file, file.with_suffix(".html")):
+            left.unlink(missing_ok=True)
     page.write(settings, found, told, folder)
 
 

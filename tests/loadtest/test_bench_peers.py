@@ -11,7 +11,7 @@ import pytest
 from loadtest import bench_peers
 from shoal.errors import ShoalError
 
-MACHINE = {"cpu": "AMD EPYC", "cpus": 2}
+MACHINE = {"cpu": "AMD EPYC", "cpus": 2, "cpu_flags": ["avx2"]}
 FIGURES = {"rate": 100.0, "p50_ms": 8.0, "p99_ms": 20.0, "client_cpus": 0.1}
 
 

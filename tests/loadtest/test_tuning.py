@@ -13,7 +13,8 @@ import pytest
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from loadtest.tuning import page, search, space
-from loadtest.tuning.search import Judged, NothingMeets, Search
+from loadtest.tuning.found import Judged
+from loadtest.tuning.search import NothingMeets, Search
 from loadtest.tuning.space import Knob, Setting, Space
 from shoal import model_config
 from shoal.errors import ServerError, ShoalError, UsageError

@@ -25,8 +25,8 @@ def metric(server: Server, name: str, label: str = "") -> float:
 
 
 def settled(server: Server, name: str, expected: float = 0.0, label: str = "") -> bool:
-    """Metrics are published four times a second."""
-    deadline = time.monotonic() + 20
+    """Metrics are published four times a second; how long the work takes is the machine's affair."""
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if metric(server, name, label) == expected:
             return True

@@ -241,16 +241,16 @@ def test_a_busy_server_is_not_dead(supervised: Supervised) -> None:
 
     def call() -> int:
         answered = 0
-        with GrpcClient(supervised.grpc, timeout=60.0) as client:
+        with GrpcClient(supervised.grpc, timeout=300.0) as client:
             while not stop.is_set():
-                answered += len(client.embed(["many words " * 60] * 16, batch_size=16))
+                answered += len(client.embed(["many words " * 60] * 4, batch_size=4))
         return answered
 
     with ThreadPoolExecutor(16) as pool:
         calls = [pool.submit(call) for _ in range(16)]
         time.sleep(12)
         stop.set()
-        assert min(one.result() for one in calls) >= 16
+        assert min(one.result() for one in calls) >= 4
     assert supervised.metric("shoal_restarts_total") == before
     supervised.wait(200)
 

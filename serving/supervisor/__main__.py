@@ -55,6 +55,13 @@ def main() -> int:
     parser.add_argument(
         "--drift-share", type=float, default=known.drift_share, help="watch this share of the rows for drift"
     )
+    parser.add_argument(
+        "--drain",
+        type=float,
+        default=known.drain,
+        help="seconds to go on answering after SIGTERM while /health says 503; two intervals of a load"
+        " balancer's health checks; default: %(default)s",
+    )
     parser.add_argument("--grace", type=float, default=known.grace, help="seconds to finish requests in")
     parser.add_argument(
         "--timeout", type=float, default=known.timeout, help="seconds until all models must answer"
@@ -94,6 +101,7 @@ def main() -> int:
             traces=given.traces,
             trace_rate=given.trace_rate,
             drift_share=given.drift_share,
+            drain=given.drain,
             grace=given.grace,
             timeout=given.timeout,
             state=given.state,

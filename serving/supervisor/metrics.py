@@ -1,12 +1,17 @@
 """The port of the supervisor.
 
-Prometheus reads `/metrics`, the container's health check reads `/health`, and a gateway in front of the
-server reads `/catalogue` and, of a model that users call, `/catalogue/NAME/tokenizer`. Nobody needs a key for
-them, and none of them changes anything.
+Prometheus reads `/metrics`, a load balancer and the container's health check read `/health`, and a gateway in
+front of the server reads `/catalogue` and, of a model that users call, `/catalogue/NAME/tokenizer`. Nobody
+needs a key for them, and none of them changes anything.
+
+`POST /drain` lets `/health` say 503 while the server goes on answering, so that whoever balances load sends
+new requests elsewhere; `DELETE /drain` takes that back. Both are for programs on the same machine, or in the
+same container or pod (a preStop hook), and for no page in a browser.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import threading
 import time
@@ -47,6 +52,7 @@ class Metrics:
         self.server: Server | None = None
         self._served = served
         self._problem: str | None = "starting"
+        self._draining = False
         self._looked = time.monotonic()
         self._success = self._gauge(
             "shoal_probe_success", "1: the model answered its last question", ["model"]
@@ -63,6 +69,7 @@ class Metrics:
         self._refused = self._gauge(
             "shoal_upgrade_refused", "1: the repository shows what cannot be served; what was served still is"
         )
+        self._drains = self._gauge("shoal_draining", "1: it answers, and new requests should go elsewhere")
         self._gauge("shoal_cpus", "CPUs that may be used").set(available_cpus())
         self.registry.register(_Processes(self))
         self._told: dict[tuple[str, str], int] = {}
@@ -78,11 +85,20 @@ class Metrics:
 
     @property
     def problem(self) -> str | None:
-        """What keeps requests from being answered, or the supervisor from noticing; None: nothing."""
+        """Why requests should go elsewhere: what keeps them from being answered, or the supervisor from
+        noticing that, or that it drains; None: nothing.
+        """
         still = time.monotonic() - self._looked
         if self._problem is None and still > STUCK_SECONDS:
             return f"the supervisor has not looked at its server for {still:.0f} s; the disk may hang"
+        if self._problem is None and self._draining:
+            return "draining: it answers, and new requests should go elsewhere"
         return self._problem
+
+    def drain(self, draining: bool) -> None:
+        """Whether new requests should go elsewhere, though the server answers them."""
+        self._draining = draining
+        self._drains.set(draining)
 
     def catalogue(self) -> Catalogue:
         """What is served now; no models while no server runs."""
@@ -194,6 +210,29 @@ def _listen(metrics: Metrics, address: str, port: int) -> ThreadingHTTPServer:
                 self._answer(404, b"there is /metrics, /health and /catalogue\n", _TEXT)
 
         do_HEAD = do_GET
+
+        def do_POST(self) -> None:
+            self._drain(True)
+
+        def do_DELETE(self) -> None:
+            self._drain(False)
+
+        def _drain(self, draining: bool) -> None:
+            if self.path.partition("?")[0] != "/drain":
+                self._answer(404, b"there is POST /drain and DELETE /drain\n", _TEXT)
+            elif not self._is_local():
+                self._answer(
+                    403, b"only programs on the same machine, or in the same container, may\n", _TEXT
+                )
+            else:
+                metrics.drain(draining)
+                self._answer(200, b"draining\n" if draining else b"serving\n", _TEXT)
+
+        def _is_local(self) -> bool:
+            """A browser sends `Origin` with such requests; `curl` and hooks do not."""
+            peer = ipaddress.ip_address(self.client_address[0].partition("%")[0])
+            peer = getattr(peer, "ipv4_mapped", None) or peer
+            return peer.is_loopback and "Origin" not in self.headers
 
         def _answer(self, status: int, body: bytes, kind: str, tag: str = "") -> None:
             self.send_response(status)

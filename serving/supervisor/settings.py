@@ -46,6 +46,8 @@ class SupervisorSettings:
         traces: URL of an OTLP collector over HTTP; "": no traces.
         trace_rate: one request of so many is traced.
         drift_share: share of requests of which a row is compared with those of the export; 0: none.
+        drain: seconds in which it goes on answering after SIGTERM while `/health` says 503, so that a load
+            balancer finds out before connections are refused: two intervals of its health checks.
         grace: seconds in which running requests may finish at the end.
         timeout: seconds until every model must answer after a start.
         state: folder for what is served and what was refused, which survives a restart; None: see
@@ -68,6 +70,7 @@ class SupervisorSettings:
     traces: str = ""
     trace_rate: int = 100
     drift_share: float = 0.0
+    drain: float = 0.0
     grace: float = 25.0
     timeout: float = 300.0
     state: Path | None = None
@@ -86,6 +89,8 @@ class SupervisorSettings:
                 raise UsageError(f"{path} cannot be read", hint="deploy/certificates makes a set")
         if not 0 <= self.drift_share <= 1:
             raise UsageError(f"drift share is {self.drift_share}, it must be a share from 0 to 1")
+        if self.drain < 0:
+            raise UsageError(f"drain is {self.drain} seconds, it must not be negative")
         if self.cache_mb < 0 or self.grace <= 0 or self.timeout <= 0 or self.trace_rate < 1:
             raise UsageError("cache, grace, timeout and trace rate must be positive")
         for argument in self.extra:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from serving import embedded, probe
 from serving.check import check
@@ -94,8 +94,9 @@ class Supervisor:
         Returns:
             The exit code: 0 after such a signal, 1 where the server cannot be started.
         """
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+        signal.signal(signal.SIGTERM, self._drain)
+        signal.signal(signal.SIGALRM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
         try:
             if self._gateway is not None:
                 self._gateway.start()
@@ -297,9 +298,19 @@ class Supervisor:
         if self._renew_drift is not None and not refused:
             self._renew_drift()
 
+    def _drain(self, number: int, frame: FrameType | None) -> None:
+        """SIGTERM: go on for a while, since whoever balances load does not know of it yet."""
+        if not self._settings.drain or self._served is None:
+            self._stop(number, frame)
+        say(f"draining: new requests should go elsewhere, and are answered for {self._settings.drain:g} s")
+        self.metrics.drain(True)
+        signal.signal(signal.SIGTERM, self._stop)  # whoever sends it again does not want to wait
+        signal.setitimer(signal.ITIMER_REAL, self._settings.drain)
+
     @staticmethod
-    def _stop(number: int, frame: FrameType | None) -> None:
-        for one in (signal.SIGTERM, signal.SIGINT):  # the second would break off what the first began
+    def _stop(number: int, frame: FrameType | None) -> NoReturn:
+        # The second would break off what the first began.
+        for one in (signal.SIGTERM, signal.SIGALRM, signal.SIGINT):
             signal.signal(one, signal.SIG_IGN)
         raise _Stop
 

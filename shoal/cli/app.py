@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from shoal import __version__, interrupts, show, traces
-from shoal.cli import bench, keys, loadtest, models, versions
+from shoal.cli import bench, deploy, keys, loadtest, models, versions
 from shoal.cli.calls import chat, infer
 from shoal.cli.cost import cost
 from shoal.cli.gateway import gateway
@@ -220,6 +220,7 @@ for command in (*models.COMMANDS, infer, chat, gateway, tune, cost, *versions.CO
 app.add_typer(loadtest.app, help="Run Locust against a served model, or compare two such tests.")
 app.add_typer(keys.app, name="keys")
 app.add_typer(bench.app, name="bench")
+app.add_typer(deploy.app, name="deploy")
 
 
 def main() -> NoReturn:

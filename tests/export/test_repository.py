@@ -278,7 +278,7 @@ def test_an_interrupted_export_leaves_no_half_version(
         text=True,
         cwd=ROOT,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not _leftovers(repository) and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(delay)

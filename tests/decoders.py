@@ -90,5 +90,5 @@ def decoder_client(
 ) -> Iterator[GrpcClient | HttpClient]:
     """The same vocabulary over both protocols."""
     kind = {"grpc": GrpcClient, "http": HttpClient}[request.param]
-    with kind(getattr(decoder_server, request.param), timeout=60.0) as made:
+    with kind(getattr(decoder_server, request.param), timeout=300.0) as made:
         yield made

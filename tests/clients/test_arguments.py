@@ -96,7 +96,7 @@ def test_a_closed_client_says_so(kind: Any) -> None:
 
 def test_a_closed_asyncio_client_says_so(decoder_server: Server) -> None:
     async def close_it() -> None:
-        client = AsyncGrpcClient(decoder_server.grpc, timeout=60.0)
+        client = AsyncGrpcClient(decoder_server.grpc, timeout=300)
         parts = client.generate("Fish swim in", max_tokens=1500, ignore_eos=True)
         assert await anext(parts)
         await client.close()
@@ -111,7 +111,7 @@ def test_a_closed_asyncio_client_says_so(decoder_server: Server) -> None:
 
 @pytest.mark.parametrize("kind", [GrpcClient, HttpClient])
 def test_a_closed_client_ends_its_streams(decoder_server: Server, kind: Any) -> None:
-    client = kind(getattr(decoder_server, "http" if kind is HttpClient else "grpc"), timeout=60.0)
+    client = kind(getattr(decoder_server, "http" if kind is HttpClient else "grpc"), timeout=300)
     parts = client.generate("Fish swim in", max_tokens=1500, ignore_eos=True)
     assert next(parts)
     client.close()

@@ -99,7 +99,7 @@ def test_clients_do_without_outputs_that_came_later(server: Server, answers: dic
 
 
 def test_it_writes_what_it_wrote(server: Server, answers: dict[str, Any]) -> None:
-    with GrpcClient(server.grpc, timeout=60.0) as client:
+    with GrpcClient(server.grpc, timeout=300) as client:
         prompt = answers["tales"]["inputs"]["text_input"]
         got = client.complete(prompt, model="tales", max_tokens=12, temperature=0, ignore_eos=True)
     assert got.text == answers["tales"]["outputs"]["text_output"]

@@ -81,7 +81,7 @@ def called(outcomes: dict[Case, Outcome], folder: Path) -> Iterator[GrpcClient]:
     """A client of a Triton that serves those of the matrix that are to be called."""
     if not any(case.wire for case in outcomes):
         pytest.skip("none that is to be called was exported")
-    with running(folder / "repository") as server, GrpcClient(server.grpc, timeout=60.0) as client:
+    with running(folder / "repository") as server, GrpcClient(server.grpc, timeout=300) as client:
         yield client
 
 

@@ -283,7 +283,7 @@ def test_an_interrupted_export_leaves_no_half_version(
         time.sleep(0.02)
     time.sleep(delay)
     process.send_signal(how)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     # An interrupt inside `exec`, by which dataclasses are made, is one that CPython ends by, handled or not.
     assert process.returncode in ((130, -how) if how == signal.SIGINT else (-how,)), error
     assert not [p for p in repository.iterdir() if p.is_dir()]

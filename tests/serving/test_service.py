@@ -306,7 +306,7 @@ def test_it_ends_with_the_command_that_started_it(own_repository: Path, how: sig
         server = _remembered(_server(made))
     finally:
         parent.send_signal(how)
-    parent.communicate(timeout=60)
+    parent.communicate(timeout=300)
     assert told["pid"] == made.pid
     assert parent.returncode == (143 if how == signal.SIGTERM else -signal.SIGKILL)
     _until(lambda: not made.alive, 30)

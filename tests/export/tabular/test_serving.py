@@ -84,7 +84,7 @@ def server(repository: Path, _own_cache: None) -> Iterator[Server]:
 @pytest.fixture(scope="module", params=["grpc", "http"])
 def caller(request: pytest.FixtureRequest, server: Server) -> Iterator[Client]:
     kind = {"grpc": GrpcClient, "http": HttpClient}[request.param]
-    with kind(getattr(server, request.param), timeout=60.0) as client:
+    with kind(getattr(server, request.param), timeout=300) as client:
         yield client
 
 
@@ -135,7 +135,7 @@ def test_the_data_frame_itself(caller: Client) -> None:
 
 def test_the_asyncio_client(server: Server) -> None:
     async def calls() -> None:
-        async with AsyncGrpcClient(server.grpc, timeout=60.0) as client:
+        async with AsyncGrpcClient(server.grpc, timeout=300) as client:
             rows = await client.classify_rows({"city": ["Rome"], "age": [None]}, model="shop")
             assert {label.label for label in rows[0]} == {"no", "yes"}
             with pytest.raises(BadInput, match="row 1, column 'city': 'Oslo'"):
@@ -194,7 +194,7 @@ def test_refused_for_callers_without_our_clients(server: Server) -> None:
 
 def test_a_bad_row_fails_nobody_elses_request(server: Server) -> None:
     def call(number: int) -> str:
-        with GrpcClient(server.grpc, timeout=60.0) as client:
+        with GrpcClient(server.grpc, timeout=300) as client:
             city = "Oslo" if number % 4 == 0 else "Rome"
             try:
                 return client.classify_rows({"city": [city], "age": [60.0]}, model="shop")[0][0].label

@@ -50,7 +50,7 @@ class Running:
 
     def _send(self, request: urllib.request.Request) -> tuple[int, Any, dict[str, str]]:
         try:
-            with urllib.request.urlopen(request, timeout=60) as response:
+            with urllib.request.urlopen(request, timeout=300) as response:
                 content = response.read()
                 is_json = response.headers.get_content_type() == "application/json"
                 body = json.loads(content) if is_json else content.decode()

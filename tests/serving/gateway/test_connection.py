@@ -81,14 +81,14 @@ def answer(made: socket.socket) -> tuple[int, bytes]:
 
 @pytest.mark.parametrize("sent", [b"", b"P", HEAD[:-2], HEAD[:-4] + b"\r\nx: y"])
 def test_a_connection_without_a_whole_head_ends(port: int, sent: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as made:
+    with socket.create_connection(("127.0.0.1", port), timeout=300) as made:
         made.sendall(sent)
         assert made.recv(1) == b""
 
 
 @pytest.mark.parametrize("sent", [b"\r\n", HEAD[:10]])
 def test_so_does_one_whose_next_head_does_not_come(port: int, sent: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as made:
+    with socket.create_connection(("127.0.0.1", port), timeout=300) as made:
         made.sendall(HEAD + b"ab")
         assert answer(made) == (200, b"ab")
         made.sendall(sent)
@@ -96,7 +96,7 @@ def test_so_does_one_whose_next_head_does_not_come(port: int, sent: bytes) -> No
 
 
 def test_a_head_in_parts_a_slow_body_and_a_later_request_are_answered(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as made:
+    with socket.create_connection(("127.0.0.1", port), timeout=300) as made:
         for body in (b"ab", b"cd"):
             for sent in (HEAD[:5], HEAD[5:], body[:1]):
                 made.sendall(sent)

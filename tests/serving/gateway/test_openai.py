@@ -116,7 +116,7 @@ def test_a_stream_ends_in_done_and_holds_usage_only_if_asked(running: Running) -
     host = running.url.removeprefix("http://")
     for options, wanted in ((None, 0), ({}, 0), ({"include_usage": True}, 1)):
         body = {**GREEDY, "messages": CHAT, "max_tokens": 3, "stream": True, "stream_options": options}
-        connection = http.client.HTTPConnection(host, timeout=60)
+        connection = http.client.HTTPConnection(host, timeout=300)
         connection.request("POST", "/v1/chat/completions", json.dumps(body))
         response = connection.getresponse()
         assert response.headers["content-type"].startswith("text/event-stream")

@@ -124,7 +124,7 @@ def test_events_are_as_documented(running: Running, path: str, asked: dict[str, 
     options = {} if path.endswith("responses") else {"stream_options": {"include_usage": True}}
     body = json.dumps({"model": "smollm2", "stream": True, **options, **asked}).encode()
     with urllib.request.urlopen(
-        urllib.request.Request(running.url + path, data=body), timeout=60
+        urllib.request.Request(running.url + path, data=body), timeout=300
     ) as response:
         lines = response.read().decode().splitlines()
     events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
@@ -173,7 +173,7 @@ def test_no_request_fails_the_gateway(case: Any, running: Running) -> None:
         for limit in _LIMITS.get(case.path, ()):
             if case.body.get(limit) is None or (isinstance(case.body[limit], int) and case.body[limit] > 4):
                 case.body[limit] = 4
-    response = case.call(base_url=running.url, timeout=60)
+    response = case.call(base_url=running.url, timeout=300)
     case.validate_response(
         response, checks=[not_a_server_error, response_schema_conformance, status_code_conformance]
     )

@@ -77,7 +77,7 @@ def test_callers_are_served_over_https_only(service: Service, certificates: Path
                     time.sleep(0.05)
             body = f'{{"model": "minilm", "input": "{TEXT}", "encoding_format": "float"}}'.encode()
             asked = urllib.request.Request(f"{url}/v1/embeddings", data=body)
-            with urllib.request.urlopen(asked, context=trusted, timeout=60) as answer:
+            with urllib.request.urlopen(asked, context=trusted, timeout=300) as answer:
                 assert answer.status == 200 and answer.read().startswith(b'{"object":"list"')
             with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
                 urllib.request.urlopen(f"{url}/health", timeout=5)  # who does not know the authority

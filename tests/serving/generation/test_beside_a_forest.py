@@ -68,7 +68,7 @@ def everything(
 @pytest.fixture(scope="module", params=["grpc", "http"])
 def caller(request: pytest.FixtureRequest, everything: tuple[Path, Server]) -> Iterator[Client]:
     kind = {"grpc": GrpcClient, "http": HttpClient}[request.param]
-    with kind(getattr(everything[1], request.param), timeout=60.0) as client:
+    with kind(getattr(everything[1], request.param), timeout=300) as client:
         yield client
 
 
@@ -79,7 +79,7 @@ def test_the_forest_answers_beside_the_language_model(
     assert forest.held_out is not None
     features = np.column_stack(list(forest.held_out.values.values()))
     expected = forest.model.predict_proba(features)
-    with ThreadPoolExecutor(1) as pool, GrpcClient(everything[1].grpc, timeout=60.0) as writer:
+    with ThreadPoolExecutor(1) as pool, GrpcClient(everything[1].grpc, timeout=300) as writer:
         writing = pool.submit(writer.complete, "Fish swim in", max_tokens=32, temperature=0)
         rows = caller.classify_rows(features, model="forest")
         answer = writing.result()

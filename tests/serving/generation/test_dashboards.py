@@ -59,7 +59,7 @@ def loaded(served: Server) -> Server:
 
 def _load(server: Server, seconds: float) -> None:
     end = time.monotonic() + seconds
-    with GrpcClient(server.grpc, timeout=60.0) as client:
+    with GrpcClient(server.grpc, timeout=300) as client:
         while time.monotonic() < end:
             client.embed(["a text", "another"])
             client.complete("Fish swim", max_tokens=8)

@@ -38,7 +38,7 @@ def test_another_language_is_seen_and_the_same_kind_of_text_is_not(
 
     def seen(texts: list[str]) -> dict[str, float]:
         monitor = Monitor(watched_in(decoder_repository), least=60)
-        with listening(monitor, path), GrpcClient(server.grpc, timeout=60.0) as client:
+        with listening(monitor, path), GrpcClient(server.grpc, timeout=300) as client:
             for text in texts:
                 list(client.chat([{"role": "user", "content": text}], max_tokens=1))
             wait(lambda: monitor.samples()["smollm2"] >= len(texts))

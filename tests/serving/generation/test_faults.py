@@ -40,7 +40,7 @@ PROMPT = "Fish swim in shoals because"
 
 def test_asyncio_streams_run_side_by_side_and_cancel(decoder_server: Server) -> None:
     async def scenario() -> list[str]:
-        async with AsyncGrpcClient(decoder_server.grpc, timeout=60) as client:
+        async with AsyncGrpcClient(decoder_server.grpc, timeout=300) as client:
             long = client.generate(PROMPT, max_tokens=1500, temperature=0, ignore_eos=True)
             await anext(long)
             answers = await asyncio.gather(
@@ -84,7 +84,7 @@ def test_bad_requests_at_once_neither_kill_nor_hold_the_server(decoder_repositor
             return type(error).__name__
 
     try:
-        with GrpcClient(server.grpc, timeout=60) as client, ThreadPoolExecutor(16) as pool:
+        with GrpcClient(server.grpc, timeout=300) as client, ThreadPoolExecutor(16) as pool:
             ends = Counter(pool.map(ask, range(160)))
         assert ends["BadInput"] == 80 and ends["4"] >= 70, ends
         assert server.alive
@@ -101,7 +101,7 @@ def test_a_client_that_reads_a_byte_a_second_holds_up_nobody(decoder_server: Ser
         head = "POST /v2/models/smollm2/generate_stream HTTP/1.1\r\nHost: x"
         slow.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
         slow.recv(1)
-        with GrpcClient(decoder_server.grpc, timeout=60) as client:
+        with GrpcClient(decoder_server.grpc, timeout=300) as client:
             assert client.complete(PROMPT, max_tokens=16, temperature=0).output_tokens == 16
         slow.recv(1)
         assert settled(decoder_server, "running")  # its answer was made, and waits for it

@@ -24,7 +24,7 @@ def _ask(server: Server, **more: object) -> str:
     """The answer, or the error."""
     url = f"http://{server.http}/v2/models/tiny/generate"
     try:
-        with urllib.request.urlopen(url, json.dumps(QUESTION | more).encode(), timeout=30) as answer:
+        with urllib.request.urlopen(url, json.dumps(QUESTION | more).encode(), timeout=300) as answer:
             return str(json.load(answer)["text_output"])
     except urllib.error.HTTPError as error:
         return str(json.load(error)["error"])

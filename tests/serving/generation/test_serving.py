@@ -79,10 +79,10 @@ def test_the_asyncio_client_chats_as_the_blocking_one(decoder_server: Server) ->
     options: dict[str, Any] = {"max_tokens": 40, "temperature": 0}
 
     async def chat() -> list[str]:
-        async with AsyncGrpcClient(decoder_server.grpc, timeout=60.0) as client:
+        async with AsyncGrpcClient(decoder_server.grpc, timeout=300) as client:
             return [part.text async for part in client.chat(messages, **options)]
 
-    with GrpcClient(decoder_server.grpc, timeout=60.0) as client:
+    with GrpcClient(decoder_server.grpc, timeout=300) as client:
         expected = "".join(part.text for part in client.chat(messages, **options))
     parts = asyncio.run(chat())
     assert len(parts) > 1 and "".join(parts) == expected != ""
@@ -90,7 +90,7 @@ def test_the_asyncio_client_chats_as_the_blocking_one(decoder_server: Server) ->
 
 def test_a_closed_iterator_ends_its_stream_and_the_next_is_answered(decoder_server: Server) -> None:
     async def leave() -> str:
-        async with AsyncGrpcClient(decoder_server.grpc, timeout=60.0) as client:
+        async with AsyncGrpcClient(decoder_server.grpc, timeout=300) as client:
             parts = client.generate(PROMPT, max_tokens=1500, temperature=0, ignore_eos=True)
             first = await anext(parts)
             await parts.aclose()
@@ -251,13 +251,13 @@ def test_a_definition_that_takes_long_holds_up_nobody_else(decoder_server: Serve
     ended: list[str] = []
 
     def ask() -> None:
-        with GrpcClient(decoder_server.grpc, timeout=60.0) as client:
+        with GrpcClient(decoder_server.grpc, timeout=300) as client:
             with pytest.raises(BadInput, match="to compile it takes more than 2 seconds"):
                 client.complete(PROMPT, structured_outputs={"json": slow})
             ended.append("slow")
 
     thread = threading.Thread(target=ask)
-    with GrpcClient(decoder_server.grpc, timeout=60.0) as client:
+    with GrpcClient(decoder_server.grpc, timeout=300) as client:
         client.complete(PROMPT, max_tokens=1)
         thread.start()
         client.complete(PROMPT, max_tokens=1)
@@ -275,7 +275,7 @@ def test_parameters_that_are_not_json(decoder_server: Server) -> None:
                 "smollm2",
                 [_bytes("text_input", PROMPT.encode()), _bytes("sampling_parameters", text.encode())],
             )
-            _, error = answers.get(timeout=30)
+            _, error = answers.get(timeout=300)
             assert said in str(error)
 
 
@@ -284,7 +284,7 @@ def test_bytes_that_are_not_utf8(decoder_server: Server) -> None:
         answers: Queue[Any] = Queue()
         client.start_stream(lambda result, error: answers.put((result, error)))
         client.async_stream_infer("smollm2", [_bytes("text_input", b"fish \xff")])
-        assert "text_input is not UTF-8: byte 5 is 0xff" in str(answers.get(timeout=30)[1])
+        assert "text_input is not UTF-8: byte 5 is 0xff" in str(answers.get(timeout=300)[1])
 
 
 def _bytes(name: str, value: bytes) -> triton.InferInput:
@@ -310,7 +310,7 @@ def test_plain_tritonclient_and_curl_stream(decoder_server: Server) -> None:
         client.async_stream_infer("smollm2", inputs, enable_empty_final_response=True)
         text = b""
         while True:
-            result = answers.get(timeout=30)
+            result = answers.get(timeout=300)
             text += result.as_numpy("text_output")[0]
             if result.get_response().parameters["triton_final_response"].bool_param:
                 break
@@ -365,7 +365,7 @@ def test_the_readmes_python_runs(decoder_server: Server, capsys: pytest.CaptureF
     )[0]
     exec(compile(code.replace("127.0.0.1:8001", decoder_server.grpc), "usage.md", "exec"), {})  # noqa: S102
     said = capsys.readouterr().out
-    with GrpcClient(decoder_server.grpc, timeout=60.0) as client:
+    with GrpcClient(decoder_server.grpc, timeout=300) as client:
         answer = client.complete(_templated(CAPITAL), max_tokens=40, temperature=0)
     assert said.startswith(answer.text) and said.endswith(" length 12\n")
 
@@ -379,7 +379,7 @@ def test_the_commands_stream_and_chat(decoder_server: Server) -> None:
         text=True,
         check=True,
     )
-    with GrpcClient(decoder_server.grpc, timeout=60.0) as client:
+    with GrpcClient(decoder_server.grpc, timeout=300) as client:
         first = client.complete(_templated(CAPITAL), max_tokens=30, temperature=0).text
         asked = _templated(CAPITAL, first, "And of Italy?")
         second = client.complete(asked, max_tokens=30, temperature=0).text

@@ -31,7 +31,7 @@ def _stream(server: Server, number: int) -> str:
     """How a stream over gRPC or HTTP ended, as its user sees it."""
     kind = (GrpcClient, HttpClient)[number % 2]
     try:
-        with kind((server.grpc, server.http)[number % 2], timeout=60.0) as client:
+        with kind((server.grpc, server.http)[number % 2], timeout=300) as client:
             reasons = [p.finish_reason for p in client.generate(f"{number} fish", model="tiny", **LONG)]
             return reasons[-1] if reasons.count("") == len(reasons) - 1 else f"several ends: {reasons}"
     except ClientError as error:
@@ -44,7 +44,7 @@ def _whole(server: Server, number: int) -> str:
     body = {"text_input": f"{number} whales", "sampling_parameters": json.dumps(options)}
     url = f"http://{server.http}/v2/models/tiny/generate"
     try:
-        with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=60) as answer:
+        with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=300) as answer:
             return "length" if json.load(answer)["text_output"] else "empty"
     except urllib.error.HTTPError as error:
         return "Unavailable" if "stopping" in json.load(error)["error"] else "another error"
@@ -76,7 +76,7 @@ def _stopped_under_load(repository: Path, connected: bool) -> tuple[bool, float,
             in_order = stop(server, grace=GRACE)
         seconds = time.monotonic() - begun
         idle.close()
-        return in_order, seconds, Counter(end.result(timeout=60) for end in ends)
+        return in_order, seconds, Counter(end.result(timeout=300) for end in ends)
 
 
 def _check(rounds: int, repository: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_model_that_is_to_end_its_requests_refuses_what_comes_after(tiny_repos
         running_ones.append(pool.submit(_whole, server, 0))
         assert settled(server, "running", 5)
         heartbeat.end_requests(server.heartbeats)
-        assert [end.result(timeout=60) for end in running_ones] == ["Unavailable"] * 5
+        assert [end.result(timeout=300) for end in running_ones] == ["Unavailable"] * 5
         later = [pool.submit(call, server, number) for call in (_stream, _whole) for number in range(2)]
-        assert [end.result(timeout=60) for end in later] == ["Unavailable"] * 4
+        assert [end.result(timeout=300) for end in later] == ["Unavailable"] * 4
         assert settled(server, "requests_total", 8, 'reason="stopping"')  # all but one with a structure

@@ -275,7 +275,7 @@ def test_our_clients_say_that_it_is_overloaded(server: Server, kind: type[GrpcCl
     address = server.grpc if kind is GrpcClient else server.http
 
     def ask(number: int) -> str:
-        with kind(address, timeout=60) as client:
+        with kind(address, timeout=300) as client:
             try:
                 client.infer("slow", {"text": np.array([[f"{number}".encode()]], object)})
             except Overloaded as error:

@@ -52,7 +52,7 @@ def both(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.mark.parametrize("name", MODELS)
 def test_answers_are_those_of_the_original(both: Supervised, checkpoints: Path, name: str) -> None:
     library = pipeline("text-classification", model=str(checkpoints / name), device="cpu", top_k=None)
-    with GrpcClient(both.grpc, timeout=60) as client:
+    with GrpcClient(both.grpc, timeout=300) as client:
         with ThreadPoolExecutor(len(TEXTS)) as pool:
             for _ in range(3):
                 found = list(pool.map(lambda text: client.classify([text], model=name)[0], TEXTS))

@@ -65,7 +65,7 @@ def test_texts_of_any_length_meet_in_one_batch_and_change_no_answer(
 ) -> None:
     texts = [" ".join(["fish"] * count) for count in (1, 2, 5, 9, 17, 33, 60, 110, 200) for _ in range(6)]
     texts = [f"{text} {number}" for number, text in enumerate(texts)]
-    with GrpcClient(supervised.grpc, timeout=60) as client:
+    with GrpcClient(supervised.grpc, timeout=300) as client:
         network = client.metadata("minilm_encoder")["name"]
         before = _executions(supervised, network)
         with ThreadPoolExecutor(len(texts)) as pool:
@@ -279,7 +279,7 @@ def test_what_was_refused_does_not_take_a_restarted_server_down(own_repository: 
 
 
 def test_running_requests_are_finished_first(repository: Path, tmp_path: Path) -> None:
-    with supervising(repository, tmp_path) as made, GrpcClient(made.grpc, timeout=60) as client:
+    with supervising(repository, tmp_path) as made, GrpcClient(made.grpc, timeout=300) as client:
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(client.embed, ["many words " * 100] * 64, batch_size=64)
             time.sleep(0.3)
@@ -321,7 +321,7 @@ def test_one_requests_spans_reach_a_collector(repository: Path, tmp_path: Path) 
             json.dumps(body).encode(),
             {"traceparent": f"00-{trace}-b7ad6b7169203331-01"},
         )
-        urllib.request.urlopen(request, timeout=30)
+        urllib.request.urlopen(request, timeout=300)
         deadline = time.monotonic() + 30
         names: set[str] = set()
         while time.monotonic() < deadline and not {"minilm", "minilm_tokenizer", "minilm_encoder"} <= names:
@@ -362,7 +362,7 @@ def test_what_never_serves_ends_with_its_reason(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 1
     assert '"level": "error"' in done.stdout and "holds no models" in done.stdout

@@ -1,6 +1,6 @@
 """Three real servers behind a real Envoy, and what happens to one of them: `make test-replicas`.
 
-`SHOAL_ROUNDS` is how often each of it happens.
+`SHOAL_ROUNDS` is how often each of it happens, `SHOAL_EVENTS` which of it, separated by commas.
 """
 
 from __future__ import annotations
@@ -104,9 +104,10 @@ def _around(callers: Callers, servers: list[Server], name: str, chosen: Server) 
 def test_no_call_fails_whatever_happens_to_one_of_three(small_repository: Path, tmp_path: Path) -> None:
     seen: dict[str, list[dict[str, Any]]] = defaultdict(list)
     chance = random.Random(17)
+    events = os.environ.get("SHOAL_EVENTS", ",".join(EVENTS)).split(",")
     with behind_envoy(small_repository, tmp_path, 3) as (servers, callers):
         for number in range(ROUNDS):
-            for name in EVENTS:
+            for name in events:
                 seen[name].append(_around(callers, servers, name, chance.choice(servers)))
                 print(f"{number + 1}/{ROUNDS} {name}: {seen[name][-1]}", flush=True)
     figures = {

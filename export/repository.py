@@ -13,11 +13,8 @@ What fails is taken back.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,15 +24,15 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from export.evidence import Verified
 from shoal import machine
-from shoal.change import write_together
 from shoal.errors import RepositoryError
 from shoal.hashes import sha256
 from shoal.layout import versions_in
 from shoal.manifest import FILENAME, Manifest, manifests
 from shoal.model_config import to_text
 from shoal.names import ENCODER, ESTIMATOR, part_name
-from shoal.paths import sync_folder, to_json
-from shoal.repository import locked, served_before, served_texts
+from shoal.paths import to_json
+from shoal.placing import put_in_place
+from shoal.repository import served_before, served_texts
 
 # What stands behind a name, by the task that a recipe states; encoders state a task of
 # `export.encoder.tasks`, or none.
@@ -101,35 +98,6 @@ class Published:
     version: int
     precision: str
     new: bool
-
-
-@contextmanager
-def staging(repository: Path) -> Iterator[Path]:
-    """A folder to work in on the repository's own file system, gone afterwards whatever happens.
-
-    Raises:
-        RepositoryError: the repository cannot be written, or another export is at work in it.
-    """
-    try:
-        repository.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RepositoryError(
-            f"{repository} cannot be written: {error.strerror}",
-            hint="choose another --repository or its permissions",
-        ) from error
-    with locked(repository) as prefix:
-        folder = Path(tempfile.mkdtemp(prefix=f"{prefix.name}-", dir=prefix.parent))
-        try:
-            _check_writable(repository)
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_writable(repository: Path) -> None:
-    """Check before minutes of work and not after: the repository and each model in it take new folders."""
-    for folder in (repository, *(path.parent for path in repository.glob("*/config.pbtxt"))):
-        tempfile.TemporaryFile(dir=folder).close()
 
 
 def check_kind(repository: Path, name: str, recipe: Mapping[str, Any]) -> None:
@@ -219,51 +187,6 @@ def write(
     return published
 
 
-def put_in_place(repository: Path, staged: Path, order: Sequence[str], texts: dict[Path, str]) -> None:
-    """Let staged versions appear, then serve them: all of it or, where something fails, nothing.
-
-    Args:
-        staged: holds a folder for each model that is new or has new versions.
-        order: models, each after those that it needs.
-        texts: files that select what is served, as `shoal.change.write_together` takes them. A new model's
-            appear with it.
-
-    Raises:
-        OSError: see `write`.
-    """
-    staged.mkdir(parents=True, exist_ok=True)
-    for model in order:
-        if not (repository / model).exists():
-            (staged / model).mkdir(parents=True, exist_ok=True)
-            for name in [name for name in texts if name.parts[0] == model]:
-                (staged / name).write_text(texts.pop(name), encoding="utf-8")
-    sync(staged)
-    moved: list[tuple[Path, Path]] = []
-    try:
-        for model in order:
-            for source, place in _moves(staged / model, repository / model):
-                source.rename(place)
-                moved.append((source, place))
-        for parent in sorted({place.parent for _, place in moved}):
-            sync_folder(parent)
-        write_together(repository, texts)
-    except BaseException:
-        for source, place in reversed(moved):
-            place.rename(source)
-        raise
-
-
-def _moves(staged: Path, model: Path) -> list[tuple[Path, Path]]:
-    """A new model in one rename, config and all; new versions of a known one in one each.
-
-    A version's folder may be there, but without a file: a rename takes its place.
-    """
-    if not model.exists():
-        return [(staged, model)]
-    found = sorted(path for path in staged.glob("*") if path.is_dir())
-    return [(version, model / version.name) for version in found]
-
-
 def _number(model: str, content: Mapping[str, str], repository: Path, staged: Path) -> tuple[int, bool]:
     """The version of a model that holds this content, or the next number; and whether it is new."""
     found = [
@@ -322,13 +245,3 @@ def versions(model: Path) -> list[int]:
     if not model.is_dir():
         return []
     return sorted(number for number in versions_in(model) if any((model / str(number)).iterdir()))
-
-
-def sync(folder: Path) -> None:
-    """Force a folder and all in it to the disk, so that a rename never publishes what is not written."""
-    for path in (folder, *folder.rglob("*")):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -25,11 +25,12 @@ from export.outcome import Outcome, tools_of
 from export.raw.evidence import RawEvidence
 from export.raw.served import Caller, Wire
 from export.recipe import Recipe
-from export.repository import Provenance, Published, check_kind, staging, write
+from export.repository import Provenance, Published, check_kind, write
 from serving.onnxruntime.options import FATAL
 from shoal import traces
 from shoal.errors import ExportError, NotProven, RepositoryError, ShoalError
 from shoal.manifest import Damaged, Manifest, history, served_manifests
+from shoal.placing import staging
 from shoal.progress import Silent
 from shoal.repository import network_of, versions_of
 

@@ -32,6 +32,7 @@ PROTOCOLS = ("both", "grpc", "http")
 _USERS = {"both": ("Grpc", "Http"), "grpc": ("Grpc",), "http": ("Http",)}
 STRAGGLERS_SECONDS, WRITING_SECONDS = 30, 60
 MOST_SECONDS = 120  # of a test that is made longer since its rate is low
+CONNECT_SECONDS = 60  # which the users of a closed loop have, before the time of the test begins
 START_SECONDS = 6.0  # in which several processes start, before the first request is due
 # Beyond these the time of the processes that send is in the figures.
 MOST_CPU, MOST_LAG_MS, MOST_LAG_SHARE = 0.85, 5.0, 0.1
@@ -224,7 +225,7 @@ def _locust(plan: Plan, recorded: Path, log: Path, progress: Silent, meter: Mete
         output = stack.enter_context(log.open("wb"))
         processes = [_started(command, output) for command in _commands(plan, recorded)]
         stack.callback(_end, processes)
-        deadline = time.monotonic() + START_SECONDS + plan.seconds + plan.grace + STRAGGLERS_SECONDS + 60
+        deadline = time.monotonic() + CONNECT_SECONDS + plan.seconds + plan.grace + STRAGGLERS_SECONDS + 60
         while processes[0].poll() is None and time.monotonic() < deadline:
             time.sleep(0.25)
             advance()
@@ -247,7 +248,8 @@ def _commands(plan: Plan, recorded: Path) -> list[list[str]]:
                 *_python(file),
                 *headless,
                 *("--users", str(plan.users), "--spawn-rate", str(plan.users)),
-                *("--run-time", f"{plan.seconds}s", "--stop-timeout", str(STRAGGLERS_SECONDS)),
+                *("--lasts", str(plan.seconds), "--run-time", f"{plan.seconds + CONNECT_SECONDS}s"),
+                *("--stop-timeout", str(STRAGGLERS_SECONDS)),
                 *about,
                 *(f"{protocol}{kind}User" for protocol in _USERS[plan.protocol]),
             ]

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gevent
 from locust import events
 
 from loadtest.samples import STREAM_PARTS, Row
@@ -24,6 +25,13 @@ def _add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--samples", default="", include_in_web_ui=False, help="folder for every request, in JSON"
     )
+    parser.add_argument(
+        "--lasts",
+        type=float,
+        default=0.0,
+        include_in_web_ui=False,
+        help="end so many seconds after the first request: users who are slow to connect take none of them",
+    )
 
 
 @events.init.add_listener
@@ -31,6 +39,16 @@ def _start(environment: Any, **_: Any) -> None:
     if environment.parsed_options.samples:  # a run of days on the web page must not fill the memory
         events.request.add_listener(_keep)
         events.quitting.add_listener(_write)
+    if seconds := environment.parsed_options.lasts:
+        begun = False
+
+        def end_later(**_: Any) -> None:
+            nonlocal begun
+            if not begun:
+                begun = True
+                gevent.spawn_later(seconds, environment.runner.quit)
+
+        events.request.add_listener(end_later)
 
 
 def _keep(

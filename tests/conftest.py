@@ -25,6 +25,7 @@ from tests.decoders import (  # noqa: F401 - fixtures
     decoder_server,
     tiny_repository,
 )
+from tests.once import made_once
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,7 +36,7 @@ settings.load_profile("same" if "SHOAL_FUZZ_EXAMPLES" not in os.environ else "de
 
 
 EXPENSIVE = {"decoder_repository": "decoder", "exported": "encoder", "writers": "text2text"}
-"""Fixtures that take minutes and are made once, each with the group of tests that shares it."""
+"""Fixtures that take minutes, each with the group of tests that shares it, and so its servers."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -85,8 +86,7 @@ def every_raw_input(_few_raw_inputs: None) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """The default recipe, exported into an empty repository."""
-    repository = tmp_path_factory.mktemp("exported") / "model_repository"
-    return repository, export(EncoderRecipe(), repository)
+    return made_once(tmp_path_factory, "encoder", lambda repository: export(EncoderRecipe(), repository))
 
 
 @pytest.fixture(scope="session")

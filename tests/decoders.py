@@ -22,6 +22,7 @@ from export.raw.served import version_folder
 from serving.embedded import Server, running
 from shoal.machine import cpu_flags
 from tests import tiny
+from tests.once import made_once
 
 TINY_CONTEXT = 16384  # tokens: an answer that fills it takes longer than any stop may
 
@@ -61,14 +62,14 @@ def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def decoder_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """The default decoder in all precisions of a CPU, exported into an empty repository; calibrated and
     measured on less than users' are, which takes minutes."""
-    repository = tmp_path_factory.mktemp("decoder") / "model_repository"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify, "WINDOWS", 4)
         patch.setattr(verify, "SPEED_ROUNDS", 1)
         patch.setattr(build, "CALIBRATION_WRITTEN", 8)
         patch.setattr(build, "CALIBRATION_WINDOWS", 8)
         # Which library runs int8 must not depend on what else the machine does.
-        return repository, run.export(GenerationRecipe(engine=ENGINE), repository)
+        recipe = GenerationRecipe(engine=ENGINE)
+        return made_once(tmp_path_factory, "decoder", lambda repository: run.export(recipe, repository))
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,9 @@ from export.generation.checkpoint import DecoderSettings
 from export.generation.config import context_of, generation_config
 from export.generation.recipe import GenerationRecipe
 from export.generation.verify import files_of
-from export.repository import ModelFiles, Published, check_kind, model_py, put_in_place, versions
+from export.repository import ModelFiles, Published, check_kind, model_py, versions
 from shoal.model_config import to_text
+from shoal.placing import put_in_place
 
 
 @dataclass(frozen=True)

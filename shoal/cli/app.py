@@ -43,6 +43,7 @@ from shoal.cli.steps import (
     start_service,
     tell_addresses,
 )
+from shoal.cli.stores import pull, push
 from shoal.cli.tune import tune
 from shoal.errors import ExportError, ServerError, ShoalError, UsageError, first_line
 
@@ -215,7 +216,7 @@ def stop(
         err.print(f"stopped {row['pid']}{' (it had to be killed)' if row['killed'] else ''}", highlight=False)
 
 
-for command in (*models.COMMANDS, infer, chat, gateway, tune, cost, *versions.COMMANDS):
+for command in (*models.COMMANDS, infer, chat, gateway, tune, cost, push, pull, *versions.COMMANDS):
     app.command()(command)
 app.add_typer(loadtest.app, help="Run Locust against a served model, or compare two such tests.")
 app.add_typer(keys.app, name="keys")

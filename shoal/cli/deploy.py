@@ -13,7 +13,7 @@ from shoal.errors import UsageError
 from shoal.paths import write_atomic
 
 app = typer.Typer(
-    help="Configurations for several servers of one model repository.\n\n"
+    help="Configurations for several servers of one model repository. Each has --json.\n\n"
     "Example: shoal deploy envoy triton-1:8001 triton-2:8001 --output envoy.yaml",
     no_args_is_help=True,
 )
@@ -21,7 +21,7 @@ app = typer.Typer(
 
 @app.callback()
 def _together() -> None:  # or the one command would take its place
-    """Configurations for several servers of one model repository.
+    """Configurations for several servers of one model repository. Each has --json.
 
     Example: shoal deploy envoy triton-1:8001 triton-2:8001 --output envoy.yaml
     """

@@ -15,11 +15,12 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from export import run
-from export.repository import Provenance, Release, staging, write
+from export.repository import Provenance, Release, write
 from serving.check import check
 from shoal import repository as store
 from shoal.change import JOURNAL
 from shoal.manifest import served_manifests
+from shoal.placing import staging
 from shoal.repository import LOCK, STAGING
 from tests.faults import KILL, fails_at
 

@@ -25,11 +25,12 @@ from export.encoder.tasks.text import SentenceSimilarity
 from export.evidence import Verified
 from export.exported import Exported
 from export.outcome import Outcome
-from export.repository import Provenance, staging, write
+from export.repository import Provenance, write
 from export.run import export
 from serving.check import check
 from shoal.errors import NotProven, RepositoryError
 from shoal.manifest import Manifest, manifests
+from shoal.placing import staging
 from shoal.repository import HISTORY, LOCK, STAGING
 from tests.conftest import ROOT
 

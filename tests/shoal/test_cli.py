@@ -93,6 +93,9 @@ def test_the_commands_are_all_there() -> None:
         "prune",
         "keys",
         "bench",
+        "deploy",
+        "push",
+        "pull",
     ]
     assert sorted(expected) == COMMANDS
     assert "shoal 0.1.0" in shoal("--version")[0]
@@ -240,6 +243,9 @@ FAILING: dict[str, list[Any]] = {
     "gateway": ["-r", "/nowhere"],
     "keys": [],
     "bench": ["peers", "nothing"],
+    "deploy": ["envoy", "a b"],
+    "push": ["nope", "s3://models/nope", "-r", "/nowhere"],
+    "pull": ["nowhere"],
     "doctor": ["--no-such-flag"],
 }
 

@@ -33,7 +33,7 @@ ARCHITECTURES = [
     _slow("LlamaForCausalLM", {}),
     _slow("Qwen2ForCausalLM", {}),  # biases
     _slow("Qwen3ForCausalLM", {"head_dim": 16}),  # normalized queries and keys
-    ("MistralForCausalLM", {"sliding_window": 32}),
+    _slow("MistralForCausalLM", {"sliding_window": 32}),
     ("PhiForCausalLM", {"num_attention_heads": 2}),  # half of the channels are rotated
     _slow("GemmaForCausalLM", {"head_dim": 16}),
     _slow("Gemma3ForCausalLM", {"head_dim": 16, "sliding_window": 32}),

@@ -1,0 +1,63 @@
+"""What every store can do, and which one an address means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from deploy.stores.address import Address
+from deploy.stores.bundle import File
+from shoal.errors import ShoalError
+
+
+class StoreError(ShoalError):
+    """A store cannot be reached, or refuses; nothing was changed in a model repository."""
+
+
+class Taken(StoreError):
+    """Another version has been pushed to this address."""
+
+
+class Store(Protocol):
+    """One address of a store. Each method may raise `StoreError`."""
+
+    def put(self, file: File, path: Path) -> bool:
+        """Keep a file's content.
+
+        Returns:
+            Whether it was sent; it may be there already.
+        """
+
+    def publish(self, tag: str, bundle: bytes, files: dict[str, File]) -> str:
+        """Let a tag name a bundle whose files are all there, at once, and only if nothing else has this tag.
+
+        Returns:
+            What names exactly this: a digest.
+
+        Raises:
+            Taken: the tag names something else.
+        """
+
+    def tags(self) -> list[str]:
+        """The tags of this model."""
+
+    def bundle(self, tag: str) -> bytes:
+        """What `publish` was given."""
+
+    def get(self, file: File, path: Path) -> None:
+        """Write a file's content to `path`; what comes is as long as it should be, or an error."""
+
+
+def open_store(address: Address) -> Store:
+    """The store of an address.
+
+    Raises:
+        MissingDependency: its library is not installed.
+    """
+    if address.scheme == "s3":
+        from deploy.stores.s3 import S3  # noqa: PLC0415 - boto3 takes a second
+
+        return S3(address)
+    from deploy.stores.oci import Oci  # noqa: PLC0415 - and so does oras
+
+    return Oci(address)

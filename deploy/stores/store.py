@@ -1,11 +1,10 @@
-"""What every store can do, and which one an address means."""
+"""What every store can do."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Protocol
 
-from deploy.stores.address import Address
 from deploy.stores.bundle import File
 from shoal.errors import ShoalError
 
@@ -46,18 +45,3 @@ class Store(Protocol):
 
     def get(self, file: File, path: Path) -> None:
         """Write a file's content to `path`; what comes is as long as it should be, or an error."""
-
-
-def open_store(address: Address) -> Store:
-    """The store of an address.
-
-    Raises:
-        MissingDependency: its library is not installed.
-    """
-    if address.scheme == "s3":
-        from deploy.stores.s3 import S3  # noqa: PLC0415 - boto3 takes a second
-
-        return S3(address)
-    from deploy.stores.oci import Oci  # noqa: PLC0415 - and so does oras
-
-    return Oci(address)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deploy.stores.address import Address
 from deploy.stores.bundle import MOST_BYTES, Bundle, bundle_of, check_content, check_manifest
-from deploy.stores.store import Store, StoreError, open_store
+from deploy.stores.store import Store, StoreError
 from shoal import repository as versions
 from shoal.errors import RepositoryError
 from shoal.hashes import sha256
@@ -41,6 +41,21 @@ class Moved:
     served: bool
 
 
+def _open(address: Address) -> Store:
+    """The store of an address.
+
+    Raises:
+        MissingDependency: its library is not installed.
+    """
+    if address.scheme == "s3":
+        from deploy.stores.s3 import S3  # noqa: PLC0415 - boto3 takes a second
+
+        return S3(address)
+    from deploy.stores.oci import Oci  # noqa: PLC0415 - and so does oras
+
+    return Oci(address)
+
+
 def push(
     repository: Path, name: str, version: int | None, address: Address, progress: Silent | None = None
 ) -> Moved:
@@ -61,7 +76,7 @@ def push(
             raise RepositoryError(f"{repository} serves no version of {name}", hint="shoal push --version N")
     bundle = bundle_of(repository, versions.version_of(repository, name, version))
     tag = address.tag or str(version)
-    store = open_store(address)
+    store = _open(address)
     sent = [
         file.size
         for path, file in progress.each(f"push {name} {version}", list(bundle.files.items()))
@@ -86,7 +101,7 @@ def pull(address: Address, repository: Path, *, serve: bool = False, progress: S
         StoreError: the store cannot be reached, or holds nothing there.
     """
     progress = progress or Silent()
-    store = open_store(address)
+    store = _open(address)
     tag = address.tag or _newest(store, address)
     where = f"{str(address).removesuffix(f':{address.tag}')}:{tag}"
     text = store.bundle(tag)

@@ -36,7 +36,7 @@ demo: $(READY)
 test: $(READY)
 	@# PyTorch's threads of two workers would wait for each other's CPUs: a third of the time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --instafail --durations 15 \
-		-o faulthandler_timeout=660 -o faulthandler_exit_on_timeout=true
+		-o faulthandler_timeout=1560 -o faulthandler_exit_on_timeout=true
 
 ## test-slow: a thousand requests at once, long runs, more prompts, graphs for GPUs
 test-slow: $(READY)

@@ -6,6 +6,7 @@ https://www.envoyproxy.io/docs/envoy/v1.40.0/api-v3/api
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import shutil
 import subprocess
@@ -78,6 +79,12 @@ class EnvoySettings:
     probe_seconds: float = 1.0
 
     def __post_init__(self) -> None:
+        try:
+            ipaddress.ip_address(self.address)
+        except ValueError as error:
+            raise UsageError(
+                f"{self.address!r} is no address to listen on", hint="such as 127.0.0.1, 0.0.0.0 or ::"
+            ) from error
         if not self.replicas:
             raise UsageError("there is no replica", hint="shoal deploy envoy triton-1:8001 triton-2:8001")
         seen = [(one.host, one.grpc) for one in self.replicas]

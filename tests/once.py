@@ -21,13 +21,15 @@ def made_once(
 
     Args:
         name: of the folder.
-        make: fills the folder, which does not exist yet.
+        make: fills the folder; what one that failed has left is there.
     """
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
-    folder, told = root / f"shared-{name}", root / f"shared-{name}.pickle"
-    with FileLock(root / f"shared-{name}.lock"):
+    place = root / f"shared-{name}"  # of its own: an export works beside its repository
+    place.mkdir(exist_ok=True)
+    folder, told = place / "model_repository", place / "made.pickle"
+    with FileLock(place / "lock"):
         if not told.exists():
             told.write_bytes(pickle.dumps(make(folder)))
         made: Made = pickle.loads(told.read_bytes())  # noqa: S301 - our own

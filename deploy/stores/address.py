@@ -40,8 +40,9 @@ class Address:
         """
         found = _ADDRESS.fullmatch(given)
         if not found:
+            shown = repr(given) if not set("@?") & set(given) else "what was given"  # it may hold a password
             raise UsageError(
-                f"{given!r} is no place for a version",
+                f"{shown} is no place for a version",
                 hint="s3://BUCKET/PREFIX/NAME:TAG or oci://REGISTRY/PATH/NAME:TAG",
             )
         return cls(**found.groupdict())

@@ -11,20 +11,29 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
+from google.protobuf.text_format import ParseError
 
 from shoal import model_config
-from shoal.errors import RepositoryError
+from shoal.errors import RepositoryError, UsageError, first_line
 from shoal.hashes import sha256
 from shoal.layout import is_version
 from shoal.manifest import FILENAME, Manifest
-from shoal.names import check_name
+from shoal.names import PARTS, check_name, part_name
 
 MOST_BYTES = 4 << 20  # of a bundle's own text
 MOST_FILES = 10_000
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _SUFFIXES = {".bin", ".data", ".json", ".onnx", ".plan", ".txt", ".xml"}  # files that no part of Triton runs
 _MODEL_PY = re.compile(rb"from serving\.models\.[a-z0-9_]+ import TritonPythonModel  # noqa: F401\n")
-_BACKENDS = {"", "onnxruntime", "python", "tensorrt", "tensorrt_plan"}
+# Of a config: what exporters write. Other fields name files, libraries and agents outside of the version.
+_FIELDS = {
+    *("name", "platform", "backend", "version_policy", "max_batch_size", "input", "output", "parameters"),
+    *("dynamic_batching", "instance_group", "model_transaction_policy", "ensemble_scheduling"),
+    *("response_cache", "default_model_filename"),
+}
+_BACKENDS = {"onnxruntime": {".onnx"}, "python": {".py"}, "tensorrt": {".plan"}, "tensorrt_plan": {".plan"}}
+_ENSEMBLE = "ensemble"
+MOST_INSTANCES = 256
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,7 +80,7 @@ class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         try:
             bundle = msgspec.json.decode(text, type=cls)
             bundle._check()
-        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, UsageError) as error:
             raise RepositoryError(f"{where} does not hold a version of Shoal's: {error}") from error
         return bundle
 
@@ -93,6 +102,20 @@ class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"{folder!r} is no folder of a version")
         if self.manifest not in self.files:
             raise ValueError(f"it lacks {self.manifest}")
+        self._check_versions()
+
+    def _check_versions(self) -> None:
+        """Nothing of another model, and one version of each part: no manifest but the one that is checked."""
+        places = {tuple(path.split("/")[:2]) for path in [*self.files, *self.folders]}
+        models = [model for model, _ in places]
+        own = {self.model, *(part_name(self.model, part) for part in PARTS)}
+        if strange := sorted(set(models) - own):
+            raise ValueError(f"{strange[0]} is no part of {self.model}")
+        if len(models) > len(set(models)) or (self.network, str(self.version)) not in places:
+            raise ValueError("it has several versions of a model")
+        manifests = [path for path in self.files if path.endswith(f"/{FILENAME}")]
+        if manifests != [self.manifest]:
+            raise ValueError("it has several manifests")
 
 
 def _is_place(parts: list[str]) -> bool:
@@ -160,8 +183,39 @@ def check_manifest(manifest: Manifest, bundle: Bundle) -> None:
     if places != set(manifest.configs):
         raise refused("it has configs of other models")
     for model, text in manifest.configs.items():
-        config: Any = model_config.parse(text)
-        own = [name for name in config.parameters if name.upper() == "EXECUTION_ENV_PATH"]
-        backend = config.backend or config.platform
-        if config.name != model or own or backend not in {*_BACKENDS, "ensemble"}:
-            raise refused(f"the config of {model} has another name, an environment or a backend of its own")
+        try:
+            config: Any = model_config.parse(text, strict=True)
+        except ParseError as error:
+            raise refused(f"the config of {model} cannot be read: {first_line(error)}") from error
+        if reason := _refusal(config, model, [path for path in bundle.files if path.split("/")[0] == model]):
+            raise refused(f"the config of {model} {reason}")
+
+
+def _refusal(config: Any, model: str, files: list[str]) -> str:
+    """Why a config of a store is not taken; "": it is."""
+    fields = {field.name for field, _ in config.ListFields()}
+    backend = config.backend or config.platform
+    versions = {path.split("/")[1] for path in files}
+    named = config.default_model_filename
+    strange = sorted(fields - _FIELDS)
+    suffixes = {PurePosixPath(path).suffix for path in files}
+    selected = {str(version) for version in config.version_policy.specific.versions}
+    ensemble = backend == _ENSEMBLE
+    reasons = {
+        f"has the field {', '.join(strange)}, which may lead outside of the version": bool(strange),
+        f"is that of {config.name}": config.name != model,
+        "has a Python environment of its own": any(
+            name.upper() == "EXECUTION_ENV_PATH" for name in config.parameters
+        ),
+        f"asks for more than {MOST_INSTANCES} instances": sum(group.count for group in config.instance_group)
+        > MOST_INSTANCES,
+        "has files, and is an ensemble's": ensemble and bool(files),
+        f"has the backend {backend}": not ensemble and backend not in _BACKENDS,
+        f"has no file for the backend {backend}": not ensemble
+        and not suffixes & _BACKENDS.get(backend, set()),
+        "has a model.py that its backend does not run": backend != "python" and ".py" in suffixes,
+        f"names the file {named}, which is not in the version": bool(named)
+        and named not in {path.split("/", 2)[2] for path in files},
+        "selects another version": not ensemble and selected != versions,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")

@@ -35,7 +35,7 @@ _TITLE = "org.opencontainers.image.title"
 _BLOCK = 1 << 20
 _CHUNKED = 64 << 20  # bytes; what is larger does not go through memory at once
 # Of a request: seconds to connect in, and between two parts of an answer.
-_CONNECT_SECONDS, _READ_SECONDS = 10, 60
+_CONNECT_SECONDS, _READ_SECONDS = 5, 25
 
 
 class _Registry(Registry):
@@ -49,7 +49,7 @@ class _Adapter(HTTPAdapter):
 
     def __init__(self) -> None:
         super().__init__(
-            max_retries=Retry(3, connect=1, backoff_factor=0.3, status_forcelist=[502, 503, 504])
+            max_retries=Retry(3, connect=1, read=0, backoff_factor=0.3, status_forcelist=[502, 503, 504])
         )
 
     def send(self, request: Any, **options: Any) -> Any:

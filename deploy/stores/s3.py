@@ -20,11 +20,14 @@ from shoal.errors import MissingDependency, first_line
 
 try:
     import boto3
+    from boto3.exceptions import Boto3Error
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 except ModuleNotFoundError as missing:
     raise MissingDependency(str(missing.name), extra="stores") from missing
 
+# A server that says nothing is given up within half a minute.
+_CONFIG = Config(connect_timeout=5, read_timeout=12, retries={"mode": "standard", "total_max_attempts": 2})
 _BLOCK = 1 << 20
 _NEVER = {"404", "NoSuchKey", "NotFound"}
 _TAKEN = {"412", "409", "PreconditionFailed", "ConditionalRequestConflict"}
@@ -37,7 +40,7 @@ class S3:
         self._address = address
         self._bucket = address.place
         with self._named():
-            self._client: Any = boto3.client("s3", config=Config(retries={"mode": "standard"}))
+            self._client: Any = boto3.client("s3", config=_CONFIG)
 
     def put(self, file: File, path: Path) -> bool:
         key = self._blob(file)
@@ -104,7 +107,7 @@ class S3:
             if nothing and _code(error) in _NEVER:
                 raise StoreError(nothing, hint="shoal push puts a version there") from error
             raise StoreError(f"{self._address}: {first_line(error)}") from error
-        except (BotoCoreError, ValueError) as error:
+        except (Boto3Error, BotoCoreError, KeyError, ValueError) as error:
             raise StoreError(
                 f"{self._address}: {first_line(error)}",
                 hint="AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE",

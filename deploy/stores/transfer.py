@@ -15,7 +15,7 @@ from shoal.errors import RepositoryError
 from shoal.hashes import sha256
 from shoal.manifest import Manifest
 from shoal.paths import sync_folder
-from shoal.placing import put_in_place, staging
+from shoal.placing import put_in_place, staging, sync
 from shoal.progress import Silent
 
 
@@ -74,7 +74,9 @@ def push(
         version = versions.served_version(repository, versions.network_of(repository, name, found))
         if version is None:
             raise RepositoryError(f"{repository} serves no version of {name}", hint="shoal push --version N")
-    bundle = bundle_of(repository, versions.version_of(repository, name, version))
+    manifest = versions.version_of(repository, name, version)
+    bundle = bundle_of(repository, manifest)
+    check_manifest(manifest, bundle)
     tag = address.tag or str(version)
     store = _open(address)
     sent = [
@@ -145,6 +147,8 @@ def _lacking(repository: Path, bundle: Bundle) -> list[str]:
     lacking = []
     for path, file in bundle.files.items():
         here = repository / path
+        if any((repository / part).is_symlink() for part in Path(path).parents):
+            raise RepositoryError(f"{here.parent} is a link, through which nothing is pulled")
         if here.is_symlink() or (here.exists() and not here.is_file()):
             raise RepositoryError(f"{here} is no regular file")
         if not here.exists():
@@ -187,6 +191,7 @@ def _place(
     """Files of folders that are there already one by one, since nobody serves these yet; then the others."""
     for path in lacking:
         if (repository / path).parent.is_dir():
+            sync((came / path).parent)
             (came / path).replace(repository / path)
             sync_folder((repository / path).parent)
     staged = came.with_name("staged")

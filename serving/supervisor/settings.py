@@ -90,8 +90,8 @@ class SupervisorSettings:
                 raise UsageError(f"{path} cannot be read", hint="deploy/certificates makes a set")
         if not 0 <= self.drift_share <= 1:
             raise UsageError(f"drift share is {self.drift_share}, it must be a share from 0 to 1")
-        if self.drain < 0:
-            raise UsageError(f"drain is {self.drain} seconds, it must not be negative")
+        if not 0 <= self.drain <= 86_400:
+            raise UsageError(f"drain is {self.drain} seconds, it must be from 0 to 86400")
         if self.cache_mb < 0 or self.grace <= 0 or self.timeout <= 0 or self.trace_rate < 1:
             raise UsageError("cache, grace, timeout and trace rate must be positive")
         for argument in self.extra:

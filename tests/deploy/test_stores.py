@@ -298,6 +298,22 @@ def test_a_bundle_names_nothing_but_files_of_versions(path: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "paths",
+    [
+        ["minilm_encoder/99/model.onnx"],  # of another model
+        ["prices_estimator/2/model.onnx"],  # another version, which nobody has looked at
+        ["prices_estimator/2/manifest.json"],
+        ["prices_rows/1/model.py", "prices_rows/1/manifest.json"],
+        ["prices_rows/1/model.py", "prices_rows/2/model.py"],
+    ],
+)
+def test_a_bundle_brings_one_version_of_its_own_model(paths: list[str]) -> None:
+    files = dict.fromkeys(["prices_estimator/1/manifest.json", *paths], File(1, "0" * 64))
+    with pytest.raises(RepositoryError, match=r"is no part of prices|has several (versions|manifests)"):
+        Bundle.decode(Bundle("prices", 1, "prices_estimator", files, []).encode(), "here")
+
+
+@pytest.mark.parametrize(
     "text",
     [
         b"",
@@ -342,6 +358,24 @@ def _sha(path: Path) -> str:
             'backend: "python"',
             'backend: "python" parameters { key: "EXECUTION_ENV_PATH" value { string_value: "x" } }',
         ),
+        ('backend: "onnxruntime"', 'backend: "onnxruntime" runtime: "../../evil.so"'),
+        ('backend: "onnxruntime"', 'backend: "onnxruntime" default_model_filename: "../../evil.onnx"'),
+        (
+            'backend: "onnxruntime"',
+            'backend: "onnxruntime" cc_model_filenames { key: "9" value: "/tmp/evil" }',
+        ),
+        (
+            'backend: "onnxruntime"',
+            'backend: "onnxruntime" model_operations { op_library_filename: "evil.so" }',
+        ),
+        (
+            'backend: "onnxruntime"',
+            'backend: "onnxruntime" model_repository_agents { agents { name: "evil" } }',
+        ),
+        ('backend: "onnxruntime"', 'backend: "python"'),
+        ("versions: 1", "versions: 2"),
+        ('backend: "python"', "{{{{"),
+        ('backend: "python"', 'backend: "python" instance_group { count: 2147483647 }'),
     ],
 )
 def test_configs_that_start_something_else_are_refused(source: Path, old: str, new: str) -> None:

@@ -90,6 +90,10 @@ class EnvoySettings:
         seen = [(one.host, one.grpc) for one in self.replicas]
         if twice := {f"{host}:{port}" for host, port in seen if seen.count((host, port)) > 1}:
             raise UsageError(f"{min(twice)} is given twice")
+        if loop := [one for one in self.replicas if one.host == self.address and one.grpc == self.grpc]:
+            raise UsageError(
+                f"Envoy would listen on {loop[0].host}:{loop[0].grpc}, where a replica is", hint="--grpc-port"
+            )
         ports = [port for port in (self.grpc, self.http, self.admin) if port is not None]
         if len(set(ports)) < len(ports):
             raise UsageError("Envoy's ports must differ from each other")

@@ -30,7 +30,7 @@ def _add_arguments(parser: Any) -> None:
         type=float,
         default=0.0,
         include_in_web_ui=False,
-        help="end so many seconds after the first request: users who are slow to connect take none of them",
+        help="end so many seconds after the first answer: the time that users take to connect is not in it",
     )
 
 

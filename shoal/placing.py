@@ -81,12 +81,19 @@ def put_in_place(repository: Path, staged: Path, order: Sequence[str], texts: di
 def _moves(staged: Path, model: Path) -> list[tuple[Path, Path]]:
     """A new model in one rename, config and all; new versions of a known one in one each.
 
-    A version's folder may be there, but without a file: a rename takes its place.
+    A version's folder may be there: without a file a rename takes its place, and with files it gets those
+    that it lacks.
     """
     if not model.exists():
         return [(staged, model)]
-    found = sorted(path for path in staged.glob("*") if path.is_dir())
-    return [(version, model / version.name) for version in found]
+    moves: list[tuple[Path, Path]] = []
+    for version in sorted(path for path in staged.glob("*") if path.is_dir()):
+        place = model / version.name
+        if place.exists() and any(place.iterdir()):
+            moves += [(file, place / file.name) for file in sorted(version.iterdir())]
+        else:
+            moves.append((version, place))
+    return moves
 
 
 def sync(folder: Path) -> None:

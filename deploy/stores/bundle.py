@@ -93,7 +93,7 @@ class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for path, file in self.files.items():
             parts = path.split("/")
             known = parts[-1] == "model.py" or PurePosixPath(path).suffix in _SUFFIXES
-            if len(parts) < 3 or not _is_place(parts) or not known:
+            if len(parts) != 3 or not _is_place(parts) or not known:
                 raise ValueError(f"{path!r} is no file of a model repository that may be pulled")
             if file.size < 0 or not re.fullmatch(r"[0-9a-f]{64}", file.sha256):
                 raise ValueError(f"size or SHA-256 of {path} is none")

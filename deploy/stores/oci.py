@@ -156,7 +156,9 @@ class Oci:
             if answer.status_code == requests.codes.not_found:
                 return None
             _check(answer)
-            return answer.json()
+            if not isinstance(found := answer.json(), dict):
+                raise ValueError("the registry answered with no manifest")
+            return found
 
     def _upload(self, layer: dict[str, Any], path: Path) -> None:
         large = layer["size"] > _CHUNKED

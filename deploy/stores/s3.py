@@ -30,7 +30,7 @@ except ModuleNotFoundError as missing:
 _CONFIG = Config(connect_timeout=5, read_timeout=12, retries={"mode": "standard", "total_max_attempts": 2})
 _BLOCK = 1 << 20
 _NEVER = {"404", "NoSuchKey", "NotFound"}
-_TAKEN = {"412", "409", "PreconditionFailed", "ConditionalRequestConflict"}
+_TAKEN = {"412", "PreconditionFailed"}
 
 
 class S3:

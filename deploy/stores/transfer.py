@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,7 @@ from shoal import repository as versions
 from shoal.errors import RepositoryError
 from shoal.hashes import sha256
 from shoal.manifest import Manifest
-from shoal.paths import sync_folder
-from shoal.placing import put_in_place, staging, sync
+from shoal.placing import put_in_place, staging
 from shoal.progress import Silent
 
 
@@ -113,21 +111,26 @@ def pull(address: Address, repository: Path, *, serve: bool = False, progress: S
     with versions.disk_errors_named(repository), staging(repository) as work:
         lacking = _lacking(repository, bundle)
         _check_room(repository, bundle, lacking)
-        came = work / "pulled"
+        staged = work / "pulled"
         for path in progress.each(f"pull {bundle.model} {bundle.version}", lacking):
-            (came / path).parent.mkdir(parents=True, exist_ok=True)
-            store.get(bundle.files[path], came / path)
-            if sha256(came / path) != bundle.files[path].sha256:
+            (staged / path).parent.mkdir(parents=True, exist_ok=True)
+            store.get(bundle.files[path], staged / path)
+            if sha256(staged / path) != bundle.files[path].sha256:
                 raise RepositoryError(f"{path} of {where} is not what was pushed: its SHA-256 differs")
-            check_content(path, came / path)
-        where_is = {path: (came if path in lacking else repository) / path for path in bundle.files}
-        manifest = Manifest.load(where_is[bundle.manifest])
+            check_content(path, staged / path)
+        manifest = Manifest.load((staged if bundle.manifest in lacking else repository) / bundle.manifest)
         check_manifest(manifest, bundle)
-        new = not (repository / bundle.model / "config.pbtxt").exists()
-        _place(repository, came, bundle, lacking, _texts(repository, manifest, serve or new))
+        for folder in bundle.folders:
+            if not (repository / folder).is_dir():
+                (staged / folder).mkdir(parents=True)
+                (staged / folder / ".gitkeep").touch()
+        put_in_place(repository, staged, _order(bundle), _texts(repository, manifest))
+    if serve:
+        versions.promote(repository, bundle.model, bundle.version)
+    served = versions.served_version(repository, bundle.network) == bundle.version
     sent = sum(bundle.files[path].size for path in lacking)
     return Moved(
-        where, bundle.model, bundle.version, "", len(bundle.files), len(lacking), sent, served=serve or new
+        where, bundle.model, bundle.version, "", len(bundle.files), len(lacking), sent, served=served
     )
 
 
@@ -172,12 +175,10 @@ def _check_room(repository: Path, bundle: Bundle, lacking: list[str]) -> None:
         )
 
 
-def _texts(repository: Path, manifest: Manifest, serve: bool) -> dict[Path, str]:
-    """What is to be written beside the version's folders."""
-    if serve:
-        before = versions.served_before(repository, manifest.network)
-        return versions.served_texts(repository, manifest.network, manifest.version, before, manifest.configs)
-    # A part that only this version has: a folder without a config would keep a server from starting.
+def _texts(repository: Path, manifest: Manifest) -> dict[Path, str]:
+    """What must appear with the version's folders: no folder may be without a config, or no server starts."""
+    if not (repository / manifest.network).exists():
+        return versions.served_texts(repository, manifest.network, manifest.version, [], manifest.configs)
     return {
         Path(model) / "config.pbtxt": config
         for model, config in manifest.configs.items()
@@ -185,25 +186,8 @@ def _texts(repository: Path, manifest: Manifest, serve: bool) -> dict[Path, str]
     }
 
 
-def _place(
-    repository: Path, came: Path, bundle: Bundle, lacking: list[str], texts: Mapping[Path, str]
-) -> None:
-    """Files of folders that are there already one by one, since nobody serves these yet; then the others."""
-    for path in lacking:
-        if (repository / path).parent.is_dir():
-            sync((came / path).parent)
-            (came / path).replace(repository / path)
-            sync_folder((repository / path).parent)
-    staged = came.with_name("staged")
-    for path in lacking:
-        if (came / path).exists():
-            (staged / path).parent.mkdir(parents=True, exist_ok=True)
-            (came / path).replace(staged / path)
-    for folder in bundle.folders:
-        if not (repository / folder).is_dir():
-            (staged / folder).mkdir(parents=True)
-            (staged / folder / ".gitkeep").touch()
+def _order(bundle: Bundle) -> list[str]:
+    """Models, each after those that it needs."""
     models = {path.split("/")[0] for path in [*bundle.files, *bundle.folders]}
     ensembles = {folder.split("/")[0] for folder in bundle.folders}
-    order = sorted(models, key=lambda model: (model in ensembles, model == bundle.network))
-    put_in_place(repository, staged, order, dict(texts))
+    return sorted(models, key=lambda model: (model in ensembles, model == bundle.network))

@@ -52,7 +52,7 @@ class Metrics:
         self.server: Server | None = None
         self._served = served
         self._problem: str | None = "starting"
-        self._draining = False
+        self._draining = self._leaving = False
         self._looked = time.monotonic()
         self._success = self._gauge(
             "shoal_probe_success", "1: the model answered its last question", ["model"]
@@ -95,10 +95,20 @@ class Metrics:
             return "draining: it answers, and new requests should go elsewhere"
         return self._problem
 
-    def drain(self, draining: bool) -> None:
-        """Whether new requests should go elsewhere, though the server answers them."""
-        self._draining = draining
-        self._drains.set(draining)
+    def drain(self, draining: bool) -> bool:
+        """Whether new requests should go elsewhere, though the server answers them.
+
+        Returns:
+            What holds now: a server that is about to stop drains whatever is asked for.
+        """
+        self._draining = draining or self._leaving
+        self._drains.set(self._draining)
+        return self._draining
+
+    def leave(self) -> None:
+        """The server is about to stop: it drains until then."""
+        self._leaving = True
+        self.drain(True)
 
     def catalogue(self) -> Catalogue:
         """What is served now; no models while no server runs."""
@@ -225,8 +235,7 @@ def _listen(metrics: Metrics, address: str, port: int) -> ThreadingHTTPServer:
                     403, b"only programs on the same machine, or in the same container, may\n", _TEXT
                 )
             else:
-                metrics.drain(draining)
-                self._answer(200, b"draining\n" if draining else b"serving\n", _TEXT)
+                self._answer(200, b"draining\n" if metrics.drain(draining) else b"serving\n", _TEXT)
 
         def _is_local(self) -> bool:
             """A browser sends `Origin` with such requests; `curl` and hooks do not."""

@@ -303,7 +303,7 @@ class Supervisor:
         if not self._settings.drain or self._served is None:
             self._stop(number, frame)
         say(f"draining: new requests should go elsewhere, and are answered for {self._settings.drain:g} s")
-        self.metrics.drain(True)
+        self.metrics.leave()
         signal.signal(signal.SIGTERM, self._stop)  # whoever sends it again does not want to wait
         signal.setitimer(signal.ITIMER_REAL, self._settings.drain)
 

@@ -47,6 +47,8 @@ def test_what_is_no_replica_is_refused(given: str) -> None:
     [
         ({"replicas": []}, "no replica"),
         ({"replicas": [Replica("a"), Replica("a")]}, "a:8001 is given twice"),
+        ({"replicas": [Replica("127.0.0.1")]}, "where a replica is"),
+        ({"replicas": REPLICAS, "address": "localhost"}, "no address to listen on"),
         ({"replicas": REPLICAS, "grpc": 1, "http": 1}, "must differ"),
         ({"replicas": REPLICAS, "admin": 8000}, "must differ"),
     ],

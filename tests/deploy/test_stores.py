@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from deploy.stores.store import StoreError, Taken
 from deploy.stores.transfer import pull, push
 from export import run
 from serving.check import check
+from shoal import placing
 from shoal.errors import RepositoryError, ShoalError, UsageError
 from shoal.manifest import Manifest, history
 from shoal.repository import served_version
@@ -226,6 +228,31 @@ def test_a_file_that_is_missing_is_brought_back(place: Place, source: Path, tmp_
     shutil.copytree(source, repository)
     (repository / "prices_estimator" / "2" / "model.onnx").unlink()
     assert pull(address, repository).sent_files == 1
+    assert _tree(repository) == _tree(source)
+
+
+def test_a_pull_that_fails_at_its_end_changes_nothing(
+    s3: Place, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk as the config of a part is written; a file and a whole version were in place by then."""
+    address = Address.parse(f"{s3.url}/late")
+    push(source, "prices", 1, address)
+    repository = tmp_path / "repository"
+    shutil.copytree(source, repository)
+    (repository / "prices_estimator" / "1" / "model.onnx").unlink()
+    shutil.rmtree(repository / "prices_rows" / "1")
+    before = _tree(repository)
+
+    def full(*_: object) -> None:
+        assert (repository / "prices_estimator" / "1" / "model.onnx").exists()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(placing, "write_together", full)
+    with pytest.raises(RepositoryError, match="nothing was changed"):
+        pull(address, repository)
+    assert _tree(repository) == before
+    monkeypatch.undo()
+    assert pull(address, repository).sent_files == 3
     assert _tree(repository) == _tree(source)
 
 

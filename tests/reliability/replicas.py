@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,13 +21,15 @@ import psutil
 import tritonclient.grpc as triton_grpc
 
 from clients import ClientError, GrpcClient, HttpClient
+from clients.errors import translated
 from deploy.envoy import EnvoySettings, Replica, config
-from tests.processes import SERVER, STUB, descendants
+from tests.processes import descendants
 from tests.reliability.models import PROMPTS, ROWS, TABLE, TALES, TEXTS, WORDS
 from tests.reliability.world import free_ports
 
 PROBE_SECONDS = 1.0
 DRAIN_SECONDS = 2 * PROBE_SECONDS
+TALE = {"max_tokens": 40, "temperature": 0, "ignore_eos": True}
 DEADLINE = 60.0  # of a call: what is measured is whether it is answered, on however slow a machine
 
 
@@ -79,7 +80,7 @@ class Server:
         return time.monotonic() - begun
 
     def processes(self, kind: str) -> list[psutil.Process]:
-        """Of Triton (`SERVER`) or of its Python models (`STUB`)."""
+        """Those whose name begins so: see `tests.processes`."""
         return descendants(self.process.pid, kind)
 
 
@@ -115,6 +116,7 @@ class Callers:
         with GrpcClient(grpc, timeout=DEADLINE) as client:
             self._vector = client.embed([TEXTS[0]], model=WORDS)
             self._tale = self._streamed(client)
+            self._row = client.predict(TABLE[:1], model=ROWS)
         kinds = [self._texts_grpc, self._texts_http, self._rows, self._streams_grpc, self._streams_http]
         self._threads = [threading.Thread(target=self._run, args=[kind], daemon=True) for kind in kinds]
         for thread in self._threads:
@@ -161,32 +163,26 @@ class Callers:
 
     def _rows(self) -> None:
         """NVIDIA's client, which keeps its connection."""
+
+        def ask() -> Any:
+            given = triton_grpc.InferInput("features", [1, TABLE.shape[1]], "FP32")
+            given.set_data_from_numpy(TABLE[:1])
+            with translated("tritonclient"):
+                return client.infer(ROWS, [given], client_timeout=DEADLINE).as_numpy("prediction")
+
         with triton_grpc.InferenceServerClient(self._grpc) as client:
             for _ in range(50):
-                given = triton_grpc.InferInput("features", [1, TABLE.shape[1]], "FP32")
-                given.set_data_from_numpy(TABLE[:1])
-                try:
-                    client.infer(ROWS, [given], client_timeout=DEADLINE)
-                    failed = ""
-                except triton_grpc.InferenceServerException as error:
-                    failed = f"tritonclient: {error}"
-                with self._lock:
-                    if failed:
-                        self._counts.failed.append(failed)
-                    else:
-                        self._counts.answered += 1
+                self._unary("rows", ask, self._row)
                 if self._stop.wait(0.02):
                     return
 
     def _streamed(self, client: GrpcClient | HttpClient) -> str:
-        settings = {"max_tokens": 40, "temperature": 0, "ignore_eos": True}
-        return "".join(part.text for part in client.generate(PROMPTS[0], model=TALES, **settings))
+        return "".join(part.text for part in client.generate(PROMPTS[0], model=TALES, **TALE))
 
     def _stream(self, client: GrpcClient | HttpClient) -> None:
-        settings = {"max_tokens": 40, "temperature": 0, "ignore_eos": True}
         text, begun, ended = "", False, ""
         try:
-            for part in client.generate(PROMPTS[0], model=TALES, **settings):
+            for part in client.generate(PROMPTS[0], model=TALES, **TALE):
                 begun = True
                 text += part.text
         except ClientError as error:
@@ -252,6 +248,3 @@ def _first_answer(grpc: int, http: int) -> Callers:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
-
-
-__all__ = ["SERVER", "STUB", "Callers", "Counts", "Server", "behind_envoy"]

@@ -11,13 +11,15 @@ import signal
 import statistics
 import time
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.processes import SERVER, STUB
 from tests.reliability import report
-from tests.reliability.replicas import SERVER, STUB, Callers, Server, behind_envoy
+from tests.reliability.replicas import Callers, Server, behind_envoy
 
 ROUNDS = int(os.environ.get("SHOAL_ROUNDS", "20"))
 
@@ -45,11 +47,12 @@ def _hung(servers: list[Server], chosen: Server) -> float:
 def _slow(servers: list[Server], chosen: Server) -> float:
     """Its processes get what the others leave."""
     processes = [*chosen.processes(SERVER), *chosen.processes(STUB)]
-    for process in processes:
-        process.nice(19)
-    time.sleep(5)
-    for process in processes:
-        process.nice(0)
+    threads = [thread.id for process in processes for thread in process.threads()]
+    for priority, seconds in ((19, 5.0), (0, 0.0)):
+        for thread in threads:
+            with suppress(ProcessLookupError):  # it has ended
+                os.setpriority(os.PRIO_PROCESS, thread, priority)
+        time.sleep(seconds)
     return 0.0
 
 

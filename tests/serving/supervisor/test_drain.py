@@ -46,6 +46,7 @@ def test_it_answers_while_it_drains(repository: Path, tmp_path: Path) -> None:
         supervised.process.send_signal(signal.SIGTERM)
         begun = time.monotonic()
         supervised.wait(503)
+        assert asked(supervised, "DELETE") == (200, "draining\n")  # it stops, whatever anybody says
         answered = 0
         while time.monotonic() - begun < DRAIN_SECONDS / 2:
             assert supervised.health() == 503

@@ -28,7 +28,7 @@ from loadtest.neighbours import watched
 from loadtest.peers.environment import python_of
 from loadtest.peers.server import ROOT
 from loadtest.slo import parse
-from loadtest.tuning.bench import Bench, lay_out, staging
+from loadtest.tuning.bench import Bench, lay_out, scratch_beside
 from loadtest.tuning.found import Judged
 from loadtest.tuning.search import Search
 from loadtest.tuning.space import Setting, Space, space_of
@@ -105,7 +105,7 @@ def searched(options: argparse.Namespace, space: Space, plan: headless.Plan) -> 
     texts = [request["text"] for request in workloads.requests(plan.workload, generates=False)]
     inputs.write_text(json.dumps({"data": [{dialect.TEXT: [text]} for text in texts]}))
     parts = space.manifests[space.served].configs
-    with staging(options.repository.resolve()) as scratch:
+    with scratch_beside(options.repository.resolve()) as scratch:
         repository = _as_served(options.repository.resolve(), space, scratch)
         command = [
             *(str(python), "-m", "loadtest.peers.run_model_analyzer"),

@@ -134,7 +134,7 @@ class Bench:
             _, (stack, _) = self._servers.popitem(last=False)
             stack.close()
         with ExitStack() as stack:
-            scratch = stack.enter_context(staging(self._repository))
+            scratch = stack.enter_context(scratch_beside(self._repository))
             models = lay_out(self._repository, self._space, setting, scratch / "model_repository")
             server = stack.enter_context(embedded.running(models))
             self._answered(server, WARM_SECONDS)
@@ -187,7 +187,7 @@ def _linked(source: str, place: str) -> None:
 
 
 @contextmanager
-def staging(repository: Path) -> Iterator[Path]:
+def scratch_beside(repository: Path) -> Iterator[Path]:
     """A folder beside the repository, to which its files can be linked. What a killed search left goes."""
     for left in repository.parent.glob(f"{PREFIX}*"):
         with suppress(Busy, OSError):  # of a search that runs

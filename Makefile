@@ -10,7 +10,7 @@ OTHERS := cohere huggingface_hub langchain llama_index llm lm_eval
 NEWER ?= $(firstword $(foreach name,python3.14 python3.13 $(wildcard $(HOME)/.pyenv/versions/3.1[34].*/bin/python3),\
 	$(shell $(name) -c 'print("$(name)")' 2>/dev/null)))
 
-.PHONY: help demo test test-checkpoints test-slow test-faults test-gateway-faults test-switches test-soak test-replicas test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python test-clients clients lint types format bench bench-int8 bench-encoders bench-rows bench-gateway bench-stream bench-tune bench-load bench-analyzer bench-llm bench-queue bench-drift clean
+.PHONY: help demo test test-checkpoints test-slow test-faults test-gateway-faults test-switches test-soak test-replicas test-canary test-overload fuzz test-compose test-export test-json-schema test-transformers5 test-newer-python test-clients clients lint types format bench bench-int8 bench-encoders bench-rows bench-gateway bench-stream bench-tune bench-load bench-analyzer bench-llm bench-queue bench-drift clean
 
 ## help: this list
 help:
@@ -60,6 +60,11 @@ test-soak: $(READY)
 ## test-replicas: three servers behind Envoy: kill -9, stop, hang, slow, rolling restart, scaling, 20 times each (2 hours)
 test-replicas: $(READY)
 	$(BIN)/python -m pytest -m faults -s tests/reliability/test_replicas.py
+
+## test-canary: versions that are alike, wrong or slow as a canary behind Envoy, and 20 that are no worse (20 minutes)
+test-canary: $(READY)
+	SHOAL_ROLLOUTS=1000 SHOAL_REQUESTS=20000 $(BIN)/python -m pytest tests/deploy/test_canary.py
+	$(BIN)/python -m pytest -m faults -s tests/reliability/test_canary.py tests/reliability/test_release.py
 
 ## test-overload: ten minutes at four times of what the service can do (needs a quiet machine)
 test-overload: $(READY) model_repository/minilm_encoder/2/model.onnx model_repository/smollm2/config.pbtxt

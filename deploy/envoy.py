@@ -7,56 +7,20 @@ https://www.envoyproxy.io/docs/envoy/v1.40.0/api-v3/api
 from __future__ import annotations
 
 import ipaddress
-import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from deploy.canary.split import Folder
+from deploy.replica import Replica
+from deploy.templates import render
 from serving.ports import LOOPBACK
 from shoal.errors import ShoalError, UsageError
 
 TEMPLATE = "envoy.yaml.j2"
-_REPLICA = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+)((?::\d{1,5}){0,3})")
 _VALIDATE_SECONDS = 60
-
-
-@dataclass(frozen=True)
-class Replica:
-    """One server, or a name that leads to several: each address of the name takes part.
-
-    Attributes:
-        host: name or address, IPv6 without brackets.
-        grpc, http: ports of Triton.
-        health: port of its supervisor, where `/health` is.
-    """
-
-    host: str
-    grpc: int = 8001
-    http: int = 8000
-    health: int = 8003
-
-    @classmethod
-    def parse(cls, given: str) -> Replica:
-        """`HOST[:GRPC[:HTTP[:HEALTH]]]`.
-
-        Raises:
-            UsageError: it is something else, or a port is not from 1 to 65535.
-        """
-        found = _REPLICA.fullmatch(given)
-        if not found:
-            raise UsageError(
-                f"{given!r} is not a replica",
-                hint="HOST:GRPC_PORT:HTTP_PORT:HEALTH_PORT, such as triton-1:8001",
-            )
-        ports = [int(port) for port in found[2].split(":")[1:]]
-        if any(not 1 <= port <= 65_535 for port in ports):
-            raise UsageError(f"{given}: a port must be from 1 to 65535")
-        return cls(found[1].strip("[]"), *ports)
 
 
 @dataclass(frozen=True)
@@ -69,6 +33,7 @@ class EnvoySettings:
         grpc, http: its ports, in the place of Triton's.
         admin: port of its own page and metrics, on loopback; None: there is none.
         probe_seconds: between two looks at each `/health`.
+        canary: the folder from which `shoal canary` steers it; None: there is never a canary.
     """
 
     replicas: Sequence[Replica]
@@ -77,6 +42,7 @@ class EnvoySettings:
     http: int = 8000
     admin: int | None = None
     probe_seconds: float = 1.0
+    canary: Folder | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -95,20 +61,14 @@ class EnvoySettings:
                 f"Envoy would listen on {loop[0].host}:{loop[0].grpc}, where a replica is", hint="--grpc-port"
             )
         ports = [port for port in (self.grpc, self.http, self.admin) if port is not None]
+        ports += [self.canary.grpc, self.canary.http] if self.canary else []
         if len(set(ports)) < len(ports):
-            raise UsageError("Envoy's ports must differ from each other")
+            raise UsageError("the ports of Envoy and of a canary must differ from each other")
 
 
 def config(settings: EnvoySettings) -> str:
     """The file of a setting, in YAML."""
-    environment = Environment(  # noqa: S701 - it makes YAML, of values that were checked
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(TEMPLATE).render(settings=settings)
+    return render(TEMPLATE, settings=settings)
 
 
 def validate(text: str, envoy: str | None = None) -> bool:

@@ -125,6 +125,7 @@ def start(
     *,
     timeout: float = START_SECONDS,
     arguments: Sequence[str] = (),
+    death: signal.Signals = signal.SIGTERM,
 ) -> Server:
     """Start the embedded tritonserver alone, without a supervisor; it ends with the thread that called this.
 
@@ -133,12 +134,14 @@ def start(
         ports: where to listen; a port of 0 becomes a free one.
         timeout: seconds until every model must answer a real inference.
         arguments: more for tritonserver, e.g. `--log-verbose=1`.
+        death: the signal by which it ends with that thread. After SIGTERM it refuses calls on open
+            connections until it has ended; after SIGKILL a proxy sees them broken, and asks another server.
 
     Raises:
         RepositoryError: there are no models, or a file is not the one that was measured.
         ServerError: a port is taken, or the server crashed or did not get ready; with its own words.
     """
-    return launch(Embedded.find(), repository, ports, timeout=timeout, arguments=arguments)
+    return launch(Embedded.find(), repository, ports, timeout=timeout, arguments=arguments, death=death)
 
 
 def launch(
@@ -149,6 +152,7 @@ def launch(
     address: str = LOOPBACK,
     timeout: float = START_SECONDS,
     arguments: Sequence[str] = (),
+    death: signal.Signals = signal.SIGTERM,
     headers: Mapping[str, str] | None = None,
     output: Output | None = None,
     open_snapshot: Callable[[Path], Path] | None = None,
@@ -177,7 +181,9 @@ def launch(
     server = None
     try:
         models = open_snapshot(folder) if open_snapshot else _in_ascii(repository, folder)
-        process = _spawn(distribution, models, ports, folder, arguments, address=address, output=output)
+        process = _spawn(
+            distribution, models, ports, folder, arguments, death, address=address, output=output
+        )
         server = Server(process.pid, time.time(), ports, repository, folder, os.getpid())
         write_json(folder / STATE, server.to_dict())
         _wait_until_ready(server, process, timeout, headers, problem, output)
@@ -317,12 +323,13 @@ def _spawn(
     ports: Ports,
     folder: Path,
     arguments: Sequence[str],
+    death: signal.Signals,
     *,
     address: str,
     output: Output | None,
 ) -> subprocess.Popen[bytes]:
     command = [
-        *launch_with(os.getpid()),
+        *launch_with(os.getpid(), death),
         *distribution.command(folder),
         f"--model-repository={models}",
         f"--backend-config=python,shm-region-prefix-name={_region_prefix(folder)}",

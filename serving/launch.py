@@ -1,4 +1,4 @@
-"""Become another program that ends when this one's parent does: `python -m serving.launch PARENT CMD...`.
+"""Become another program that ends when this one's parent does: `python -m serving.launch PARENT SIGNAL CMD...`.
 
 `subprocess`'s `preexec_fn` would do it in the parent's own process, where threads (gRPC has many) make
 it unsafe. PR_SET_PDEATHSIG survives exec; a parent that died before it was set is noticed by its pid.
@@ -14,9 +14,9 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
-def launch_with(parent: int) -> list[str]:
-    """What goes before a command that is to end with the process `parent`."""
-    return [*python(), "-m", "serving.launch", str(parent)]
+def launch_with(parent: int, death: signal.Signals = signal.SIGTERM) -> list[str]:
+    """What goes before a command that is to end with the process `parent`, by the signal `death`."""
+    return [*python(), "-m", "serving.launch", str(parent), str(int(death))]
 
 
 def python() -> list[str]:
@@ -26,11 +26,11 @@ def python() -> list[str]:
 
 def main() -> None:
     """Set the death signal, then exec the command."""
-    parent, command = int(sys.argv[1]), sys.argv[2:]
+    parent, death, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     # A parent that is told to stop ignores further signals, and exec would hand that on.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, death)
     if os.getppid() != parent:
         sys.exit("the parent has gone already")
     os.execv(command[0], command)  # noqa: S606

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from shoal import __version__, interrupts, show, traces
-from shoal.cli import bench, deploy, keys, loadtest, models, versions
+from shoal.cli import bench, deploy, keys, loadtest, models, rollout, versions
 from shoal.cli.calls import chat, infer
 from shoal.cli.cost import cost
 from shoal.cli.gateway import gateway
@@ -32,6 +32,7 @@ from shoal.cli.options import (
     Repository,
     StartTimeout,
 )
+from shoal.cli.rollout import canary
 from shoal.cli.steps import (
     documents,
     err,
@@ -216,12 +217,13 @@ def stop(
         err.print(f"stopped {row['pid']}{' (it had to be killed)' if row['killed'] else ''}", highlight=False)
 
 
-for command in (*models.COMMANDS, infer, chat, gateway, tune, cost, push, pull, *versions.COMMANDS):
+for command in (*models.COMMANDS, infer, chat, gateway, tune, cost, push, pull, canary, *versions.COMMANDS):
     app.command()(command)
 app.add_typer(loadtest.app, help="Run Locust against a served model, or compare two such tests.")
 app.add_typer(keys.app, name="keys")
 app.add_typer(bench.app, name="bench")
 app.add_typer(deploy.app, name="deploy")
+app.add_typer(rollout.app, name="rollout")
 
 
 def main() -> NoReturn:

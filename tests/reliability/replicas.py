@@ -53,8 +53,13 @@ class Server:
         self.replica = Replica("127.0.0.1", *(self._ports[name] for name in ("grpc", "http", "health")))
         self.start()
 
+    @property
+    def state(self) -> Path:
+        """Folder of what it keeps."""
+        return self._folder / "state"
+
     def start(self) -> None:
-        environment = {**os.environ, "SHOAL_STATE": str(self._folder / "state")}
+        environment = {**os.environ, "SHOAL_STATE": str(self.state)}
         with (self._folder / "log").open("ab") as log:
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log, env=environment)
 

@@ -1,0 +1,269 @@
+"""One canary from its first request to its end: on disk, so that whoever is killed can go on with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from deploy.canary.guards import Judge
+from deploy.canary.split import Folder, Split
+from shoal.errors import ShoalError, UsageError
+from shoal.locks import Busy, lock
+from shoal.paths import write_json
+
+STATE, FOLDER_FILE, WISH, LOCK = "rollout.json", "canary.json", "wish.json", ".canary.lock"
+LOOK_SECONDS = 0.5
+Phase = Literal["running", "paused", "promoted", "rolled back", "inconclusive"]
+Wish = Literal["pause", "resume", "abort", "promote"]
+ENDED = ("promoted", "rolled back", "inconclusive")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What is known of a canary.
+
+    Attributes:
+        split: who gets it.
+        model, version: what it is.
+        before: the version that is served to the others.
+        seconds: that it may take, without pauses.
+        spent: seconds that it has run.
+        phase: running, paused (nobody gets it), or how it ended.
+        reason: why it ended.
+        judge: what was seen.
+        position: in Envoy's log, up to which it was read.
+        started, updated: seconds since the epoch.
+    """
+
+    split: Split
+    model: str
+    version: int
+    before: int
+    seconds: float
+    judge: Judge
+    spent: float = 0.0
+    phase: Phase = "running"
+    reason: str = ""
+    position: int = 0
+    started: float = field(default_factory=time.time)
+    updated: float = field(default_factory=time.time)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was decided."""
+        return self.phase in ENDED
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the value as plain JSON types; `guards` is for readers."""
+        kept = {name: value for name, value in vars(self).items() if name not in ("split", "judge")}
+        rows = self.judge.rows()
+        return {**kept, "split": asdict(self.split), "guards": rows, "judge": self.judge.to_dict()}
+
+    @classmethod
+    def from_dict(cls, kept: dict[str, Any]) -> Rollout:
+        """Make the value from what `to_dict` gave."""
+        values = {name: value for name, value in kept.items() if name not in ("split", "judge", "guards")}
+        return cls(split=Split(**kept["split"]), judge=Judge.from_dict(kept["judge"]), **values)
+
+
+def create_folder(folder: Folder) -> None:
+    """Make what Envoy and `shoal canary` share; where requests go stays as it is if Envoy was told before.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    try:
+        folder.folder.mkdir(parents=True, exist_ok=True)
+        write_json(
+            folder.folder / FOLDER_FILE,
+            {"grpc": folder.grpc, "http": folder.http, "probe_seconds": folder.probe_seconds},
+        )
+        if read(folder) is None:
+            folder.send(None)
+    except OSError as error:
+        raise UsageError(f"{folder.folder} cannot be written: {error.strerror}") from error
+
+
+def open_folder(given: Path) -> Folder:
+    """The folder that `shoal deploy envoy --canary` has made.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        kept = json.loads((given / FOLDER_FILE).read_text(encoding="utf-8"))
+        return Folder(given.absolute(), int(kept["grpc"]), int(kept["http"]), float(kept["probe_seconds"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{given} is no folder of a canary",
+            hint="shoal deploy envoy HOST... --canary FOLDER -o envoy.yaml",
+        ) from error
+
+
+def read(folder: Folder) -> Rollout | None:
+    """The rollout of a folder, which may have ended; None: there was none.
+
+    Raises:
+        ShoalError: its file cannot be understood.
+    """
+    path = folder.folder / STATE
+    try:
+        return Rollout.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ShoalError(
+            f"{path} cannot be understood", hint="shoal rollout abort sends all requests to what is served"
+        ) from error
+
+
+@contextmanager
+def watching(folder: Folder) -> Iterator[None]:
+    """Be the one who decides.
+
+    Raises:
+        UsageError: somebody else does.
+    """
+    try:
+        held = lock(folder.folder / LOCK, exclusive=True, create=True)
+    except Busy as error:
+        raise UsageError(
+            f"a shoal canary with {folder.folder} runs already", hint="shoal rollout status"
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
+def is_watched(folder: Folder) -> bool:
+    """Whether a `shoal canary` runs."""
+    try:
+        os.close(lock(folder.folder / LOCK, exclusive=True, create=True))
+    except Busy:
+        return True
+    return False
+
+
+def wish(folder: Folder, what: Wish) -> None:
+    """Ask the `shoal canary` that runs for something; it does it within a second."""
+    write_json(folder.folder / WISH, {"wish": what})
+
+
+def run(
+    folder: Folder,
+    rollout: Rollout,
+    *,
+    alive: Callable[[], bool],
+    promote: Callable[[], None],
+    tell: Callable[[Rollout], None] = lambda rollout: None,
+) -> Rollout:
+    """Give the canary its share, watch it, and decide. To be called inside of `watching`.
+
+    Whatever ends this, an error or Ctrl-C included, no request goes to the canary afterwards.
+
+    Args:
+        rollout: a new one, or one that goes on.
+        alive: whether the canary's server still runs.
+        promote: serves the version to everybody.
+        tell: gets what is known twice a second.
+
+    Returns:
+        The rollout, which has ended.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    wished(folder)  # what was asked of another one
+    # While nobody watched, the canary's server was gone, so Envoy's log says that others had to answer.
+    rollout = replace(rollout, position=folder.end)
+    try:
+        if rollout.phase == "running":
+            folder.send(rollout.split)
+        last = time.monotonic()
+        while not rollout.ended:
+            keep(folder, rollout)
+            tell(rollout)
+            time.sleep(LOOK_SECONDS)
+            now = time.monotonic()
+            before, rollout = rollout.phase, _look(folder, rollout, now - last)
+            last = now
+            rollout = _decided(rollout, wished(folder), alive())
+            if rollout.phase != before:
+                folder.send(rollout.split if rollout.phase in ("running", "promoted") else None)
+        if rollout.phase == "promoted":
+            rollout = _promoted(rollout, promote)
+    finally:
+        folder.send(None)
+    keep(folder, rollout)
+    tell(rollout)
+    return rollout
+
+
+def _promoted(rollout: Rollout, promote: Callable[[], None]) -> Rollout:
+    try:
+        promote()
+    except ShoalError as error:
+        return replace(rollout, phase="rolled back", reason=f"it could not be promoted: {error.message}")
+    return rollout
+
+
+def keep(folder: Folder, rollout: Rollout) -> None:
+    """Write what is known."""
+    write_json(folder.folder / STATE, replace(rollout, updated=time.time()).to_dict())
+
+
+def wished(folder: Folder) -> Wish | None:
+    """What was asked for since the last time."""
+    path = folder.folder / WISH
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        what = json.loads(path.read_text(encoding="utf-8"))["wish"]
+        path.unlink()
+        return what if what in ("pause", "resume", "abort", "promote") else None
+    return None
+
+
+def _look(folder: Folder, rollout: Rollout, seconds: float) -> Rollout:
+    """Count what has come since the last look."""
+    requests, position = folder.answered(rollout.split.rollout, rollout.model, rollout.position)
+    for request in requests:
+        rollout.judge.add(request)
+    spent = rollout.spent + (seconds if rollout.phase == "running" else 0.0)
+    return replace(rollout, position=position, spent=spent)
+
+
+def _decided(rollout: Rollout, wished: Wish | None, alive: bool) -> Rollout:
+    """What follows from what is known: the first of these that holds.
+
+    Nobody's word but the guards' and the user's makes a version good.
+    """
+    verdict = rollout.judge.verdict
+    worse = ", ".join(row["guard"] for row in rollout.judge.rows() if row["verdict"] == "worse")
+    ends: list[tuple[bool, Phase, str]] = [
+        (wished == "abort", "rolled back", "shoal rollout abort"),
+        (not alive, "rolled back", "the canary's server has ended"),
+        (verdict == "worse", "rolled back", f"worse: {worse}"),
+        (wished == "promote", "promoted", "shoal rollout promote"),
+        (verdict == "good", "promoted", "every guard is met"),
+        (rollout.spent >= rollout.seconds, "inconclusive", _lacking(rollout)),
+        (wished == "pause", "paused", ""),
+        (wished == "resume", "running", ""),
+    ]
+    for holds, phase, reason in ends:
+        if holds:
+            return replace(rollout, phase=phase, reason=reason)
+    return rollout
+
+
+def _lacking(rollout: Rollout) -> str:
+    number = rollout.judge.new.number
+    if not number:
+        return "no request reached it in the time it had"
+    open_ones = [row["guard"] for row in rollout.judge.rows() if row["verdict"] == "open"]
+    return f"{number} requests do not tell: {', '.join(open_ones)}"

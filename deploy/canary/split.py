@@ -1,0 +1,160 @@
+"""The files by which Envoy is told where requests go, and in which it says what became of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.canary.guards import Answered
+from deploy.replica import Replica
+from deploy.templates import render
+from serving.ports import LOOPBACK
+from shoal.errors import UsageError
+from shoal.paths import write_atomic
+
+KINDS = ("grpc", "http")
+MOST_SHARE = 0.5
+FLUSH = "--file-flush-interval-msec 200"  # of Envoy, which else keeps its log of requests for 10 s
+_KEY = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_UNARY = re.compile(
+    r"/inference\.GRPCInferenceService/ModelInfer|/v2/models/(?P<model>[^/]+)(/versions/\d+)?/infer"
+)
+_STREAM = re.compile(
+    r"/inference\.GRPCInferenceService/ModelStreamInfer|/v2/models/(?P<model>[^/]+)(/versions/\d+)?/generate(_stream)?"
+)
+_LARGE = 64 << 20  # bytes; the file of requests is emptied when it is larger and was read
+
+
+@dataclass(frozen=True)
+class Split:
+    """A share of the requests that goes to the canary.
+
+    Attributes:
+        rollout: its id.
+        share: from 0.0001 to 0.5.
+        key: name of a header; requests with the same value of it go to the same version. "": each by chance.
+    """
+
+    rollout: str
+    share: float
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0.0001 <= self.share <= MOST_SHARE:
+            raise UsageError("the share must be from 0.01 % to 50 %")
+        if self.key and not _KEY.fullmatch(self.key):
+            raise UsageError(f"{self.key!r} is no name of a header", hint="such as x-user")
+
+    @property
+    def weight(self) -> int:
+        """Its share of 10,000."""
+        return round(self.share * 10_000)
+
+    @property
+    def ratio(self) -> int:
+        """Requests of the old version for one of the new."""
+        return max(1, round((1.0 - self.share) / self.share))
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Through which `shoal canary` steers an Envoy.
+
+    Attributes:
+        folder: absolute.
+        grpc, http: ports on loopback of the canary's Triton, which runs beside Envoy.
+        probe_seconds: after which Envoy looks again whether it serves.
+    """
+
+    folder: Path
+    grpc: int = 8011
+    http: int = 8010
+    probe_seconds: float = 1.0
+
+    @property
+    def server(self) -> Replica:
+        """The canary, whose own Triton says whether it is ready."""
+        return Replica(LOOPBACK, self.grpc, self.http, self.http)
+
+    @property
+    def header(self) -> str:
+        """Its value is the rollout and the version that a request was sent to."""
+        return "x-shoal-rollout"
+
+    def routes(self, kind: str) -> Path:
+        """The file that says where requests of a kind go."""
+        return self.folder / "routes" / f"{kind}.yaml"  # alone there: Envoy reads it when anything is renamed
+
+    @property
+    def log(self) -> Path:
+        """A line of JSON for each request, while there is a canary."""
+        return self.folder / "requests.jsonl"
+
+    @property
+    def _addresses(self) -> tuple[str, str]:
+        """As Envoy writes them."""
+        return f"{LOOPBACK}:{self.grpc}", f"{LOOPBACK}:{self.http}"
+
+    def send(self, split: Split | None) -> None:
+        """Tell Envoy where requests go. It takes this up at once, and what runs goes on where it is.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        for kind in KINDS:
+            self.routes(kind).parent.mkdir(exist_ok=True)
+            write_atomic(self.routes(kind), render("split.yaml.j2", name=kind, split=split))
+
+    @property
+    def end(self) -> int:
+        """Where the log ends now."""
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def answered(self, rollout: str, model: str, position: int) -> tuple[list[Answered], int]:
+        """The requests that have ended since `position` in the log, and the position behind them."""
+        try:
+            with self.log.open("r+b") as file:
+                size = file.seek(0, 2)
+                file.seek(position if position <= size else 0)
+                text = file.read()
+                end = text.rfind(b"\n") + 1
+                position = file.tell() - len(text) + end
+                if position > _LARGE and end == len(text):
+                    file.truncate(0)  # what Envoy writes in this moment is lost, and counts for no version
+                    position = 0
+        except FileNotFoundError:
+            return [], 0
+        return list(self._requests(text[:end], rollout, model)), position
+
+    def _requests(self, lines: bytes, rollout: str, model: str) -> Iterator[Answered]:
+        for line in lines.splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict) and (request := self._request(entry, rollout, model)):
+                yield request
+
+    def _request(self, entry: dict[str, Any], rollout: str, model: str) -> Answered | None:
+        """None: it is of another rollout, of another model, or no inference."""
+        of, _, version = str(entry.get("of")).partition(" ")
+        path = str(entry.get("path")).partition("?")[0]
+        unary, stream = _UNARY.fullmatch(path), _STREAM.fullmatch(path)
+        found = unary or stream
+        if of != rollout or version not in ("old", "new") or not found or found["model"] not in (None, model):
+            return None
+        new = version == "new"
+        failed = (
+            entry.get("status") not in (200,)
+            or entry.get("grpc") not in (None, 0)
+            # The caller left before the answer's end: perhaps because it took too long.
+            or "DC" in str(entry.get("flags") or "")
+            or (new and entry.get("host") not in self._addresses)  # another server had to answer
+        )
+        took = entry.get("us")  # microseconds
+        seconds = took / 1e6 if unary and isinstance(took, (int, float)) and took > 0 else None
+        return Answered(new, failed, seconds)

@@ -1,4 +1,4 @@
-"""Become another program that ends when this one's parent does: `python -m serving.launch PARENT SIGNAL CMD...`.
+"""Become another program, which ends with this one's parent: `python -m serving.launch PARENT SIGNAL CMD...`.
 
 `subprocess`'s `preexec_fn` would do it in the parent's own process, where threads (gRPC has many) make
 it unsafe. PR_SET_PDEATHSIG survives exec; a parent that died before it was set is noticed by its pid.

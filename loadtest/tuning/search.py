@@ -6,7 +6,7 @@ their rate (common random numbers). What is served now is measured twice first (
 noise. Then settings race against the best so far: each is asked once at a little more than that rate, and
 one that keeps the promise there is asked for more, so most cost one test. Optuna's tree-structured Parzen
 estimator (J. Bergstra et al., Algorithms for hyper-parameter optimization, NeurIPS 2011) proposes them,
-after the corners of the space; each new best one is followed by those that differ from it in one knob.
+after the corners of the space; once a setting is the best so far, corners and others change it in one knob.
 
 At last the best must win on fresh requests, in turn with what is served now (ABBA, so that a machine which
 gets slower slows both), first at a rate between both. It wins a round if it keeps the promise and what is
@@ -130,9 +130,11 @@ class Search:
         return self.highest(self._space.default, self.found.same[0] / NEAR, NEAR**2)
 
     def _explore(self, corners: Sequence[Setting], until: float) -> None:
-        study = self._study(corners)
-        vain = 0
+        study = self._study()
+        waiting, vain = list(corners), 0
         while self._clock() < until and vain < _SAMPLED_IN_VAIN:
+            if waiting:
+                study.enqueue_trial(waiting.pop(0))
             trial = study.ask(self._distributions())
             setting = dict(trial.params)
             known = next((tried for tried in self.found.tried if tried.setting == setting), None)
@@ -148,10 +150,15 @@ class Search:
             state = optuna.trial.TrialState.FAIL if tried.rate is None else None
             study.tell(trial, tried.rate, state=state)
             if tried.kept:  # the best so far
-                for neighbour in self._space.neighbours(setting):
-                    study.enqueue_trial(neighbour, skip_if_exists=True)
+                # What is good with one knob may be so only with another: the rest starts from here.
+                waiting = [self._onto(setting, each) for each in waiting] + self._space.neighbours(setting)
 
-    def _study(self, corners: Sequence[Setting]) -> optuna.Study:
+    def _onto(self, best: Setting, other: Setting) -> Setting:
+        """The best, changed in those knobs in which another setting differs from what is served now."""
+        default = self._space.default
+        return {**best, **{name: value for name, value in other.items() if value != default[name]}}
+
+    def _study(self) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.TPESampler(seed=self._seed, n_startup_trials=5)
         study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -160,8 +167,6 @@ class Search:
         for setting, rate in done:
             made = optuna.trial.create_trial(params=setting, distributions=self._distributions(), value=rate)
             study.add_trial(made)
-        for setting in corners:
-            study.enqueue_trial(setting, skip_if_exists=True)
         return study
 
     def _distributions(self) -> dict[str, Any]:

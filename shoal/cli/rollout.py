@@ -210,7 +210,12 @@ def abort(folder: Folder = DEFAULT_FOLDER) -> None:
         _wish(folder, "abort")
         return
     place.send(None)
-    known = canaries.read(place)
+    try:
+        known = canaries.read(place)
+    except ShoalError:
+        (place.folder / canaries.STATE).unlink()
+        out.print("all requests go to what is served; what was known of a canary is removed", highlight=False)
+        return
     if known is None or known.ended:
         raise UsageError("there is no canary to take back", hint="shoal rollout status")
     canaries.keep(place, replace(known, phase="rolled back", reason="shoal rollout abort"))

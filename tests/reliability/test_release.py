@@ -17,7 +17,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from clients import ClientError, GrpcClient
-from shoal.repository import served_version
+from shoal.manifest import served_manifests
 from tests.conftest import ROOT
 from tests.reliability import canaries
 from tests.stores import s3
@@ -31,6 +31,10 @@ def checkpoint(path: Path, factor: float) -> Path:
     table = np.random.default_rng(1).normal(size=(60, 6))
     joblib.dump(Ridge(alpha=1e-6).fit(table, table @ np.full(6, factor)), path)
     return path
+
+
+def served(production: Path) -> int:
+    return next(served_manifests(production, NAME)).version
 
 
 def released(
@@ -81,7 +85,7 @@ def test_a_release_from_a_checkpoint_to_all_callers(tmp_path: Path) -> None:
         first = released(checkpoint(tmp_path / "a.pkl", 1.0), place.url, production, **environment)
         assert first.returncode == 0, first.stdout
         assert "the store has no version of rows yet" in first.stdout
-        assert served_version(production, NAME) == 1
+        assert served(production) == 1
         with canaries.scene(tmp_path, production) as scene:
             environment |= {"CANARY": str(scene.steering), "SHOAL_STATE": str(scene.server.state)}
             environment |= {"CANARY_OPTIONS": "--share 50% --max 5m --guard errors --guard p50<=2x"}
@@ -90,7 +94,7 @@ def test_a_release_from_a_checkpoint_to_all_callers(tmp_path: Path) -> None:
             assert second.returncode == 0, second.stdout
             assert "promoted: every guard is met" in second.stdout
             assert set(seen) == {"6", "12"}  # and no error
-            assert served_version(production, NAME) == 2
+            assert served(production) == 2
             again = released(tmp_path / "b.pkl", place.url, production, **environment)
             assert "it is version 2, which the store has already" in again.stdout
             assert again.returncode == 0, again.stdout

@@ -125,7 +125,6 @@ def start(
     *,
     timeout: float = START_SECONDS,
     arguments: Sequence[str] = (),
-    death: signal.Signals = signal.SIGTERM,
 ) -> Server:
     """Start the embedded tritonserver alone, without a supervisor; it ends with the thread that called this.
 
@@ -134,14 +133,12 @@ def start(
         ports: where to listen; a port of 0 becomes a free one.
         timeout: seconds until every model must answer a real inference.
         arguments: more for tritonserver, e.g. `--log-verbose=1`.
-        death: the signal by which it ends with that thread. After SIGTERM it refuses calls on open
-            connections until it has ended; after SIGKILL a proxy sees them broken, and asks another server.
 
     Raises:
         RepositoryError: there are no models, or a file is not the one that was measured.
         ServerError: a port is taken, or the server crashed or did not get ready; with its own words.
     """
-    return launch(Embedded.find(), repository, ports, timeout=timeout, arguments=arguments, death=death)
+    return launch(Embedded.find(), repository, ports, timeout=timeout, arguments=arguments)
 
 
 def launch(
@@ -165,6 +162,8 @@ def launch(
         open_snapshot: makes in an empty folder what the server reads in the place of the repository; its
             caller has checked that.
         problem: what keeps the server from having started, or None.
+        death: the signal by which it ends with this thread. After SIGTERM it refuses calls on open
+            connections until it has ended; after SIGKILL a proxy sees them broken, and asks another server.
         headers: that open the endpoints which the arguments close, to ask whether it is ready.
         output: takes what the server writes; None: its log.
         grace: that `stop` will be called with: Triton exits by itself before that is over.

@@ -16,7 +16,7 @@ from __future__ import annotations
 import http.client
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,16 +120,22 @@ class Liveness:
         """Take the server for dead: what it should serve is not loaded, and cannot be."""
         self._lost = sentence
 
-    def let_go(self, models: Collection[str]) -> None:
+    def let_go(self, models: Iterable[str]) -> None:
         """Expect the processes of these models to end from now on, whenever their last requests end."""
-        for process in [process for process, model in self._stubs.items() if model in models]:
+        gone = set(models)
+        for process in [process for process, model in self._stubs.items() if model in gone]:
             self._leaving[process] = self._stubs.pop(process)
 
     def adopt(self) -> None:
-        """Look after the processes that are there now; those that were let go go on leaving."""
-        for process in stubs(self._server):
-            if process not in self._leaving:
-                self._stubs.setdefault(process, _model(process))
+        """Look after the processes that are there now; those that were let go go on leaving.
+
+        A model that has new processes was loaded again: Triton does so with a step of an ensemble whose files
+        have another mtime or ctime, of which a hard link to them is enough. Its earlier processes leave.
+        """
+        known = {*self._stubs, *self._leaving}
+        new = {process: _model(process) for process in stubs(self._server) if process not in known}
+        self.let_go(new.values())
+        self._stubs.update(new)
 
     @property
     def draining(self) -> Mapping[str, int]:

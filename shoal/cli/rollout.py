@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from deploy.canary.rollout import Rollout
 
 DEFAULT_FOLDER = Path("canary")
-PREFIX = ".canary-"
 _TAKE_UP_SECONDS = 300.0
 _LEAST_SECONDS = 10.0
 
@@ -99,10 +98,12 @@ def _run(place: Any, rollout: Rollout, repository: Path) -> Rollout:
     from dataclasses import replace
 
     from deploy.canary import rollout as canaries
-    from deploy.canary.view import lay_out
     from serving import embedded
+    from serving.check import check
+    from serving.distribution import Embedded
     from serving.ports import Ports
-    from shoal.scratch import scratch_beside
+    from serving.supervisor.snapshot import ModelSpec, Snapshot, specs_in
+    from shoal.model_config import selected_versions
 
     name, version = rollout.model, rollout.version
     place.send(None)  # one that was killed has left its share
@@ -126,23 +127,37 @@ def _run(place: Any, rollout: Rollout, repository: Path) -> Rollout:
             versions.promote(repository, name, served)
             raise
 
-    with scratch_beside(repository.resolve(), PREFIX) as scratch:
-        view = lay_out(repository, manifest, scratch / "model_repository")
-        with Bars(err).step(f"start a server of {name} {version}"):
-            ports = Ports(http=place.http, grpc=place.grpc, metrics=0)
-            server = embedded.start(view, ports, death=signal.SIGKILL)
-            time.sleep(3 * place.probe_seconds)  # Envoy must have seen it, or it asks the others
-        try:
-            with Live(console=err, auto_refresh=False, transient=True) as live:
+    found = specs_in(repository)
+    for model, config in manifest.configs.items():
+        found[model] = ModelSpec(config, tuple(sorted(selected_versions(config))))
+    distribution, ports = Embedded.find(), Ports(http=place.http, grpc=place.grpc, metrics=0)
+    snapshot = Snapshot(repository, distribution.shown)
+    with Bars(err).step(f"start a server of {name} {version}"):
+        check(repository, distribution.backends, {model: spec.versions for model, spec in found.items()})
+        server = embedded.launch(
+            distribution,
+            repository,
+            ports,
+            open_snapshot=lambda folder: snapshot.open(folder, found),
+            death=signal.SIGKILL,
+        )
+    try:
+        time.sleep(3 * place.probe_seconds)  # Envoy must have seen it, or it asks the others
+        with Live(console=err, auto_refresh=False, transient=True) as live:
 
-                def tell(now: Rollout) -> None:
-                    live.update(_table(now), refresh=err.is_terminal)
+            def tell(now: Rollout) -> None:
+                live.update(_table(now), refresh=err.is_terminal)
 
-                started = replace(rollout, before=served)
-                return canaries.run(place, started, alive=lambda: server.alive, promote=promote, tell=tell)
-        finally:
-            time.sleep(1.0)  # in which Envoy has read that no request goes there any more
-            embedded.stop(server)
+            return canaries.run(
+                place,
+                replace(rollout, before=served),
+                alive=lambda: server.alive,
+                promote=promote,
+                tell=tell,
+            )
+    finally:
+        time.sleep(1.0)  # in which Envoy has read that no request goes there any more
+        embedded.stop(server)
 
 
 @app.command()

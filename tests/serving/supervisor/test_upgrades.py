@@ -104,6 +104,26 @@ def test_a_version_is_changed_and_nobody_is_refused(upgraded: Supervised, own_re
     assert upgraded.metric("shoal_probe_success") == 1
 
 
+def test_a_step_that_triton_loads_again_is_no_failure(upgraded: Supervised, own_repository: Path) -> None:
+    """Triton loads a step again whose files have got another ctime, as by a hard link of a backup."""
+    first = served_version(own_repository, "minilm_encoder")
+    other = next(v for v in (1, 2) if v != first)
+    old = {process.pid for process in upgraded.stubs()}
+    for number, path in enumerate((own_repository / "minilm_tokenizer").glob("*/*")):
+        (own_repository / f".link-{number}").hardlink_to(path)
+        (own_repository / f".link-{number}").unlink()
+    with _callers(upgraded) as ends:
+        time.sleep(1)
+        promote(own_repository, "minilm", other)
+        _until(lambda: "serving new versions" in upgraded.log.read_text(), upgraded)
+        _until(lambda: not old & {process.pid for process in upgraded.stubs()}, upgraded)  # both, so it was
+        time.sleep(3)
+        assert upgraded.health() == 200
+    assert set(ends) == {"answered"} and ends["answered"] > 20, ends
+    assert len(upgraded.stubs()) == 2
+    assert upgraded.metric("shoal_restarts_total") == 0
+
+
 def test_the_catalogue_tells_what_is_served_and_no_secret(upgraded: Supervised, own_repository: Path) -> None:
     """For a gateway, which has no admin key."""
 

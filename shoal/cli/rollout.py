@@ -32,7 +32,8 @@ Folder = Annotated[
 ]
 
 app = typer.Typer(
-    help="What a canary has shown, and what you want of it.\n\nExample: shoal rollout status",
+    help="What a canary has shown, and what you want of it. Each command has --json.\n\n"
+    "Example: shoal rollout status",
     no_args_is_help=True,
 )
 
@@ -184,34 +185,34 @@ def status(folder: Folder = DEFAULT_FOLDER, as_json: Json = False) -> None:
 
 
 @app.command()
-def pause(folder: Folder = DEFAULT_FOLDER) -> None:
+def pause(folder: Folder = DEFAULT_FOLDER, as_json: Json = False) -> None:
     """Send all requests to what is served, and keep what was seen.
 
     Example: shoal rollout pause
     """
-    _wish(folder, "pause")
+    _wish(folder, "pause", as_json)
 
 
 @app.command()
-def resume(folder: Folder = DEFAULT_FOLDER) -> None:
+def resume(folder: Folder = DEFAULT_FOLDER, as_json: Json = False) -> None:
     """Give a paused canary its share again.
 
     Example: shoal rollout resume
     """
-    _wish(folder, "resume")
+    _wish(folder, "resume", as_json)
 
 
 @app.command()
-def promote(folder: Folder = DEFAULT_FOLDER) -> None:
+def promote(folder: Folder = DEFAULT_FOLDER, as_json: Json = False) -> None:
     """Promote the canary now, whatever its guards say; one that is worse was taken back already.
 
     Example: shoal rollout promote
     """
-    _wish(folder, "promote")
+    _wish(folder, "promote", as_json)
 
 
 @app.command()
-def abort(folder: Folder = DEFAULT_FOLDER) -> None:
+def abort(folder: Folder = DEFAULT_FOLDER, as_json: Json = False) -> None:
     """Take the canary back now.
 
     Example: shoal rollout abort
@@ -222,22 +223,29 @@ def abort(folder: Folder = DEFAULT_FOLDER) -> None:
 
     place = canaries.open_folder(folder)
     if canaries.is_watched(place):
-        _wish(folder, "abort")
+        _wish(folder, "abort", as_json)
         return
     place.send(None)
     try:
         known = canaries.read(place)
     except ShoalError:
         (place.folder / canaries.STATE).unlink()
-        out.print("all requests go to what is served; what was known of a canary is removed", highlight=False)
+        _say("all requests go to what is served; what was known of a canary is removed", as_json)
         return
     if known is None or known.ended:
         raise UsageError("there is no canary to take back", hint="shoal rollout status")
     canaries.keep(place, replace(known, phase="rolled back", reason="shoal rollout abort"))
-    out.print(f"all requests go to {known.model} {known.before}", highlight=False)
+    _say(f"all requests go to {known.model} {known.before}", as_json)
 
 
-def _wish(folder: Path, what: Any) -> None:
+def _say(done: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"done": done})
+    else:
+        out.print(done, highlight=False)
+
+
+def _wish(folder: Path, what: Any, as_json: bool) -> None:
     from deploy.canary import rollout as canaries
 
     place = canaries.open_folder(folder)
@@ -249,7 +257,7 @@ def _wish(folder: Path, what: Any) -> None:
         time.sleep(canaries.LOOK_SECONDS / 2)
     if (place.folder / canaries.WISH).exists():
         raise ShoalError("the shoal canary that runs did not answer", hint="shoal rollout status")
-    out.print(f"{what}: told", highlight=False)
+    _say(f"{what}: told", as_json)
 
 
 def _tell(rollout: Rollout, as_json: bool) -> None:

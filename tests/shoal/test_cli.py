@@ -96,6 +96,8 @@ def test_the_commands_are_all_there() -> None:
         "deploy",
         "push",
         "pull",
+        "canary",
+        "rollout",
     ]
     assert sorted(expected) == COMMANDS
     assert "shoal 0.1.0" in shoal("--version")[0]
@@ -126,7 +128,7 @@ def test_the_commands_are_all_there() -> None:
         (["loadtest", "diff", "/nowhere", "/nowhere"], 2, "/nowhere is no report of a load test"),
         (["cost", "/nowhere", "--machine", "huge"], 2, "the price list has no machine huge"),
         (["tune", "nope", "--slo", "fast"], 2, "'fast' is no promise"),
-        (["tune", "nope", "--slo", "p99=1s", "--budget", "5s"], 2, "no time of a minute or more"),
+        (["tune", "nope", "--slo", "p99=1s", "--budget", "5s"], 2, "no time of 60 s or more"),
         (["tune", "nope", "--slo", "p99=1s", "--max-rise", "x"], 2, "no share"),
         (["tune", "nope", "--slo", "p99=1s", "-r", "/nowhere"], 1, "serves no version of nope"),
     ],
@@ -246,6 +248,8 @@ FAILING: dict[str, list[Any]] = {
     "deploy": ["envoy", "a b"],
     "push": ["nope", "s3://models/nope", "-r", "/nowhere"],
     "pull": ["nowhere"],
+    "canary": ["nope", "2", "--folder", "/nowhere"],
+    "rollout": ["status", "--folder", "/nowhere"],
     "doctor": ["--no-such-flag"],
 }
 

@@ -61,7 +61,7 @@ class EnvoySettings:
                 f"Envoy would listen on {loop[0].host}:{loop[0].grpc}, where a replica is", hint="--grpc-port"
             )
         ports = [port for port in (self.grpc, self.http, self.admin) if port is not None]
-        ports += [self.canary.grpc, self.canary.http] if self.canary else []
+        ports += [self.canary.grpc, self.canary.http, self.canary.mirror] if self.canary else []
         if len(set(ports)) < len(ports):
             raise UsageError("the ports of Envoy and of a canary must differ from each other")
 

@@ -11,44 +11,50 @@
 #   PRODUCTION  the model repository that the servers behind Envoy follow (model_repository)
 #   CANARY      the folder of shoal deploy envoy --canary (canary)
 #   CANARY_OPTIONS  of shoal canary (--share 5% --max 2h)
-#   RATE, SECONDS_OF_TEST  of the load test that compares both versions, requests a second (20) and seconds (30)
+#   RATE, SECONDS_OF_TEST  of the load test that asks both in turn: requests a second (20), seconds for each (32)
 #   TOLERANCE   by how much the new version may be slower in it (0.1)
 set -euo pipefail
 name=$1 source=$2 store=$3
 shift 3
 production=${PRODUCTION:-model_repository}
 build=$(mktemp -d)
-trap 'shoal stop -r "$build/model_repository" >"$build/stop" 2>&1 || true; rm -rf "$build"' EXIT
-mkdir "$build/model_repository"
-
-load() { # folder, further options
-    shoal loadtest "$name" --rate "${RATE:-20}" --seconds "${SECONDS_OF_TEST:-30}" --protocol grpc \
-        -r "$build/model_repository" --report "$build/$1" "${@:2}"
+end() {
+    for repository in before after; do shoal stop -r "$build/$repository" >"$build/stop" 2>&1 || true; done
+    rm -rf "$build"
 }
+trap end EXIT
+mkdir "$build/before"
+
 served() { # repository
     shoal versions "$name" -r "$1" --json |
         python3 -c 'import json, sys; print(*[v["version"] for v in json.load(sys.stdin)["versions"] if v["served"]])'
 }
 
-if shoal pull "$store/$name" -r "$build/model_repository"; then
-    before=$(served "$build/model_repository")
-    shoal serve --detach --http-port 0 --grpc-port 0 --metrics-port 0 -r "$build/model_repository"
-    load before
-else
+if shoal pull "$store/$name" -r "$build/before"; then
+    before=$(served "$build/before")
+elif [ $? = 3 ]; then # it answers, and holds none
     before=
     echo "the store has no version of $name yet"
+else
+    exit 1
 fi
-shoal export "$source" --name "$name" -r "$build/model_repository" "$@"
-version=$(served "$build/model_repository")
+cp -r "$build/before" "$build/after"
+shoal export "$source" --name "$name" -r "$build/after" "$@"
+version=$(served "$build/after")
 if [ "$version" = "$before" ]; then
     echo "it is version $version, which the store has already"
     exit 0
 fi
 if [ -n "$before" ]; then
-    shoal promote "$name" "$version" --wait -r "$build/model_repository"
-    load after --against "$build/before/report.json" --tolerance "${TOLERANCE:-0.1}"
+    for repository in before after; do
+        shoal serve --detach --http-port 0 --grpc-port 0 --metrics-port 0 -r "$build/$repository"
+    done
+    beside=$(shoal status -r "$build/before" --json |
+        python3 -c 'import json, sys; print(json.load(sys.stdin)["servers"][-1]["grpc"])')
+    shoal loadtest "$name" --rate "${RATE:-20}" --seconds "${SECONDS_OF_TEST:-32}" --protocol grpc \
+        -r "$build/after" --report "$build/report" --beside "$beside" --tolerance "${TOLERANCE:-0.1}"
 fi
-shoal push "$name" "$store/$name" -r "$build/model_repository"
+shoal push "$name" "$store/$name" -r "$build/after"
 shoal pull "$store/$name:$version" -r "$production"
 if [ "$(served "$production")" = "$version" ]; then
     echo "it is the first version of $name that $production has, and is served"

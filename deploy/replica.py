@@ -25,6 +25,11 @@ class Replica:
     http: int = 8000
     health: int = 8003
 
+    @property
+    def grpc_address(self) -> str:
+        """host:port, as a client of gRPC takes it."""
+        return f"[{self.host}]:{self.grpc}" if ":" in self.host else f"{self.host}:{self.grpc}"
+
     @classmethod
     def parse(cls, given: str) -> Replica:
         """`HOST[:GRPC[:HTTP[:HEALTH]]]`.

@@ -49,6 +49,25 @@ def due_times(arrival: str, rate: float | None, seconds: float, *, seed: int = 0
     return due if len(due) else np.zeros(1)
 
 
+def in_turn(due: NDArray[np.float64], side: int, seconds: float) -> NDArray[np.float64]:
+    """By how much later each request is due where two servers are asked in turn.
+
+    Both get the same requests, at times that are alike within their turns. The second one begins every other
+    pair of turns (ABBA), so a machine that becomes slower is slower for both.
+
+    Args:
+        due: as `due_times` gives them, [n].
+        side: 0 or 1, which of the two servers.
+        seconds: of a turn.
+
+    Returns:
+        Seconds, [n].
+    """
+    turn = due // seconds
+    waits = (turn % 2 == 0) == bool(side)
+    return (turn + waits) * seconds
+
+
 def _checked(rate: float, seconds: float) -> float:
     if not (math.isfinite(rate) and rate > 0):
         raise UsageError(f"--rate {rate:g} is no rate", hint="give requests per second, above 0")

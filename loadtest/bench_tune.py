@@ -1,4 +1,4 @@
-"""`make bench-tune`: whether `shoal tune` and `shoal loadtest --against` find what is there.
+"""`make bench-tune`: whether `shoal tune` and `shoal loadtest --beside` find what is there.
 
 All is measured on a real service of a real model:
 
@@ -7,8 +7,9 @@ All is measured on a real service of a real model:
     search   five searches with a tenth of that time as their budget; then what each chose and the best of
              the grid are measured again, in turn and by tests of twice the length
     same     twenty searches among settings that are equal
-    planted  ten times three tests: of what is served, of the same again, and of the same with a delay of a
-             tenth of the median latency in front of the network
+    planted  ten times two comparisons of two servers, as by `shoal loadtest --beside`: of what is served
+             and the same, and of what is served and the same with a delay of a tenth of the median latency
+             in front of the network
 
 Each part keeps its figures in `reports/bench-tune` as it goes; a grid that was interrupted goes on.
 """
@@ -41,6 +42,7 @@ from shoal.paths import write_json
 
 DELAY = "waits for others, us"
 SHARE = 0.1  # of the grid's time that a search has
+USUALLY_OUT = ["run tokens=512", "waits for others, us=5000", "tokenizer instances=4"]
 FACTOR = 1.1  # from a neighbour's rate to the next one that is tried
 AGAIN = 3  # how often the picks are measured at the end
 err, out = Console(stderr=True), Console(width=120)
@@ -62,7 +64,7 @@ def main() -> None:
     parser.add_argument(
         "--without",
         nargs="*",
-        default=["run tokens=512", "waits for others, us=5000", "tokenizer instances=4"],
+        default=USUALLY_OUT,
         help="values that stay out",
     )
     parser.add_argument("--seeds", type=int, default=5, help="searches")
@@ -70,7 +72,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=75, help="seconds of each of those")
     parser.add_argument("--pairs", type=int, default=10, help="comparisons of each kind")
     parser.add_argument("--rate", type=float, default=40, help="of the tests that are compared")
-    parser.add_argument("--pair-seconds", type=int, default=15, help="of one of them")
+    parser.add_argument("--pair-seconds", type=int, default=30, help="of each of their servers")
     parser.add_argument("--folder", type=Path, default=Path("reports/bench-tune"))
     options = parser.parse_args()
     if unknown := set(options.parts) - set(parts):
@@ -183,24 +185,33 @@ def planted(options: argparse.Namespace, space: Space, plan: headless.Plan) -> N
     """How often a delay of a tenth of the median latency is called slower, and how often nothing is."""
     plan = replace(plan, rate=options.rate, seconds=options.pair_seconds, slo="")
 
-    def tested(setting: Setting) -> dict[str, Any]:
-        """By a server that is started for it, as on another day."""
-        with Bench(options.repository, space, plan, options.folder) as bench:
-            samples, summary = bench.test(setting, plan)
-        return {**summary, "requests": samples.columns()}
+    def compared(setting: Setting, number: int) -> dict[str, Any]:
+        """A setting and what is served, by two servers that are started for it."""
+        with (
+            Bench(options.repository, space, plan, options.folder) as here,
+            Bench(options.repository, space, plan, options.folder) as there,
+        ):
+            # The one that was started first may have the better memory, so each is that one in turn.
+            first, second = (here, there) if number % 2 == 0 else (there, here)
+            first.address(setting if first is here else space.default)
+            second.address(setting if second is here else space.default)
+            plan_of_two = replace(plan, beside=there.address(space.default), seed=number)
+            samples, summary = here.test(setting, plan_of_two)
+        report = {**summary, "requests": samples.columns()}
+        turns = plan_of_two.due // plan_of_two.turn
+        return comparing.compare(summary["beside"], report, 0.05, turns)
 
-    usual = tested(space.default)["total"]["p50"]
+    with Bench(options.repository, space, plan, options.folder) as bench:
+        usual = bench.test(space.default, plan)[1]["total"]["p50"]
     waits = space.default[DELAY] if isinstance(space.default[DELAY], int) else 0
     late = {**space.default, DELAY: waits + round(100 * usual)}
     rows = []
     for number in range(options.pairs):
-        before = tested(space.default)
-        after = {"nothing": tested(space.default), "a delay": tested(late)}
-        told = {name: comparing.compare(before, report, 0.05) for name, report in after.items()}
+        told = {"nothing": compared(space.default, number), "a delay": compared(late, number)}
         row = {
-            name: {key: compared["metrics"][0][key] for key in ("ratio", "interval", "verdict")}
-            | {"regression": compared["regression"]}
-            for name, compared in told.items()
+            name: {key: result["metrics"][0][key] for key in ("ratio", "interval", "verdict")}
+            | {"regression": result["regression"]}
+            for name, result in told.items()
         }
         rows.append(row)
         err.print(f"pair {number}: {row}", highlight=False)
@@ -214,6 +225,10 @@ def planted(options: argparse.Namespace, space: Space, plan: headless.Plan) -> N
 
 def _without(space: Space, left_out: Sequence[str]) -> Space:
     """The space without values that are written as `knob=value`."""
+
+    known = {f"{knob.name}={value}" for knob in space.knobs for value in knob.values}
+    if unknown := [each for each in left_out if each not in known and each not in USUALLY_OUT]:
+        sys.exit(f"--without {unknown[0]!r} is no value of a knob; known: {', '.join(sorted(known))}")
 
     def rest(knob: Knob) -> Knob:
         return replace(knob, values=tuple(v for v in knob.values if f"{knob.name}={v}" not in left_out))

@@ -1,7 +1,8 @@
 """Two load tests side by side: is the second one slower, faster, or is there no difference?
 
-Both are cut into blocks, in pairs that hold the same requests (an open loop numbers them) or the same part of
-the time, so that what both runs have, as a warm-up, cancels out. The ratio of a pair is one observation. The
+Both are cut into blocks, in pairs that hold the same requests (an open loop numbers them; two servers that
+are asked in turn have a block in each turn) or the same part of the time, so that what both runs have, as a
+warm-up, cancels out. The ratio of a pair is one observation. The
 interval of their mean is found by drawing pairs again and again (bootstrap, B. Efron, 1979), so it needs no
 assumption on how latencies are spread. Requests within a block may depend on each other; blocks hardly do.
 """
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from shoal import show
-from shoal.errors import UsageError
+from shoal.errors import ShoalError, UsageError
 
 BLOCKS, LEAST_IN_BLOCK, LEAST_BLOCKS = 20, 5, 8
 DRAWS, CONFIDENCE = 5000, 0.99
@@ -54,21 +55,27 @@ def read(path: Path) -> dict[str, Any]:
     return dict(report)
 
 
-def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float) -> dict[str, Any]:
+def compare(
+    before: dict[str, Any], after: dict[str, Any], tolerance: float, turns: Floats | None = None
+) -> dict[str, Any]:
     """What has become slower or faster.
 
     Args:
         before, after: reports, see `read`.
         tolerance: how much slower is no regression, as a share.
+        turns: of two servers that were asked in turn, the turn of each request by its number: what a turn has
+            of the machine all its requests have, so it is one block. None: one was tested before the other.
 
     Returns:
         `metrics`, each with its `name`, the `ratio` of after to before, its `interval`, the ratios of
-        `blocks` and a `verdict`; `failures`, both shares; `warnings`; and whether there is a `regression`.
+        `blocks` and a `verdict`; `failures`, both shares; `warnings`; whether there is a `regression`; and
+        whether they were asked `in_turn`.
 
     Raises:
         UsageError: there are too few requests.
+        ShoalError: too few were answered.
     """
-    pairs = _pairs(before, after)
+    pairs = _pairs(before, after) if turns is None else _by_turns(turns)
     rows: list[dict[str, Any]] = []
     warnings = _warnings(before, after)
     for metric, name in _METRICS.items():
@@ -84,13 +91,22 @@ def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float) -> 
         else:
             rows.append(_judged(name, differences))
     failures = [1 - float(np.mean(report["requests"]["succeeded"])) for report in (before, after)]
+    failed = failures[1] > failures[0] + MOST_MORE_FAILURES
+    if not rows and not failed:  # which must not pass for "no regression"
+        theirs, ours = ("on the server beside it", "here") if turns is not None else ("before", "after")
+        raise ShoalError(
+            f"nothing was compared: {failures[0]:.0%} of the requests failed {theirs} and"
+            f" {failures[1]:.0%} {ours}",
+            hint="the report says why",
+        )
     slower = [row["name"] for row in rows if row["verdict"] == SLOWER and row["ratio"] > 1 + tolerance]
     return {
         "metrics": rows,
         "failures": failures,
         "warnings": warnings,
         "tolerance": tolerance,
-        "regression": bool(slower) or failures[1] > failures[0] + MOST_MORE_FAILURES,
+        "regression": bool(slower) or failed,
+        "in_turn": turns is not None,
     }
 
 
@@ -125,6 +141,17 @@ def _pairs(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[NDArray[
             hint="test for longer, or with a higher rate",
         )
     return list(zip(*(np.array_split(each, count) for each in order), strict=True))
+
+
+def _by_turns(turns: Floats) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """Both servers had the same requests in each turn."""
+    places = [np.flatnonzero(turns == turn) for turn in np.unique(turns)]
+    if len(places) < LEAST_BLOCKS:
+        raise UsageError(
+            f"{len(turns)} requests in {len(places)} turns are too few to compare",
+            hint="test for longer, or with a higher rate",
+        )
+    return [(each, each) for each in places]
 
 
 def _column(report: dict[str, Any], metric: str) -> Floats:
@@ -171,7 +198,8 @@ def _short(value: Any) -> str:
 
 def as_table(compared: dict[str, Any]) -> Table:
     """For a terminal."""
-    made = show.table("after against before", ["", "#change", "#interval", "verdict"])
+    what = "against the server beside it" if compared["in_turn"] else "after against before"
+    made = show.table(what, ["", "#change", "#interval", "verdict"])
     for row in compared["metrics"]:
         low, high = row["interval"]
         made.add_row(
@@ -188,7 +216,8 @@ def lines(compared: dict[str, Any]) -> list[str]:
         if row["verdict"] == SAME and row["interval"][1] > 1 + max(compared["tolerance"], WIDE):
             said.append(f"the interval of the {row['name']} is wide: only a longer test can tell")
     if theirs or ours:
-        said.append(f"failed: {theirs:.1%} before, {ours:.1%} after")
+        which = ("beside", "here") if compared["in_turn"] else ("before", "after")
+        said.append(f"failed: {theirs:.1%} {which[0]}, {ours:.1%} {which[1]}")
     if compared["regression"]:
         said.append(f"a regression: more than {compared['tolerance']:.0%} slower, or more requests failed")
     return said

@@ -23,7 +23,7 @@ from loadtest.energy import Meter
 from loadtest.peers.server import free_port
 from loadtest.samples import Row, Samples
 from shoal import machine, show
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, UsageError
 from shoal.manifest import Manifest
 from shoal.paths import write_atomic
 from shoal.progress import Silent
@@ -36,6 +36,8 @@ CONNECT_SECONDS = 60  # which the users of a closed loop have, before the time o
 START_SECONDS = 6.0  # in which several processes start, before the first request is due
 # Beyond these the time of the processes that send is in the figures.
 MOST_CPU, MOST_LAG_MS, MOST_LAG_SHARE = 0.85, 5.0, 0.1
+# Of each of two servers that are asked in turn; longer than most answers, else one slows the other's turn.
+TURN_SECONDS, TURN_SECONDS_OF_STREAMS = 2.0, 20.0
 RATE_OF_A_PROCESS = 250  # requests per second: some 200 ms of CPU time for short texts
 
 
@@ -57,6 +59,7 @@ class Plan:
         served: what is known of the version that answers: `version`, `precision`, `task`, and of a decoder
             `speeds`, tokens per second of `prefill` and `decode`; None: nothing.
         seed: of an open loop's times and requests.
+        beside: host:port of a second server, which gets the same requests in turn with the first; "": none.
     """
 
     model: str
@@ -72,6 +75,17 @@ class Plan:
     slo: str = ""
     served: dict[str, Any] | None = None
     seed: int = 0
+    beside: str = ""
+
+    @property
+    def turn(self) -> float:
+        """Seconds for which one of two servers is asked, before the other is."""
+        return TURN_SECONDS_OF_STREAMS if self.generates else TURN_SECONDS
+
+    @property
+    def lasts(self) -> int:
+        """How long requests come, in seconds, to one server or to two."""
+        return self.seconds * (2 if self.beside else 1)
 
     @property
     def deadline(self) -> float:
@@ -127,7 +141,8 @@ def run(
     """Run the plan and write `report.html`, `report.json` and Locust's own log into a folder.
 
     Args:
-        before: a report to compare with; see `loadtest.comparing`.
+        before: a report to compare with; see `loadtest.comparing`. With `Plan.beside` it is that of the
+            second server.
         tolerance: how much slower is no regression, as a share.
 
     Returns:
@@ -138,19 +153,29 @@ def run(
         UsageError: the plan contradicts itself.
     """
     samples, summary = measured(plan, folder, progress=progress)
+    turns = None
+    if plan.beside:
+        before, turns = summary["beside"], plan.due // plan.turn
+        summary["beside"] = {key: value for key, value in before.items() if key != "requests"}
     try:
         if before is not None:
             after = {**summary, "requests": samples.columns()}
-            summary["compared"] = comparing.compare(before, after, tolerance)
+            summary["compared"] = comparing.compare(before, after, tolerance, turns)
     finally:  # also where there is too little to compare
         report.write(summary, samples, folder)
     return summary
 
 
 def measured(plan: Plan, folder: Path, *, progress: Silent | None = None) -> tuple[Samples, dict[str, Any]]:
-    """Run the plan, without a report; see `run`."""
+    """Run the plan, without a report; see `run`.
+
+    With `Plan.beside`, what is returned is of the first server, at the times of its own turns put together.
+    `beside` in the summary is the report of the second.
+    """
     bounds = slo.parse(plan.slo) if plan.slo else ()  # errors are told before anything starts
     slo.check(bounds, generates=plan.generates, seconds=plan.seconds if plan.arrival else None)
+    if plan.beside:
+        _check_turns(plan)
     workloads.requests(plan.workload, generates=plan.generates)
     due = plan.due if plan.arrival else None
     _make(folder)
@@ -166,27 +191,63 @@ def measured(plan: Plan, folder: Path, *, progress: Silent | None = None) -> tup
     rows: list[Row] = [row for process in written for row in process["rows"]]
     if not rows:
         raise ShoalError(f"no request was made in {plan.seconds} s", hint=f"see {log}")
-    if due is not None and len(rows) != len(due):
+    expected = None if due is None else len(due) * (2 if plan.beside else 1)
+    if expected is not None and len(rows) != expected:
         raise ShoalError(
-            f"{len(due) - len(rows)} of {len(due)} requests left no record: a process that sends ended early",
+            f"{expected - len(rows)} of {expected} requests left no record: a process that sends ended early",
             hint=f"see {log}",
         )
+    rows, theirs = (rows, []) if due is None or not plan.beside else _apart(rows, due, plan.turn)
     samples = Samples.from_rows(rows)
     about, least = asdict(plan), float(plan.seconds) if plan.arrival in arrivals.KINDS else 0.0
     served = about.pop("served")
     summary = {"plan": about, "served": served, "machine": machine.describe(), **samples.summary(least)}
     summary["queueing"] = queueing.between(before, after, plan.model)  # of all callers in this time
-    summary["joules"] = joules  # of the whole machine, the processes that send among them
+    # Of the whole machine: the processes that send, and not those of a second server.
+    summary["joules"] = None if plan.beside else joules
     if plan.generates:
         summary["streams"] = samples.streams(least)
     if plan.arrival:
         summary["client"] = _client(samples, [process["sender"] for process in written])
+    if theirs:
+        second = Samples.from_rows(theirs)
+        shared = {key: summary[key] for key in ("plan", "machine")}
+        client = _client(second, [process["sender"] for process in written])
+        summary["beside"] = {
+            **shared,
+            "client": client,
+            **second.summary(least),
+            "requests": second.columns(),
+        }
     if bounds:
         steady = not plan.arrival or samples.steady(plan.seconds)
         summary["slo"] = slo.judged(bounds, samples.metrics(generates=plan.generates), steady=steady)
         summary["slo"]["alone"] = bool(plan.arrival) and samples.alone(plan.seconds)
         summary["slo"]["enough"] = len(samples) >= slo.least_requests(bounds)
     return samples, summary
+
+
+def _check_turns(plan: Plan) -> None:
+    least = comparing.LEAST_BLOCKS * plan.turn
+    if plan.seconds < least:
+        raise UsageError(
+            f"--beside needs {least:g} --seconds at least: each server has turns of {plan.turn:g} s"
+        )
+    if plan.slo:
+        raise UsageError(
+            "--slo does not go with --beside: a server that rests while the other is asked keeps more",
+            hint="test each by itself",
+        )
+
+
+def _apart(rows: Sequence[Row], due: NDArray[np.float64], turn: float) -> tuple[list[Row], list[Row]]:
+    """Rows of two servers that were asked in turn, numbered and timed as if each had been asked alone."""
+    sides: tuple[list[Row], list[Row]] = ([], [])
+    shifts = [arrivals.in_turn(due, side, turn) for side in (0, 1)]
+    for ended, protocol, latency, failure, size, index, *more in rows:
+        side, place = divmod(index, len(due))
+        sides[side].append((ended - shifts[side][place], protocol, latency, failure, size, place, *more))
+    return sides
 
 
 def _make(folder: Path) -> None:
@@ -220,12 +281,13 @@ def _locust(plan: Plan, recorded: Path, log: Path, progress: Silent, meter: Mete
         said = f"{plan.rate:.4g} requests/s" if plan.rate else f"the requests of {plan.arrival}"
     else:
         said = f"{plan.users} users"
-    title = f"Load {plan.model} with {said} for {plan.seconds} s"
-    with ExitStack() as stack, progress.step(title, total=plan.seconds * 4) as advance:
+    said += f", in turn with {plan.beside}," if plan.beside else ""
+    title = f"Load {plan.model} with {said} for {plan.lasts} s"
+    with ExitStack() as stack, progress.step(title, total=plan.lasts * 4) as advance:
         output = stack.enter_context(log.open("wb"))
         processes = [_started(command, output) for command in _commands(plan, recorded)]
         stack.callback(_end, processes)
-        deadline = time.monotonic() + CONNECT_SECONDS + plan.seconds + plan.grace + STRAGGLERS_SECONDS + 60
+        deadline = time.monotonic() + CONNECT_SECONDS + plan.lasts + plan.grace + STRAGGLERS_SECONDS + 60
         while processes[0].poll() is None and time.monotonic() < deadline:
             time.sleep(0.25)
             advance()
@@ -262,6 +324,7 @@ def _commands(plan: Plan, recorded: Path) -> list[list[str]]:
         *(("--rate", str(plan.rate)) if plan.rate is not None else ()),
         *("--processes-in-all", str(count), "--seed", str(plan.seed)),
         *(("--generates",) if plan.generates else ()),
+        *(("--beside", plan.beside, "--turn", str(plan.turn)) if plan.beside else ()),
     ]
     leads = [
         *_python("locustfile_open.py"),
@@ -269,7 +332,7 @@ def _commands(plan: Plan, recorded: Path) -> list[list[str]]:
         *("--users", str(count), "--spawn-rate", str(count)),
         *(
             "--run-time",
-            f"{begins + plan.seconds + plan.grace + 2:.0f}s",
+            f"{begins + plan.lasts + plan.grace + 2:.0f}s",
             "--stop-timeout",
             str(STRAGGLERS_SECONDS),
         ),
@@ -306,7 +369,7 @@ def as_table(summary: dict[str, Any]) -> Table:
     """The short table for a terminal."""
     columns = ["", "#requests", "#failed", "#per second", "#p50 ms", "#p95 ms", "#p99 ms", "#max ms"]
     made = show.table(f"load on {summary['plan']['model']}", columns)
-    for name, row in {**summary["protocols"], "total": summary["total"]}.items():
+    for name, row in report.rows(summary).items():
         made.add_row(
             name,
             str(row["requests"]),

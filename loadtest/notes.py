@@ -37,6 +37,9 @@ def notes(summary: dict[str, Any]) -> list[str]:
             lines.append(f"{late}, since other processes took the CPUs; latencies hold that time")
     for failure in summary["failures"][:MOST_FAILURES]:
         lines.append(f"failed {failure['count']} times: {failure['reason']}")
+    for failure in summary.get("beside", {"failures": []})["failures"][:MOST_FAILURES]:
+        where = summary["plan"]["beside"]
+        lines.append(f"failed {failure['count']} times on {where}: {failure['reason']}")
     return lines
 
 

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import gevent
+import numpy as np
 from gevent.pool import Group
 from locust import events, task
 from locust.exception import StopUser
@@ -38,6 +39,8 @@ def _add_arguments(parser: Any) -> None:
     group.add_argument("--processes-in-all", type=int, default=1, help="among which requests are divided")
     group.add_argument("--seed", type=int, default=0, help="of times and requests")
     group.add_argument("--begins-at", type=float, default=0.0, help="seconds since 1970; 0: at once")
+    group.add_argument("--beside", default="", help="host:port of a server that is asked in turn")
+    group.add_argument("--turn", type=float, default=2.0, help="seconds for each of two servers")
     group.add_argument("--generates", action="store_true", help="the model generates text")
 
 
@@ -67,26 +70,36 @@ class OpenLoop(LoadUser):
     def on_start(self) -> None:
         """Connect, so that the first requests do not pay for it, and look up what the model takes."""
         options = self.environment.parsed_options
+        self._servers = ("", options.beside) if options.beside else ("",)
         self._idle = {
-            protocol: [connect(protocol, options) for _ in range(WARM_CONNECTIONS)]
+            (protocol, url): [connect(protocol, options, url) for _ in range(WARM_CONNECTIONS)]
             for protocol in self.protocols
+            for url in self._servers
         }
         clients = [client for clients in self._idle.values() for client in clients]
         gevent.joinall([gevent.spawn(_ready, client) for client in clients], timeout=WARM_SECONDS)
-        first = self._idle[self.protocols[0]][0]
+        first = next(
+            (client for url in self._servers if _ready(client := self._idle[self.protocols[0], url][0])),
+            clients[0],  # nobody answers, which the requests will tell
+        )
         self._ask = asker(first, options.model, generates=options.generates)
         self._requests = workloads.requests(options.workload, generates=options.generates, seed=options.seed)
         self._waiting: dict[int, float] = {}
 
     @task
     def send(self) -> None:
-        """Send all requests of this process."""
+        """Send all requests of this process; those of a second server have numbers after the first's."""
         options = self.environment.parsed_options
         number = getattr(self.environment.runner, "worker_index", 0)
         due = arrivals.due_times(options.arrival, options.rate, options.seconds, seed=options.seed)
+        self._number_of_requests = len(due)
+        if len(self._servers) > 1:
+            shifts = [arrivals.in_turn(due, side, options.turn) for side in (0, 1)]
+            due = np.concatenate([due + shift for shift in shifts])
+        order = np.argsort(due, kind="stable")
         gevent.sleep(max(0.0, options.begins_at - time.time()))  # all processes begin together
         group, start, used = Group(), time.perf_counter(), time.process_time()
-        for index in range(number, len(due), options.processes_in_all):
+        for index in order[number :: options.processes_in_all].tolist():
             at = start + float(due[index])
             gevent.sleep(max(0.0, at - time.perf_counter()))
             self._waiting[index] = at
@@ -101,11 +114,13 @@ class OpenLoop(LoadUser):
     def _one(self, index: int, due: float) -> None:
         lag = 1e3 * (time.perf_counter() - due)
         protocol, options = self._protocol(index), self.environment.parsed_options
-        idle = self._idle[protocol]
-        client = idle.pop() if idle else connect(protocol, options)
+        side, place = divmod(index, self._number_of_requests)
+        url = self._servers[side]
+        idle = self._idle[protocol, url]
+        client = idle.pop() if idle else connect(protocol, options, url)
         seen, failure = Seen(0), None
         try:
-            seen = self._ask(client, self._requests[index % len(self._requests)])
+            seen = self._ask(client, self._requests[place % len(self._requests)])
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a failure and is counted
             failure = error
         idle.append(client)
@@ -132,9 +147,10 @@ class OpenLoop(LoadUser):
         return self.protocols[index % len(self.protocols)]
 
 
-def _ready(client: Any) -> None:
-    with contextlib.suppress(ClientError):  # the requests will tell
-        client.ready()
+def _ready(client: Any) -> bool:
+    with contextlib.suppress(ClientError):
+        return bool(client.ready())
+    return False
 
 
 class GrpcOpenLoop(OpenLoop):

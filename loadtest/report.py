@@ -48,7 +48,7 @@ def write(summary: dict[str, Any], samples: Samples, folder: Path) -> None:
         "report.html",
         summary=summary,
         pictures=pictures,
-        rows={**summary["protocols"], "total": summary["total"]},
+        rows=rows(summary),
         parts=summary.get("streams", {}).get("parts", {}),
         compared=compared,
         notes=notes(summary),
@@ -56,6 +56,14 @@ def write(summary: dict[str, Any], samples: Samples, folder: Path) -> None:
     document = {**summary, "requests": samples.columns()}
     write_atomic(folder / "report.json", json.dumps(document))  # without a line for each figure
     write_atomic(folder / "report.html", html)
+
+
+def rows(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Figures by protocol, of all requests, and of the server that was asked in turn, by their names."""
+    found = {**summary["protocols"], "total": summary["total"]}
+    if other := summary.get("beside"):
+        found[f"beside: {summary['plan']['beside']}"] = other["total"]
+    return found
 
 
 def _latency(axes: Any, samples: Samples) -> None:
@@ -154,7 +162,8 @@ def _blocks(axes: Any, compared: dict[str, Any]) -> None:
     axes.axhline(0, color=MUTED, linewidth=1)
     axes.plot(np.arange(1, len(ratios) + 1), ratios, "o", color=COLORS["grpc"], markersize=4)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="pair of blocks", ylabel=f"{row['name']}: % more than before")
+    than = "beside it" if compared["in_turn"] else "before"
+    axes.set(xlabel="pair of blocks", ylabel=f"{row['name']}: % more than {than}")
 
 
 def _goodput(axes: Any, trials: list[dict[str, Any]]) -> None:

@@ -46,10 +46,14 @@ def _close_connections(**_: Any) -> None:
         client.close()
 
 
-def connect(protocol: str, options: Any) -> GrpcClient | HttpClient:
-    """A connection, which is closed when Locust ends."""
-    kind, url = (GrpcClient, options.grpc_url) if protocol == "grpc" else (HttpClient, options.http_url)
-    client = kind(url, timeout=options.deadline, admin_key=key_from_environment())
+def connect(protocol: str, options: Any, url: str = "") -> GrpcClient | HttpClient:
+    """A connection, which is closed when Locust ends.
+
+    Args:
+        url: of another server than that of the options.
+    """
+    kind, usual = (GrpcClient, options.grpc_url) if protocol == "grpc" else (HttpClient, options.http_url)
+    client = kind(url or usual, timeout=options.deadline, admin_key=key_from_environment())
     _OPEN.add(client)
     return client
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,14 @@ def write_beside(
         temporary.unlink(missing_ok=True)
         raise
     return temporary
+
+
+def link_or_copy(source: str, place: str) -> None:
+    """A hard link, which takes no room; a copy where the file system has none, or does not allow it."""
+    try:
+        os.link(source, place)
+    except OSError:
+        shutil.copy2(source, place)
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from deploy.canary.guards import Judge
+from deploy.canary.guards import Answered, Judge
+from deploy.canary.mirror import Compared
 from deploy.canary.split import Folder, Split
 from shoal.errors import ShoalError, UsageError
 from shoal.locks import Busy, lock
@@ -19,9 +20,10 @@ from shoal.paths import write_json
 
 STATE, FOLDER_FILE, WISH, LOCK = "rollout.json", "canary.json", "wish.json", ".canary.lock"
 LOOK_SECONDS = 0.5
-Phase = Literal["running", "paused", "promoted", "rolled back", "inconclusive"]
+_MORE = 1.02  # times as many requests are a new entry of the history, which so stays short
+Phase = Literal["running", "paused", "promoted", "rolled back", "inconclusive", "good", "worse"]
 Wish = Literal["pause", "resume", "abort", "promote"]
-ENDED = ("promoted", "rolled back", "inconclusive")
+ENDED = ("promoted", "rolled back", "inconclusive", "good", "worse")
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,11 @@ class Rollout:
         before: the version that is served to the others.
         seconds: that it may take, without pauses.
         spent: seconds that it has run.
-        phase: running, paused (nobody gets it), or how it ended.
+        phase: running, paused (nobody gets it), or how it ended; good and worse are of a shadow.
         reason: why it ended.
         judge: what was seen.
         position: in Envoy's log, up to which it was read.
+        history: by how many `requests` of it there were, the `evidence` of each guard; see `Judge.rows`.
         started, updated: seconds since the epoch.
     """
 
@@ -51,8 +54,14 @@ class Rollout:
     phase: Phase = "running"
     reason: str = ""
     position: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
     started: float = field(default_factory=time.time)
     updated: float = field(default_factory=time.time)
+
+    @property
+    def shadow(self) -> bool:
+        """Whether it gets copies of requests alone, and nobody its answers."""
+        return not self.split.share
 
     @property
     def ended(self) -> bool:
@@ -82,7 +91,7 @@ def create_folder(folder: Folder) -> None:
         folder.folder.mkdir(parents=True, exist_ok=True)
         write_json(
             folder.folder / FOLDER_FILE,
-            {"grpc": folder.grpc, "http": folder.http, "probe_seconds": folder.probe_seconds},
+            {**vars(folder), "folder": None, "servers": list(folder.servers)},
         )
         if read(folder) is None:
             folder.send(None)
@@ -98,7 +107,14 @@ def open_folder(given: Path) -> Folder:
     """
     try:
         kept = json.loads((given / FOLDER_FILE).read_text(encoding="utf-8"))
-        return Folder(given.absolute(), int(kept["grpc"]), int(kept["http"]), float(kept["probe_seconds"]))
+        return Folder(
+            given.absolute(),
+            int(kept["grpc"]),
+            int(kept["http"]),
+            float(kept["probe_seconds"]),
+            int(kept["mirror"]),
+            [str(each) for each in kept["servers"]],
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{given} is no folder of a canary",
@@ -163,6 +179,7 @@ def run(
     alive: Callable[[], bool],
     promote: Callable[[], None],
     tell: Callable[[Rollout], None] = lambda rollout: None,
+    compared: Callable[[], Sequence[Compared]] = tuple,
 ) -> Rollout:
     """Give the canary its share, watch it, and decide. To be called inside of `watching`.
 
@@ -173,6 +190,7 @@ def run(
         alive: whether the canary's server still runs.
         promote: serves the version to everybody.
         tell: gets what is known twice a second.
+        compared: what became of copies of requests since the last call.
 
     Returns:
         The rollout, which has ended.
@@ -192,7 +210,7 @@ def run(
             tell(rollout)
             time.sleep(LOOK_SECONDS)
             now = time.monotonic()
-            before, rollout = rollout.phase, _look(folder, rollout, now - last)
+            before, rollout = rollout.phase, _look(folder, rollout, now - last, compared())
             last = now
             rollout = _decided(rollout, wished(folder), alive())
             if rollout.phase != before:
@@ -229,11 +247,22 @@ def wished(folder: Folder) -> Wish | None:
     return None
 
 
-def _look(folder: Folder, rollout: Rollout, seconds: float) -> Rollout:
+def _look(folder: Folder, rollout: Rollout, seconds: float, copies: Sequence[Compared]) -> Rollout:
     """Count what has come since the last look."""
     requests, position = folder.answered(rollout.split.rollout, rollout.model, rollout.position)
-    for request in requests:
-        rollout.judge.add(request)
+    if not rollout.shadow:  # else all of them are of the version that is served
+        for request in requests:
+            rollout.judge.add(request)
+    for copy in copies:
+        if copy.agree is not None:
+            rollout.judge.compare(agree=copy.agree)
+        if rollout.shadow:
+            for new in (False, True):
+                rollout.judge.add(Answered(new, copy.failed[new], copy.seconds[new]))
+    number = rollout.judge.new.number
+    if number > _MORE * (rollout.history[-1]["requests"] if rollout.history else 0):
+        evidence = [row["evidence"] for row in rollout.judge.rows()]
+        rollout.history.append({"requests": number, "evidence": evidence})
     spent = rollout.spent + (seconds if rollout.phase == "running" else 0.0)
     return replace(rollout, position=position, spent=spent)
 
@@ -245,12 +274,14 @@ def _decided(rollout: Rollout, wished: Wish | None, alive: bool) -> Rollout:
     """
     verdict = rollout.judge.verdict
     worse = ", ".join(row["guard"] for row in rollout.judge.rows() if row["verdict"] == "worse")
+    bad: Phase = "worse" if rollout.shadow else "rolled back"
+    good: Phase = "good" if rollout.shadow else "promoted"
     ends: list[tuple[bool, Phase, str]] = [
         (wished == "abort", "rolled back", "shoal rollout abort"),
         (not alive, "rolled back", "the canary's server has ended"),
-        (verdict == "worse", "rolled back", f"worse: {worse}"),
-        (wished == "promote", "promoted", "shoal rollout promote"),
-        (verdict == "good", "promoted", "every guard is met"),
+        (verdict == "worse", bad, f"worse: {worse}"),
+        (wished == "promote" and not rollout.shadow, "promoted", "shoal rollout promote"),
+        (verdict == "good", good, "every guard is met"),
         (rollout.spent >= rollout.seconds, "inconclusive", _lacking(rollout)),
         (wished == "pause", "paused", ""),
         (wished == "resume", "running", ""),

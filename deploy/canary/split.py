@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,17 +35,20 @@ class Split:
 
     Attributes:
         rollout: its id.
-        share: from 0.0001 to 0.5.
+        share: from 0.0001 to 0.5; 0.0 where callers get none of its answers, and `copies` is not 0.
         key: name of a header; requests with the same value of it go to the same version. "": each by chance.
+        copies: the share of requests of which a copy goes to `deploy.canary.mirror`, up to 0.5.
     """
 
     rollout: str
     share: float
     key: str = ""
+    copies: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0001 <= self.share <= MOST_SHARE:
-            raise UsageError("the share must be from 0.01 % to 50 %")
+        for share in {self.share, self.copies} - {0.0} or {0.0}:
+            if not 0.0001 <= share <= MOST_SHARE:
+                raise UsageError("the share must be from 0.01 % to 50 %")
         if self.key and not _KEY.fullmatch(self.key):
             raise UsageError(f"{self.key!r} is no name of a header", hint="such as x-user")
 
@@ -55,8 +58,15 @@ class Split:
         return round(self.share * 10_000)
 
     @property
+    def copied(self) -> int:
+        """Copies of 10,000 requests."""
+        return round(self.copies * 10_000)
+
+    @property
     def ratio(self) -> int:
         """Requests of the old version for one of the new."""
+        if not self.share:
+            return 1  # each copy goes to both
         return max(1, round((1.0 - self.share) / self.share))
 
 
@@ -68,12 +78,16 @@ class Folder:
         folder: absolute.
         grpc, http: ports on loopback of the canary's Triton, which runs beside Envoy.
         probe_seconds: after which Envoy looks again whether it serves.
+        mirror: port on loopback to which copies of requests go, see `deploy.canary.mirror`.
+        servers: host:port of the gRPC endpoint of each server of the version that is served.
     """
 
     folder: Path
     grpc: int = 8011
     http: int = 8010
     probe_seconds: float = 1.0
+    mirror: int = 8012
+    servers: Sequence[str] = ()
 
     @property
     def server(self) -> Replica:

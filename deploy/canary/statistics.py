@@ -104,6 +104,14 @@ class Times:
         """The time within which a share of the requests is, in seconds; 0.0: there was none."""
         return self.ranked(math.ceil(share * self.number)) if self.number else 0.0
 
+    def curve(self) -> list[tuple[float, float]]:
+        """Times in seconds, in order, each with the share of the requests that took no longer."""
+        total, found = 0, []
+        for place in sorted(self.counts):
+            total += self.counts[place]
+            found.append((math.exp(place * _STEP), total / self.number))
+        return found
+
     def interval(self, share: float, alpha: float) -> tuple[float, float]:
         """Confidence sequence of a quantile, in seconds.
 
@@ -158,6 +166,13 @@ def rate_interval(bad: int, number: int, alpha: float) -> tuple[float, float]:
     low = 0.0 if bad == 0 else edge(middle, 0.0)
     high = 1.0 if bad == number else edge(middle, 1.0)
     return low, high
+
+
+def evidence_against(rate: float, bad: int, number: int, alpha: float) -> float:
+    """How much of what it takes there is to say that a rate is higher than `rate`, from 0 to 1."""
+    if not number or bad / number <= rate:
+        return 0.0
+    return min(1.0, max(0.0, _against(rate, bad, number, _PRIOR, _PRIOR) / math.log(1.0 / alpha)))
 
 
 def _against(rate: float, bad: int, number: int, a: float, b: float) -> float:

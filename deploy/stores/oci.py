@@ -17,7 +17,7 @@ from typing import Any
 
 from deploy.stores.address import Address
 from deploy.stores.bundle import MOST_BYTES, File
-from deploy.stores.store import StoreError, Taken
+from deploy.stores.store import Nothing, StoreError, Taken
 from shoal.errors import MissingDependency, first_line
 
 try:
@@ -116,7 +116,7 @@ class Oci:
     def bundle(self, tag: str) -> bytes:
         found = self._manifest(tag)
         if found is None:
-            raise StoreError(
+            raise Nothing(
                 f"{self._address} holds nothing under {tag}", hint="shoal push puts a version there"
             )
         config = found.get("config", {})

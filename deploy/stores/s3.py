@@ -15,7 +15,7 @@ from typing import Any
 
 from deploy.stores.address import Address
 from deploy.stores.bundle import MOST_BYTES, File
-from deploy.stores.store import StoreError, Taken
+from deploy.stores.store import Nothing, StoreError, Taken
 from shoal.errors import MissingDependency, first_line
 
 try:
@@ -71,7 +71,7 @@ class S3:
         return [key[len(prefix) :].removesuffix(".json") for key in keys]
 
     def bundle(self, tag: str) -> bytes:
-        with self._named(f"{self._address} holds nothing under {tag}"):
+        with self._named(f"{self._address} holds nothing under {tag}", Nothing):
             body = self._client.get_object(Bucket=self._bucket, Key=self._key(tag))["Body"]
             return bytes(body.read(MOST_BYTES + 1))
 
@@ -100,12 +100,12 @@ class S3:
         return f"{self._address.path}versions/{self._address.name}/{tag}.json"
 
     @contextmanager
-    def _named(self, nothing: str = "") -> Iterator[None]:
+    def _named(self, nothing: str = "", kind: type[StoreError] = StoreError) -> Iterator[None]:
         try:
             yield
         except ClientError as error:
             if nothing and _code(error) in _NEVER:
-                raise StoreError(nothing, hint="shoal push puts a version there") from error
+                raise kind(nothing, hint="shoal push puts a version there") from error
             raise StoreError(f"{self._address}: {first_line(error)}") from error
         except (Boto3Error, BotoCoreError, KeyError, ValueError) as error:
             raise StoreError(

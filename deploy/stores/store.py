@@ -17,6 +17,12 @@ class Taken(StoreError):
     """Another version has been pushed to this address."""
 
 
+class Nothing(StoreError):
+    """The store answers, and holds no such version. It has an exit code of its own, for scripts."""
+
+    exit_code = 3
+
+
 class Store(Protocol):
     """One address of a store. Each method may raise `StoreError`."""
 

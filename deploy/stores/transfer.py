@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deploy.stores.address import Address
 from deploy.stores.bundle import MOST_BYTES, Bundle, bundle_of, check_content, check_manifest
-from deploy.stores.store import Store, StoreError
+from deploy.stores.store import Nothing, Store
 from shoal import repository as versions
 from shoal.errors import RepositoryError
 from shoal.hashes import sha256
@@ -137,7 +137,7 @@ def pull(address: Address, repository: Path, *, serve: bool = False, progress: S
 def _newest(store: Store, address: Address) -> str:
     numbers = [tag for tag in store.tags() if tag.isascii() and tag.isdigit()]
     if not numbers:
-        raise StoreError(f"{address} holds no version", hint="shoal push puts one there")
+        raise Nothing(f"{address} holds no version", hint="shoal push puts one there")
     return max(numbers, key=int)
 
 

@@ -25,10 +25,10 @@ from loadtest.tuning.space import VERSION, Setting, Space
 from serving import embedded
 from shoal.errors import ServerError
 from shoal.locks import Busy, lock
-from shoal.paths import write_atomic
+from shoal.paths import link_or_copy, write_atomic
 from shoal.progress import Silent
 
-PREFIX = ".tune-"
+PREFIX = ".shoal-tune-"
 SERVERS = 2  # that run at once: what is served now, and one that is compared with it
 WARM_SECONDS = 1.0
 CALLERS = 8
@@ -113,6 +113,14 @@ class Bench:
             raise ServerError("the server died")
         return found
 
+    def address(self, setting: Setting) -> str:
+        """host:port of the gRPC endpoint of a setting's server, which is started if it does not run.
+
+        Raises:
+            ServerError: it cannot be served.
+        """
+        return self._server(setting).grpc
+
     def queues(self) -> list[str]:
         """The models of what was tested last, those in front of which requests waited longest first."""
         if not self._servers:
@@ -167,7 +175,7 @@ def lay_out(repository: Path, space: Space, setting: Setting, made: Path) -> Pat
         for version in versions or {"1"}:  # an ensemble has no files
             source = repository / model / version
             if source.is_dir():
-                shutil.copytree(source, made / model / version, copy_function=_linked)
+                shutil.copytree(source, made / model / version, copy_function=link_or_copy)
             else:
                 (made / model / version).mkdir(parents=True)
         write_atomic(made / model / "config.pbtxt", text)
@@ -176,14 +184,6 @@ def lay_out(repository: Path, space: Space, setting: Setting, made: Path) -> Pat
 
 def _key(setting: Setting) -> str:
     return json.dumps(setting, sort_keys=True)
-
-
-def _linked(source: str, place: str) -> None:
-    """A link, which takes no room; a copy where the file system has none."""
-    try:
-        os.link(source, place)
-    except OSError:
-        shutil.copy2(source, place)
 
 
 @contextmanager

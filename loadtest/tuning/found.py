@@ -53,12 +53,13 @@ class Found:
     """What a search found, and everything it did.
 
     Attributes:
-        same: rates of what is served now, measured twice.
+        same: rates of what is served now, measured twice, or three times where two were far apart.
         tried: further settings, in their order.
         confirmed: for each candidate that had a chance, its setting, the lowest rate at which it won a round
             (None: it won none), and the rounds: their rates, and whether it and what is served now kept the
             promise.
         winner: the setting that won; None: no difference.
+        fresh: the highest rate at which the winner kept the promise on requests that the search did not have.
         client_limited: how many tests were limited by the processes that send.
     """
 
@@ -66,23 +67,27 @@ class Found:
     tried: list[Tried] = field(default_factory=list)
     confirmed: list[dict[str, Any]] = field(default_factory=list)
     winner: Setting | None = None
+    fresh: float | None = None
     client_limited: int = 0
 
     @property
     def base(self) -> float:
-        """The rate of what is served now: the better of two."""
+        """The rate of what is served now: the best of those measured."""
         return max(self.same)
 
     @property
     def noise(self) -> float:
-        """How much better the better one is, as a ratio."""
-        return max(self.same) / min(self.same)
+        """How much better the best is than the next one, as a ratio: one of three may be spoiled."""
+        *_, second, best = sorted(self.same)
+        return best / second
 
     @property
     def rate(self) -> float:
-        """The highest rate of the winner, or of what is served now, on the requests of the search."""
-        won = [tried.rate for tried in self.tried if tried.setting == self.winner]
-        return float(won[-1] or self.base) if won else self.base
+        """The highest rate of the winner, or of what is served now.
+
+        That at which the winner was found is the best of many tests, so another day may not see it again.
+        """
+        return self.base if self.fresh is None else self.fresh
 
     def to_dict(self) -> dict[str, Any]:
         """As plain types."""
@@ -91,5 +96,6 @@ class Found:
             "tried": [vars(tried) for tried in self.tried],
             "confirmed": self.confirmed,
             "winner": self.winner,
+            "fresh": self.fresh,
             "client_limited": self.client_limited,
         }

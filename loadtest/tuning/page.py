@@ -103,8 +103,8 @@ def write(space: Space, found: Found, told: dict[str, Any], folder: Path) -> Non
 def as_table(space: Space, found: Found) -> Table:
     """The best settings, for a terminal."""
     made = show.table("within the promise", ["setting", "#requests/s", "#tests", ""], wraps=["setting"])
-    twice = " and ".join(f"{rate:.1f}" for rate in found.same)
-    made.add_row(space.text(space.default), twice, "", "measured twice")
+    again = " and ".join(f"{rate:.1f}" for rate in found.same)
+    made.add_row(space.text(space.default), again, "", "served now, each time")
     for tried in _best(found):
         mark = "[green]wins[/]" if tried.setting == found.winner else escape(tried.error)
         made.add_row(space.text(tried.setting), rate_of(tried), str(tried.tests), mark)

@@ -2,11 +2,11 @@
 
 Rates are open loop, so queueing counts. When requests happen to come close to each other decides much of
 what a short test says, so all tests of a search have the same requests at the same times, stretched to
-their rate (common random numbers). What is served now is measured twice first (A/A): the difference is
-noise. Then settings race against the best so far: each is asked once at a little more than that rate, and
-one that keeps the promise there is asked for more, so most cost one test. Optuna's tree-structured Parzen
-estimator (J. Bergstra et al., Algorithms for hyper-parameter optimization, NeurIPS 2011) proposes them,
-after the corners of the space; once a setting is the best so far, corners and others change it in one knob.
+their rate (common random numbers). What is served now is measured twice first, or three times (A/A): the
+difference is noise. Then settings race against the best so far: each is asked once at a little more than that
+rate, and one that keeps the promise there is asked for more, so most cost one test. Optuna's tree-structured
+Parzen estimator (J. Bergstra et al., Algorithms for hyper-parameter optimization, NeurIPS 2011) proposes
+them, after the corners of the space; once a setting is the best so far, corners and others change it in one knob.
 
 At last the best must win on fresh requests, in turn with what is served now (ABBA, so that a machine which
 gets slower slows both), first at a rate between both. It wins a round if it keeps the promise and what is
@@ -36,9 +36,10 @@ FIRST_RATE, LEAST_RATE = 8.0, 0.05
 # Between rates, until one keeps the promise and one misses it; the next time it is squared, up to the second.
 FACTOR, MOST_FACTOR = 1.25, 2.0
 # So many of the rounds at the end are to be won, of at most so many, and none lost. Of two equal settings,
-# one of which wins or loses every fourth round by chance, one in 140 is called better.
+# each of which keeps the promise every other round whatever the other does, one in 25 would be called better.
 WINS, MOST_ROUNDS = 4, 8
 SHARE_TO_CONFIRM = 0.35  # of the budget is kept for them
+OVER = 1.25  # times the budget are not exceeded
 FRESH = 1000  # the numbers of their requests begin here
 NOISY = 1.5  # as a ratio of two measurements of the same
 _SAMPLED_IN_VAIN = 50
@@ -49,6 +50,10 @@ Measure = Callable[[Setting, float, int], Judged]  # the same number gives the s
 
 class NothingMeets(ShoalError):
     """What is served now keeps the promise at no rate."""
+
+
+class ServedNowFails(ShoalError):
+    """What is served now could not be tested in turn with another setting."""
 
 
 class Search:
@@ -95,21 +100,22 @@ class Search:
         Raises:
             NothingMeets: see there.
             UsageError: the journal is of another search.
-            ShoalError: the budget was too short to try a setting.
+            ShoalError: the budget was too short to try a setting, or none could be tested.
+            ServedNowFails: see there.
         """
         begun = self._clock()
         if self._resume():
             if not again and self.found.winner is not None:
                 return self.found
             self.found = Found()
-        while len(self.found.same) < 2:
-            self.found.same.append(self._again() if self.found.same else self._first())
-            which = f"measured {len(self.found.same)} of 2 times"
-            self._say(f"served now: {self.found.same[-1]:.1f} requests/s, {which}")
+        same = self.found.same
+        while len(same) < 2 or (len(same) == 2 and self.found.noise > NOISY):
+            same.append(self._again() if same else self._first())
+            self._say(f"served now: {same[-1]:.1f} requests/s, measurement {len(same)}")
             self._keep()
         until = begun + self._seconds * (1 - SHARE_TO_CONFIRM)
         if self.found.noise > NOISY:
-            ratio = f"{self.found.noise:.1f} times as fast once as the other time"
+            ratio = f"{self.found.noise:.1f} times as fast once as another time"
             self._say(f"warning: what is served now was {ratio}: this machine is not quiet")
         self._explore(self._space.corners(first()), until)
         if not self.found.tried:
@@ -118,7 +124,12 @@ class Search:
                 f" served now took {self._clock() - begun:.0f} s",
                 hint="the same command with a longer --budget goes on from there",
             )
-        self._confirm()
+        if all(tried.rate is None for tried in self.found.tried):
+            raise ShoalError(
+                f"none of {len(self.found.tried)} settings could be tested: {self.found.tried[-1].error}",
+                hint="remove the journal once that is mended, and begin anew",
+            )
+        self._confirm(begun + self._seconds * OVER)
         self._keep(ended=True)
         return self.found
 
@@ -126,8 +137,8 @@ class Search:
         return self.highest(self._space.default, self._guess())
 
     def _again(self) -> float:
-        """Near the first result, and from below it, so that it can be lower as well as higher."""
-        return self.highest(self._space.default, self.found.same[0] / NEAR, NEAR**2)
+        """Near the best result, and from below it, so that it can be lower as well as higher."""
+        return self.highest(self._space.default, self.found.base / NEAR, NEAR**2)
 
     def _explore(self, corners: Sequence[Setting], until: float) -> None:
         study = self._study()
@@ -249,8 +260,8 @@ class Search:
             )
         return low
 
-    def _confirm(self) -> None:
-        """The best that is better than noise, and then the next ones."""
+    def _confirm(self, until: float) -> None:
+        """The best that is better than noise, and then the next one."""
         candidates = sorted(
             (tried for tried in self.found.tried if tried.kept and tried.rate),
             key=lambda tried: tried.rate or 0.0,
@@ -261,7 +272,9 @@ class Search:
             if tried.rate <= self.found.base * self.found.noise:
                 continue
             try:
-                rounds = self._in_turn(tried.setting, tried.rate)
+                rounds = self._in_turn(tried.setting, tried.rate, until)
+            except ServedNowFails:
+                raise
             except ShoalError as error:
                 tried.kept, tried.error = False, error.message
                 self._say(f"confirming {self._space.text(tried.setting)}: failed: {error.message}")
@@ -274,24 +287,45 @@ class Search:
             self._say(f"confirming {self._space.text(tried.setting)}: {said}")
             if len(won) >= WINS:
                 self.found.winner = tried.setting
+                self.found.fresh = self._fresh(tried.setting, tried.rate, max(won))
                 return
 
-    def _in_turn(self, setting: Setting, highest: float) -> list[dict[str, Any]]:
+    def _fresh(self, setting: Setting, highest: float, won: float) -> float:
+        """The highest rate that a winner keeps on requests that chose nothing, to 5 %.
+
+        Args:
+            highest: at which it was found.
+            won: at which it won a round.
+        """
+        number = FRESH * (1 + self._seed) + MOST_ROUNDS
+        while highest > won and not self._ask(setting, highest, number).met:
+            highest /= NEAR
+        return max(highest, won)
+
+    def _in_turn(self, setting: Setting, highest: float, until: float) -> list[dict[str, Any]]:
         """Rounds of a setting and what is served now, each on fresh requests, the same for both.
 
         Args:
             highest: the rate at which the setting kept the promise before.
+            until: after which no round begins.
         """
         base = self.found.base
         rate, step = (highest * base) ** 0.5, (highest / base) ** 0.25
         rounds: list[dict[str, Any]] = []
         won = 0
-        while won < WINS and len(rounds) < MOST_ROUNDS:
+        while won < WINS and len(rounds) < MOST_ROUNDS and self._clock() < until:
             sides = [setting, self._space.default]
             number = FRESH * (1 + self._seed) + len(rounds)
             met: dict[bool, bool] = {}
             for side in sides if len(rounds) % 2 == 0 else sides[::-1]:
-                met[side is setting] = self._ask(side, rate, number).met
+                try:
+                    met[side is setting] = self._ask(side, rate, number).met
+                except ShoalError as error:
+                    if side is setting:
+                        raise
+                    raise ServedNowFails(
+                        f"what is served now could not be tested: {error.message}", hint=error.hint
+                    ) from error
             rounds.append({"rate": rate, "kept": met[True], "served_now_kept": met[False]})
             if met[False] and not met[True]:
                 break
@@ -322,6 +356,7 @@ class Search:
                 [Tried(**tried) for tried in kept["tried"]],
                 kept["confirmed"],
                 kept["winner"],
+                kept["fresh"],
                 kept["client_limited"],
             )
             ended = bool(kept["ended"])

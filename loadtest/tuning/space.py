@@ -232,16 +232,19 @@ def _kind(name: str) -> Knob:
 
 def _shares(name: str, config: ModelConfig, cpus: int) -> Knob:
     """How many instances share the CPUs, and how many threads each has."""
-    now = _count(config)
     key = "intra_op_thread_count"
-    given = config.parameters[key].string_value if key in config.parameters else ""
-    threads = int(given) if given.isdecimal() and int(given) else max(1, cpus // now)
-    default = f"{now} x {threads}"
+
+    def said(config: ModelConfig) -> str:
+        given = config.parameters[key].string_value if key in config.parameters else ""
+        now = _count(config)
+        return f"{now} x {int(given) if given.isdecimal() and int(given) else max(1, cpus // now)}"
+
+    default = said(config)
     counts = [count for count in (1, 2, 4, 8, 16) if count <= cpus]
     values = [f"{count} x {cpus // count}" for count in counts]
 
     def write(config: ModelConfig, value: str) -> None:
-        if value == default:  # as it is: what was written by hand stays
+        if value == said(config):  # as it is: what was written by hand stays
             return
         count, threads = (int(part) for part in value.split(" x "))
         if not config.instance_group:

@@ -16,6 +16,7 @@ from rich.markup import escape
 from shoal import __version__, interrupts, show, traces
 from shoal.cli import bench, deploy, keys, loadtest, models, rollout, versions
 from shoal.cli.calls import chat, infer
+from shoal.cli.canary import canary, shadow
 from shoal.cli.cost import cost
 from shoal.cli.gateway import gateway
 from shoal.cli.options import (
@@ -32,7 +33,6 @@ from shoal.cli.options import (
     Repository,
     StartTimeout,
 )
-from shoal.cli.rollout import canary
 from shoal.cli.steps import (
     documents,
     err,
@@ -217,7 +217,19 @@ def stop(
         err.print(f"stopped {row['pid']}{' (it had to be killed)' if row['killed'] else ''}", highlight=False)
 
 
-for command in (*models.COMMANDS, infer, chat, gateway, tune, cost, push, pull, canary, *versions.COMMANDS):
+for command in (
+    *models.COMMANDS,
+    infer,
+    chat,
+    gateway,
+    tune,
+    cost,
+    push,
+    pull,
+    canary,
+    shadow,
+    *versions.COMMANDS,
+):
     app.command()(command)
 app.add_typer(loadtest.app, help="Run Locust against a served model, or compare two such tests.")
 app.add_typer(keys.app, name="keys")

@@ -56,8 +56,12 @@ def envoy(
         typer.Option(help="Folder through which shoal canary, on the same machine, steers this Envoy."),
     ] = None,
     canary_ports: Annotated[
-        str, typer.Option(metavar="GRPC:HTTP", help="Where the canary's server will listen, on loopback.")
-    ] = "8011:8010",
+        str,
+        typer.Option(
+            metavar="GRPC:HTTP:COPIES",
+            help="On loopback: where the canary's server will listen, and where copies of requests go.",
+        ),
+    ] = "8011:8010:8012",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write. Default: standard output.")
     ] = None,
@@ -76,14 +80,20 @@ def envoy(
     from deploy.envoy import EnvoySettings, config, validate
     from deploy.replica import Replica
 
+    servers = [Replica.parse(given) for given in replicas]
+    steered = None
+    if canary:
+        grpc, http, copies = _ports(canary_ports)
+        addresses = [one.grpc_address for one in servers]
+        steered = Folder(canary.absolute(), grpc, http, probe_seconds, copies, addresses)
     settings = EnvoySettings(
-        [Replica.parse(given) for given in replicas],
+        servers,
         address=host,
         grpc=grpc_port,
         http=http_port,
         admin=admin_port,
         probe_seconds=probe_seconds,
-        canary=Folder(canary.absolute(), *_ports(canary_ports), probe_seconds) if canary else None,
+        canary=steered,
     )
     if settings.canary:
         create_folder(settings.canary)
@@ -109,9 +119,9 @@ def envoy(
         err.print(f"{output}: start it with envoy -c {output}{more}", highlight=False, markup=False)
 
 
-def _ports(given: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,5}):(\d{1,5})", given)
+def _ports(given: str) -> tuple[int, int, int]:
+    found = re.fullmatch(r"(\d{1,5}):(\d{1,5}):(\d{1,5})", given)
     ports = [int(port) for port in found.groups()] if found else []
-    if not ports or any(not 1 <= port <= 65_535 for port in ports) or ports[0] == ports[1]:
-        raise UsageError(f"--canary-ports {given} is not GRPC:HTTP", hint="such as 8011:8010")
-    return ports[0], ports[1]
+    if any(not 1 <= port <= 65_535 for port in ports) or len(set(ports)) < 3:
+        raise UsageError(f"--canary-ports {given} is not GRPC:HTTP:COPIES", hint="such as 8011:8010:8012")
+    return ports[0], ports[1], ports[2]

@@ -74,6 +74,12 @@ def run(
         Path | None,
         typer.Option(help="An earlier report.json to compare with. A regression: exit code 1."),
     ] = None,
+    beside: Annotated[
+        str,
+        typer.Option(
+            help="host:port of a second server, asked in turn, --seconds each. Slower than it: exit code 1."
+        ),
+    ] = "",
     tolerance: Tolerance = TOLERANCE,
     protocol: Annotated[str, typer.Option(help="grpc, http or both.")] = "both",
     grpc_url: Annotated[
@@ -90,19 +96,26 @@ def run(
 ) -> None:
     """Run Locust against a served model and write a report with plots.
 
-    Exit code 1 if --slo was missed or --against shows a regression; without them, if a request failed. To
-    compare two reports: shoal loadtest diff BEFORE AFTER. Locust's web page: locust -f loadtest/locustfile.py
+    Exit code 1 if --slo was missed, or --against or --beside shows a regression; without them, if a request
+    failed. A machine that becomes slower is slower for both servers of --beside; a report of yesterday does
+    not know it. To compare two reports: shoal loadtest diff BEFORE AFTER. Locust's web page:
+    locust -f loadtest/locustfile.py
 
     Example: shoal loadtest --users 16 --seconds 30
 
     Example: shoal loadtest minilm --rate 50 --slo p99=80ms
+
+    Example: shoal loadtest minilm --rate 40 --protocol grpc --seconds 32 --beside 127.0.0.1:18001
 
     Example: shoal loadtest smollm2 --workload rag --slo ttft_p95=500ms,itl_p95=60ms --find-max
     """
     headless, comparing, notes, searching = _rooms()
     is_open = rate is not None or bool(arrival) or find_max
     _check(protocol, users if is_open else None, against if find_max else None)
-    _check_words(slo, [url for url in (grpc_url, http_url) if url is not None])
+    if beside:
+        _check_beside(protocol, is_open and not find_max, against)
+        beside = beside.replace("localhost", "127.0.0.1")
+    _check_words(slo, [url for url in (grpc_url, http_url, beside or None) if url is not None])
     served = None
     before = comparing.read(against) if against is not None else None
     if (grpc_url is None and protocol != "http") or (http_url is None and protocol != "grpc"):
@@ -123,7 +136,10 @@ def run(
         (arrival or "poisson") if is_open else "",
         slo,
         served,
+        beside=beside,
     )
+    if beside and beside in [url.replace("localhost", "127.0.0.1") for url in (plan.grpc_url, plan.http_url)]:
+        raise UsageError(f"--beside {beside} is the server itself", hint="give the address of another one")
     progress = Bars(err)
     if find_max:
         summary = searching.find_max(plan, report, progress=progress)
@@ -135,7 +151,7 @@ def run(
         out.print(headless.as_table(summary))
         if find_max:
             out.print(searching.as_table(summary))
-        if before is not None:
+        if "compared" in summary:
             out.print(comparing.as_table(summary["compared"]))
         for line in notes.notes(summary):
             out.print(line, highlight=False)
@@ -158,6 +174,15 @@ def _check(protocol: str, users: int | None, against: Path | None) -> None:
         raise UsageError("--users is of a closed loop, --rate, --arrival and --find-max of an open one")
     if against is not None:
         raise UsageError("--against needs one rate: use --rate instead of --find-max")
+
+
+def _check_beside(protocol: str, has_rate: bool, against: Path | None) -> None:
+    if protocol == "both":
+        raise UsageError("--beside is one address: add --protocol grpc, or http")
+    if not has_rate:
+        raise UsageError("--beside needs one --rate, in requests per second, and no --find-max")
+    if against is not None:
+        raise UsageError("--beside and --against are two comparisons: give one of them")
 
 
 def _check_words(promise: str, urls: Sequence[str]) -> None:

@@ -1,30 +1,22 @@
-"""The commands `canary` and `rollout`. `shoal.cli.app` registers them."""
+"""The commands of `rollout`. `shoal.cli.app` registers them."""
 
 from __future__ import annotations
 
-import signal
 import time
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.live import Live
 
-from shoal import repository as versions
-from shoal import rollouts, show
-from shoal.cli.options import DEFAULT_REPOSITORY, Json, Repository
-from shoal.cli.quantities import seconds, share
-from shoal.cli.steps import err, out, print_json
-from shoal.errors import RepositoryError, ShoalError, UsageError
-from shoal.progress import Bars
+from shoal import show
+from shoal.cli.options import Json
+from shoal.cli.steps import out, print_json
+from shoal.errors import ShoalError, UsageError
 
 if TYPE_CHECKING:
     from deploy.canary.rollout import Rollout
 
 DEFAULT_FOLDER = Path("canary")
-_TAKE_UP_SECONDS = 300.0
-_LEAST_SECONDS = 10.0
 
 Folder = Annotated[
     Path,
@@ -32,133 +24,10 @@ Folder = Annotated[
 ]
 
 app = typer.Typer(
-    help="What a canary has shown, and what you want of it. Each command has --json.\n\n"
+    help="What a canary or a shadow has shown, and what you want of it. Each command has --json.\n\n"
     "Example: shoal rollout status",
     no_args_is_help=True,
 )
-
-
-def canary(
-    name: Annotated[str, typer.Argument(help="The model, as users call it.")],
-    version: Annotated[int, typer.Argument(min=1, help="A proven version of it.")],
-    folder: Folder = DEFAULT_FOLDER,
-    percent: Annotated[str, typer.Option("--share", help="Of the requests, at most 50%.")] = "5%",
-    key: Annotated[
-        str,
-        typer.Option(help="Header; requests with the same value go to the same version. Default: by chance."),
-    ] = "",
-    guard: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="errors, errors<=1%, p99 or p99<=1.25x; repeat for several. Default: errors and p99."
-        ),
-    ] = None,
-    most: Annotated[str, typer.Option("--max", help="Time until it must be decided.")] = "2h",
-    repository: Repository = DEFAULT_REPOSITORY,
-    as_json: Json = False,
-) -> None:
-    """Give a version a share of the requests behind Envoy, then promote it or take it back.
-
-    A second Triton serves it on this machine. It is taken back at once where a guard says that it is worse,
-    promoted where every guard is met, and taken back where neither is known after --max: no requests never
-    mean good. After Ctrl-C or a kill all requests go to what is served; the same command goes on.
-
-    Exit code: 0 if it was promoted, 1 if not.
-
-    Example: shoal canary minilm 3 --share 5% --guard 'errors<=1%' --guard 'p99<=1.25x' --max 2h
-
-    Example: shoal rollout status
-    """
-    from deploy.canary import rollout as canaries
-    from deploy.canary.guards import Guard, Judge
-    from deploy.canary.split import Split
-
-    place = canaries.open_folder(folder)
-    split = Split(uuid.uuid4().hex[:12], share("--share", percent), key.lower())
-    guards = [Guard.parse(each) for each in guard or ["errors", "p99"]]
-    if len({each.share for each in guards}) < len(guards):
-        raise UsageError("two guards are about the same")
-    judge, time_it_has = Judge(guards, split.ratio), seconds("--max", most, _LEAST_SECONDS)
-    new = canaries.Rollout(split, name, version, 0, time_it_has, judge)
-    with canaries.watching(place):
-        known = canaries.read(place)
-        if known is not None and not known.ended:
-            if (known.model, known.version) != (name, version):
-                raise UsageError(
-                    f"the canary of {known.model} {known.version} is not decided", hint="shoal rollout abort"
-                )
-            new = known
-            err.print(f"the canary of {name} {version} goes on as it was begun", highlight=False)
-        ended = _run(place, new, repository)
-    _tell(ended, as_json)
-    raise typer.Exit(0 if ended.phase == "promoted" else 1)
-
-
-def _run(place: Any, rollout: Rollout, repository: Path) -> Rollout:
-    """Serve the version beside what is served, and let the guards decide."""
-    from dataclasses import replace
-
-    from deploy.canary import rollout as canaries
-    from serving import embedded
-    from serving.check import check
-    from serving.distribution import Embedded
-    from serving.ports import Ports
-    from serving.supervisor.snapshot import ModelSpec, Snapshot, specs_in
-    from shoal.model_config import selected_versions
-
-    name, version = rollout.model, rollout.version
-    place.send(None)  # one that was killed has left its share
-    manifest = versions.version_of(repository, name, version)
-    served = versions.served_version(repository, manifest.network)
-    if served is None:
-        raise RepositoryError(f"{repository} serves no version of {name} beside which it could be tried")
-    if served == version:
-        if rollout.before:  # the command was killed after it had promoted it
-            done = replace(rollout, phase="promoted", reason="every guard was met")
-            canaries.keep(place, done)
-            place.send(None)
-            return done
-        raise UsageError(f"{name} {version} is what is served")
-
-    def promote() -> None:
-        versions.promote(repository, name, version)
-        try:
-            rollouts.wait_until_served(repository, manifest.configs, _TAKE_UP_SECONDS)
-        except ShoalError:
-            versions.promote(repository, name, served)
-            raise
-
-    found = specs_in(repository)
-    for model, config in manifest.configs.items():
-        found[model] = ModelSpec(config, tuple(sorted(selected_versions(config))))
-    distribution, ports = Embedded.find(), Ports(http=place.http, grpc=place.grpc, metrics=0)
-    snapshot = Snapshot(repository, distribution.shown)
-    with Bars(err).step(f"start a server of {name} {version}"):
-        check(repository, distribution.backends, {model: spec.versions for model, spec in found.items()})
-        server = embedded.launch(
-            distribution,
-            repository,
-            ports,
-            open_snapshot=lambda folder: snapshot.open(folder, found),
-            death=signal.SIGKILL,
-        )
-    try:
-        time.sleep(3 * place.probe_seconds)  # Envoy must have seen it, or it asks the others
-        with Live(console=err, auto_refresh=False, transient=True) as live:
-
-            def tell(now: Rollout) -> None:
-                live.update(_table(now), refresh=err.is_terminal)
-
-            return canaries.run(
-                place,
-                replace(rollout, before=served),
-                alive=lambda: server.alive,
-                promote=promote,
-                tell=tell,
-            )
-    finally:
-        time.sleep(1.0)  # in which Envoy has read that no request goes there any more
-        embedded.stop(server)
 
 
 @app.command()
@@ -181,7 +50,7 @@ def status(folder: Folder = DEFAULT_FOLDER, as_json: Json = False) -> None:
         out.print(
             "no shoal canary runs, so nobody gets this version; the same command goes on", highlight=False
         )
-    _tell(known, as_json)
+    tell(known, as_json)
 
 
 @app.command()
@@ -251,6 +120,9 @@ def _wish(folder: Path, what: Any, as_json: bool) -> None:
     place = canaries.open_folder(folder)
     if not canaries.is_watched(place):
         raise UsageError("no shoal canary runs", hint="shoal rollout status")
+    known = canaries.read(place)
+    if what == "promote" and known is not None and known.shadow:
+        raise UsageError("a shadow promotes nothing", hint=f"shoal promote {known.model} {known.version}")
     canaries.wish(place, what)
     deadline = time.monotonic() + 10 * canaries.LOOK_SECONDS
     while time.monotonic() < deadline and (place.folder / canaries.WISH).exists():
@@ -260,39 +132,48 @@ def _wish(folder: Path, what: Any, as_json: bool) -> None:
     _say(f"{what}: told", as_json)
 
 
-def _tell(rollout: Rollout, as_json: bool) -> None:
+def tell(rollout: Rollout, as_json: bool) -> None:
     if as_json:
         told = rollout.to_dict()
         judge = told.pop("judge")
         counts = {arm: {key: judge[arm][key] for key in ("number", "failed")} for arm in ("old", "new")}
-        print_json({"rollout": {**told, "requests": counts}})
+        copies = {"compared": judge["compared"], "differed": judge["differed"]}
+        print_json({"rollout": {**told, "requests": counts, "copies": copies}})
         return
-    out.print(_table(rollout))
+    out.print(as_table(rollout))
     if rollout.ended:
         out.print(f"{rollout.phase}: {rollout.reason}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _table(rollout: Rollout) -> Any:
+def as_table(rollout: Rollout) -> Any:
     """Guard by guard."""
     old, new = rollout.judge.old.number, rollout.judge.new.number
     title = f"{rollout.model} {rollout.version} beside {rollout.before}, {rollout.phase}: "
-    title += f"{new} requests beside {old}"
+    title += f"{new} copies of requests" if rollout.shadow else f"{new} requests beside {old}"
     made = show.table(
         title, ["guard", "#served", "#canary", "#canary, interval", "#evidence against it", "says"]
     )
-    for row in rollout.judge.rows():
-        made.add_row(
-            row["guard"],
-            _value(row["guard"], row["old"]),
-            _value(row["guard"], row["new"]),
-            " to ".join(_value(row["guard"], each) for each in row["new_interval"]),
-            f"{row['evidence']:.0%}",
-            row["verdict"],
-        )
+    for row in rows_of(rollout):
+        made.add_row(*(row[name] for name in ("guard", "old", "new", "interval", "evidence", "verdict")))
     return made
+
+
+def rows_of(rollout: Rollout) -> list[dict[str, str]]:
+    """What each guard says, as text."""
+    return [
+        {
+            "guard": row["guard"],
+            "old": _value(row["guard"], row["old"]),
+            "new": _value(row["guard"], row["new"]),
+            "interval": " to ".join(_value(row["guard"], each) for each in row["new_interval"]),
+            "evidence": f"{row['evidence']:.0%}",
+            "verdict": row["verdict"],
+        }
+        for row in rollout.judge.rows()
+    ]
 
 
 def _value(guard: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.2%}" if guard.startswith("errors") else f"{value * 1000:.1f} ms"
+    return f"{value * 1000:.1f} ms" if guard.startswith("p") else f"{value:.2%}"

@@ -64,6 +64,8 @@ def pull(
     Every byte is compared with what was pushed, and nothing that is code comes along. It keeps its number; a
     model that the repository has not had is served, another one only with --promote or by shoal promote.
 
+    Exit code: 3 if the store holds no such version.
+
     Example: shoal pull s3://models/prod/minilm --promote
 
     Example: shoal pull oci://registry.example:5000/models/minilm:3

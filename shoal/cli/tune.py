@@ -92,7 +92,10 @@ def tune(
             if journal.exists():
                 say("the same command goes on from here")
             raise
-        kept = bench.kept(found.winner or settings.default, found.rate)
+        chosen = found.winner or settings.default
+        if bench.kept(chosen, found.rate) is None and not _is_reported(folder, found.rate):
+            bench.measure(chosen, found.rate, 1 + seed)  # it was tested before an interruption
+        kept = bench.kept(chosen, found.rate)
     told = page.summary(settings, found, {**about, "budget": most})
     _write(settings, found, told, kept, folder)
     if apply and found.winner is not None:
@@ -142,13 +145,18 @@ def _write(settings: Any, found: Any, told: dict[str, Any], kept: Any, folder: P
         served = headless.about(_manifest(settings, found))
         report.write({**test, "max_rate": found.rate, "served": served}, samples, folder)
     file = folder / "report.json"
-    test = json.loads(file.read_text()) if file.exists() else {}
-    if test.get("max_rate") == found.rate:  # else it is of an earlier search in this folder
-        told["in_flight"] = page.in_flight(test)
-    else:
+    if _is_reported(folder, found.rate):
+        told["in_flight"] = page.in_flight(json.loads(file.read_text()))
+    else:  # of an earlier search in this folder
         for left in (file, file.with_suffix(".html")):
             left.unlink(missing_ok=True)
     page.write(settings, found, told, folder)
+
+
+def _is_reported(folder: Path, rate: float) -> bool:
+    """Whether the folder has the report of a test at this rate, of a search that ended with it."""
+    file = folder / "report.json"
+    return file.exists() and json.loads(file.read_text()).get("max_rate") == rate
 
 
 def _manifest(settings: Any, found: Any) -> Manifest:
@@ -162,9 +170,8 @@ def _manifest(settings: Any, found: Any) -> Manifest:
 def _publish(repository: Path, settings: Any, found: Any, told: dict[str, Any]) -> int:
     """The number of the new version."""
     measured = {key: told[key] for key in ("slo", "rate", "better", "noise", "says", "machine")}
-    return tuned.publish(
-        repository, _manifest(settings, found), settings.configs(found.winner), measured
-    ).version
+    won = _manifest(settings, found), settings.configs(found.winner)
+    return tuned.publish(repository, *won, measured, beside=settings.served).version
 
 
 def _tell(name: str, settings: Any, found: Any, told: dict[str, Any]) -> None:
@@ -180,11 +187,14 @@ def _tell(name: str, settings: Any, found: Any, told: dict[str, Any]) -> None:
             highlight=False,
         )
         return
-    rates = f"{found.rate:.1f} requests/s instead of {found.base:.1f} on the same requests"
+    rates = f"{found.rate:.1f} requests/s on fresh requests, instead of {found.base:.1f}"
     rounds = found.confirmed[-1]["rounds"]
     won = sum(each["kept"] and not each["served_now_kept"] for each in rounds)
     out.print(f"{settings.text(found.winner)}: {rates}", highlight=False)
-    out.print(f"on fresh requests it won {won} of {len(rounds)} rounds and lost none", highlight=False)
+    out.print(f"of {len(rounds)} rounds it won {won} and lost none", highlight=False)
+    failed = sum(tried.rate is None for tried in found.tried)
+    if failed:
+        out.print(f"{failed} of {len(found.tried)} settings could not be tested", highlight=False)
     if "published" in told:
         said = "a server that runs takes it up within seconds"
         out.print(f"version {told['published']} of {name} is to be served: {said}", highlight=False)

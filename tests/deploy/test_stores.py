@@ -17,7 +17,7 @@ from sklearn.linear_model import Ridge
 
 from deploy.stores.address import Address
 from deploy.stores.bundle import Bundle, File, bundle_of, check_manifest
-from deploy.stores.store import StoreError, Taken
+from deploy.stores.store import Nothing, StoreError, Taken
 from deploy.stores.transfer import pull, push
 from export import run
 from serving.check import check
@@ -200,8 +200,9 @@ def test_a_pull_that_fails_at_its_end_changes_nothing(
 
 def test_where_nothing_is(place: Place, source: Path, tmp_path: Path) -> None:
     for given in (f"{place.url}/nothing", f"{place.url}/nothing:7"):
-        with pytest.raises(StoreError, match="holds no"):
+        with pytest.raises(Nothing, match="holds no") as told:
             pull(Address.parse(given), tmp_path / "repository")
+        assert told.value.exit_code == 3  # by which a script tells it from a store that does not answer
     with pytest.raises(RepositoryError, match="prices has no version 9"):
         push(source, "prices", 9, Address.parse(f"{place.url}/nothing"))
 
@@ -220,6 +221,7 @@ def test_a_store_that_is_not_there(
     ):
         with pytest.raises(StoreError, match="127.0.0.1") as told:
             call()
+        assert told.value.exit_code == 1
         assert "\n" not in str(told.value) and "secret" not in str(told.value)
 
 

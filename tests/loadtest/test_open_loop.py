@@ -30,10 +30,10 @@ SERVICE_SECONDS = 0.05
 
 
 class _OneAtATime(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """A server of gRPC that answers one request after the other, in 50 ms each."""
+    """A server of gRPC that answers one request after the other."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, seconds: float) -> None:
+        self._lock, self._seconds = threading.Lock(), seconds
 
     def ModelReady(self, request: Any, context: Any) -> Any:
         return pb.ModelReadyResponse(ready=True)
@@ -55,7 +55,7 @@ class _OneAtATime(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelInfer(self, request: Any, context: Any) -> Any:
         with self._lock:
-            time.sleep(SERVICE_SECONDS)
+            time.sleep(self._seconds)
         response = pb.ModelInferResponse(model_name=request.model_name)
         response.outputs.add(name="y", datatype="FP32", shape=[1, 1])
         response.raw_output_contents.append(b"\0\0\0\0")
@@ -63,9 +63,9 @@ class _OneAtATime(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 @contextmanager
-def _one_at_a_time() -> Iterator[str]:
+def _one_at_a_time(seconds: float = SERVICE_SECONDS) -> Iterator[str]:
     server = grpc.server(futures.ThreadPoolExecutor(200))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_OneAtATime(), server)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_OneAtATime(seconds), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
@@ -125,7 +125,8 @@ import gevent.monkey
 from types import SimpleNamespace
 from loadtest import open_loop
 options = SimpleNamespace(
-    arrival="constant", rate=20.0, seconds=1.0, seed=0, processes_in_all=1, begins_at=0.0, grace=5.0
+    beside="", arrival="constant", rate=20.0, seconds=1.0, seed=0, processes_in_all=1, begins_at=0.0,
+    grace=5.0,
 )
 fired = []
 hold_up = gevent.monkey.get_original("time", "sleep")
@@ -140,7 +141,8 @@ class User(open_loop.OpenLoop):
     def __init__(self):
         runner = SimpleNamespace(worker_index=0, send_message=lambda name: None)
         self.environment = SimpleNamespace(parsed_options=options, runner=runner)
-        self._idle, self._requests, self._waiting = {"grpc": [None] * 100}, [{}], {}
+        self._idle, self._requests, self._waiting = {("grpc", ""): [None] * 100}, [{}], {}
+        self._servers = ("",)
         self._ask = Asker()
     def fire(self, protocol, name, milliseconds, size, failure=None, **more):
         fired.append([more["index"], milliseconds, more["lag"]])
@@ -212,6 +214,76 @@ def test_a_promise_and_an_earlier_test(server: Server, tmp_path: Path) -> None:
     assert not any("differ" in warning for warning in second["compared"]["warnings"])
     html = (tmp_path / "second" / "report.html").read_text()
     assert "Both runs, block by block" in html and "p50=0.001ms: missed" in html
+
+
+@contextmanager
+def _two(seconds: tuple[float, float]) -> Iterator[tuple[str, str]]:
+    with _one_at_a_time(seconds[0]) as here, _one_at_a_time(seconds[1]) as there:
+        yield here, there
+
+
+def test_two_servers_are_asked_in_turn_for_the_same(requests: str, tmp_path: Path) -> None:
+    """Of 30 ms and of 20 ms: the first is slower than the other; and the other way round it is faster."""
+    with _two((0.03, 0.02)) as (here, there):
+        plan = headless.Plan(
+            *("slow", 0, 16, "grpc", here, "-"), workload=requests, rate=5.0, arrival="constant", beside=there
+        )
+        slower = headless.run(plan, tmp_path)
+        faster = headless.run(replace(plan, grpc_url=there, beside=here), tmp_path / "other")
+    for summary in (slower, faster):
+        assert summary["total"]["requests"] == summary["beside"]["total"]["requests"] == 80
+        assert summary["total"]["failures"] == summary["beside"]["total"]["failures"] == 0
+        assert summary["seconds"] < 18  # its turns put together
+    columns = json.loads((tmp_path / "report.json").read_text())["requests"]
+    assert columns["index"] == list(range(80))
+    begun = np.array(columns["ended"]) - np.array(columns["latency"]) / 1e3
+    assert np.abs(begun - np.arange(80) / 5).max() < 0.05
+    row = slower["compared"]["metrics"][0]
+    assert row["verdict"] == "slower" and 1.2 < row["ratio"] < 1.8
+    assert slower["compared"]["regression"] and not faster["compared"]["regression"]
+    assert faster["compared"]["metrics"][0]["verdict"] == "faster"
+    html = (tmp_path / "report.html").read_text()
+    assert "Against the server beside it" in html and f"beside: {there}" in html
+    assert "requests" not in json.loads((tmp_path / "report.json").read_text())["beside"]
+    assert len(row["blocks"]) == 8  # one of each turn
+
+
+def test_turns_are_taken_as_abba() -> None:
+    due = np.arange(0.0, 8.0, 0.5)
+    first, second = (due + arrivals.in_turn(due, side, 2.0) for side in (0, 1))
+    order = [int(at in second) for at in np.arange(0.0, 16.0, 0.5)]
+    assert order == [*([0] * 4), *([1] * 8), *([0] * 8), *([1] * 8), *([0] * 4)]
+    assert sorted([*first, *second]) == np.arange(0.0, 16.0, 0.5).tolist()
+
+
+def test_a_server_beside_that_is_gone_is_no_comparison(server: Server, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        gone = f"127.0.0.1:{free.getsockname()[1]}"  # bound, and nobody listens
+        plan = headless.Plan(
+            *("minilm", 0, 16, "grpc", server.grpc, "-"),
+            workload="short",
+            rate=5.0,
+            arrival="constant",
+            beside=gone,
+        )
+        with pytest.raises(ShoalError, match="nothing was compared: 100% of the requests failed on the"):
+            headless.run(plan, tmp_path)
+        kept = json.loads((tmp_path / "report.json").read_text())
+        assert kept["total"]["failures"] == 0
+        assert "Unavailable" in kept["beside"]["failures"][0]["reason"]
+        turned = headless.run(replace(plan, grpc_url=gone, beside=server.grpc), tmp_path / "turned")
+    assert turned["compared"]["regression"]  # what is gone fails more
+
+
+def test_what_does_not_go_in_turn(tmp_path: Path) -> None:
+    plan = headless.Plan("m", 0, 15, "grpc", "-", "-", rate=5.0, arrival="poisson", beside="127.0.0.1:1")
+    with pytest.raises(UsageError, match="needs 16 --seconds at least"):
+        headless.run(plan, tmp_path)
+    with pytest.raises(UsageError, match="needs 160 --seconds at least"):
+        headless.run(replace(plan, generates=True, seconds=159), tmp_path)
+    with pytest.raises(UsageError, match="--slo does not go with --beside"):
+        headless.run(replace(plan, seconds=16, slo="p99=80ms"), tmp_path)
 
 
 def test_nobody_answers(tmp_path: Path) -> None:

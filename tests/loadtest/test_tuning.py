@@ -193,7 +193,8 @@ def test_the_rate_that_is_told_was_confirmed(tmp_path: Path) -> None:
     rounds = found.confirmed[-1]["rounds"]
     won = [row["rate"] for row in rounds if row["kept"] and not row["served_now_kept"]]
     assert len(won) == search.WINS and found.confirmed[-1]["rate"] == min(won)
-    assert found.rate == next(each.rate for each in found.tried if each.setting == found.winner)
+    best = next(each.rate for each in found.tried if each.setting == found.winner)
+    assert best is not None and max(won) <= found.rate <= best
     assert found.base < found.rate <= 1.1 * 180
 
 

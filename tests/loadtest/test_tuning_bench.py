@@ -40,7 +40,7 @@ def test_settings_are_served_and_tested(repository: Path, tmp_path: Path) -> Non
             embedded.stop(server)
             bench._server = lambda *_: server  # type: ignore[method-assign]
             bench.measure(settings.default, 10.0, 3)
-    assert not list(repository.parent.glob(".tune-*"))
+    assert not list(repository.parent.glob(".shoal-tune-*"))
     assert {path: path.stat().st_mtime_ns for path in repository.rglob("config.pbtxt")} == before
 
 
@@ -66,4 +66,4 @@ def test_a_search_is_applied_and_priced(own_repository: Path, tmp_path: Path) ->
     assert costs["machines"] and all(row["option"].startswith("minilm v") for row in costs["machines"])
     versions = json.loads(shoal("versions", "minilm", "-r", str(own_repository), "--json"))
     assert len(versions["versions"]) == (3 if "published" in told else 2)
-    assert not list(own_repository.parent.glob(".tune-*"))
+    assert not list(own_repository.parent.glob(".shoal-tune-*"))

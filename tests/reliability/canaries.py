@@ -26,7 +26,7 @@ from tests.reliability.replicas import Server
 from tests.reliability.world import free_ports
 
 MODEL = "scores"
-ALIKE, FAILING, SLOW = 2, 3, 4  # beside version 1, which is served first
+ALIKE, FAILING, SLOW, SAME = 2, 3, 4, 5  # beside version 1, which is served first; 5 answers as it does
 CONFIG = """name: "scores"
 backend: "python"
 version_policy {{ specific {{ versions: {version} }} }}
@@ -48,16 +48,18 @@ class TritonPythonModel:
         time.sleep(0.004 * random.lognormvariate(0.0, 0.3) * {times})
         if random.random() < {failing}:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError("a fault of this version"))
-        score = np.array([{version}.0], np.float32)
+        score = np.array([{answer}.0], np.float32)
         return pb_utils.InferenceResponse([pb_utils.Tensor("score", score)])
 """
 
 
-def add(repository: Path, version: int, *, failing: float = 0.0, times: float = 1.0) -> None:
-    """A version as an export leaves it."""
+def add(
+    repository: Path, version: int, *, failing: float = 0.0, times: float = 1.0, answer: int | None = None
+) -> None:
+    """A version as an export leaves it; it answers with its number, unless told otherwise."""
     folder = repository / MODEL / str(version)
     folder.mkdir(parents=True)
-    (folder / "model.py").write_text(CODE.format(version=version, failing=failing, times=times))
+    (folder / "model.py").write_text(CODE.format(answer=answer or version, failing=failing, times=times))
     text = CONFIG.format(version=version)
     entry: dict[str, Any] = {
         **{key: {} for key in ("onnx", "tools", "machine", "evidence")},
@@ -79,6 +81,7 @@ def make(folder: Path) -> Path:
     add(repository, ALIKE)
     add(repository, FAILING, failing=0.05)
     add(repository, SLOW, times=2.0)
+    add(repository, SAME, answer=1)
     return repository
 
 
@@ -135,10 +138,10 @@ class Scene:
         self.steering = folder / "canary"
         self._begun: list[subprocess.Popen[str]] = []
 
-    def begin(self, version: int, *options: str) -> subprocess.Popen[str]:
-        """`shoal canary` in a process of its own."""
+    def begin(self, version: int, *options: str, kind: str = "canary") -> subprocess.Popen[str]:
+        """`shoal canary`, or `shoal shadow`, in a process of its own."""
         command = [
-            *(sys.executable, "-m", "shoal", "canary", MODEL, str(version), "--folder", str(self.steering)),
+            *(sys.executable, "-m", "shoal", kind, MODEL, str(version), "--folder", str(self.steering)),
             *("-r", str(self.repository), "--json", *options),
         ]
         environment = {**os.environ, "SHOAL_STATE": str(self.server.state)}
@@ -152,9 +155,9 @@ class Scene:
                 process.terminate()
                 process.wait(60)
 
-    def canary(self, version: int, *options: str) -> tuple[int, dict[str, Any]]:
-        """`shoal canary` to its end: exit code and what it printed."""
-        process = self.begin(version, *options)
+    def canary(self, version: int, *options: str, kind: str = "canary") -> tuple[int, dict[str, Any]]:
+        """`shoal canary` or `shoal shadow` to its end: exit code and what it printed."""
+        process = self.begin(version, *options, kind=kind)
         text, _ = process.communicate(timeout=600)
         return process.returncode, json.loads(text)["rollout"]
 
@@ -184,8 +187,10 @@ def scene(folder: Path, repository: Path) -> Iterator[Scene]:
     """See `Scene`."""
     program = shutil.which("envoy") or str(Path(sys.executable).with_name("envoy"))
     server = Server(repository, folder / "server")
-    grpc, http, canary_grpc, canary_http = free_ports(4)
-    steering = Folder((folder / "canary").absolute(), canary_grpc, canary_http, 0.5)
+    grpc, http, canary_grpc, canary_http, copies = free_ports(5)
+    steering = Folder(
+        (folder / "canary").absolute(), canary_grpc, canary_http, 0.5, copies, [server.replica.grpc_address]
+    )
     create_folder(steering)
     file = folder / "envoy.yaml"
     file.write_text(

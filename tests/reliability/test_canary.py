@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.reliability import canaries, report
-from tests.reliability.canaries import ALIKE, FAILING, MODEL, SLOW, Callers, Scene
+from tests.reliability.canaries import ALIKE, FAILING, MODEL, SAME, SLOW, Callers, Scene
 
 pytestmark = pytest.mark.faults
 ROUNDS = int(os.environ.get("SHOAL_ROUNDS", "20"))
@@ -83,6 +83,37 @@ def test_one_user_gets_one_version(scene: Scene, callers: Callers) -> None:
     assert {ALIKE} in versions.values()
     assert seen["phase"] == "running"
     assert not callers.failures
+
+
+def test_a_shadow_is_asked_for_copies_and_no_caller_gets_its_answers(scene: Scene, callers: Callers) -> None:
+    guards = ("--guard", "errors<=5%", "--guard", "agreement>=0.95")
+    code, told = scene.canary(SAME, "--share", "20%", "--max", "5m", *guards, kind="shadow")
+    report.write("shadow-same", told)
+    assert (code, told["phase"], told["reason"]) == (0, "good", "every guard is met")
+    assert told["copies"]["differed"] == 0 < told["copies"]["compared"]
+    code, told = scene.canary(ALIKE, "--share", "20%", "--max", "5m", *guards, kind="shadow")
+    report.write("shadow-other", told)
+    callers.close()
+    assert (code, told["phase"], told["reason"]) == (1, "worse", "worse: agreement>=0.95")
+    assert told["copies"]["differed"] == told["copies"]["compared"] > 0
+    assert set(callers.answers) == {1}
+    assert not callers.failures
+    assert "versions: 1 " in served(scene)
+    [page] = scene.steering.glob(f"reports/{MODEL}-{ALIKE}-{told['split']['rollout']}.html")
+    assert "agreement&gt;=0.95" in page.read_text()
+    assert scene.rollout("status").returncode == 0
+
+
+def test_a_canary_whose_answers_differ_is_taken_back(scene: Scene, callers: Callers) -> None:
+    code, told = scene.canary(ALIKE, *HALF, "--guard", "errors", "--guard", "agreement>=0.9")
+    callers.close()
+    assert (code, told["reason"]) == (1, "worse: agreement>=0.9")
+    assert not callers.failures
+
+
+def test_a_shadow_without_requests_is_inconclusive(scene: Scene) -> None:
+    code, told = scene.canary(SAME, "--max", "10s", kind="shadow")
+    assert (code, told["phase"]) == (1, "inconclusive")
 
 
 def test_no_request_never_means_good(scene: Scene) -> None:

@@ -97,6 +97,7 @@ def test_the_commands_are_all_there() -> None:
         "push",
         "pull",
         "canary",
+        "shadow",
         "rollout",
     ]
     assert sorted(expected) == COMMANDS
@@ -125,6 +126,9 @@ def test_the_commands_are_all_there() -> None:
         (["loadtest", "--users", "4", "--rate", "5"], 2, "--users is of a closed loop"),
         (["loadtest", "--find-max", "--against", "x"], 2, "--against needs one rate"),
         (["loadtest", "--against", "/nowhere"], 2, "/nowhere is no report of a load test"),
+        (["loadtest", "--rate", "5", "--beside", "127.0.0.1:1"], 2, "add --protocol grpc, or http"),
+        (["loadtest", "--protocol", "grpc", "--beside", "127.0.0.1:1"], 2, "--beside needs one --rate"),
+        (["loadtest", "--protocol", "grpc", "--rate", "5", "--beside", "here"], 2, "here"),
         (["loadtest", "diff", "/nowhere", "/nowhere"], 2, "/nowhere is no report of a load test"),
         (["cost", "/nowhere", "--machine", "huge"], 2, "the price list has no machine huge"),
         (["tune", "nope", "--slo", "fast"], 2, "'fast' is no promise"),
@@ -249,6 +253,7 @@ FAILING: dict[str, list[Any]] = {
     "push": ["nope", "s3://models/nope", "-r", "/nowhere"],
     "pull": ["nowhere"],
     "canary": ["nope", "2", "--folder", "/nowhere"],
+    "shadow": ["nope", "2", "--folder", "/nowhere"],
     "rollout": ["status", "--folder", "/nowhere"],
     "doctor": ["--no-such-flag"],
 }

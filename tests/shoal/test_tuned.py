@@ -23,7 +23,16 @@ def _published(repository: Path) -> Manifest:
     network = model_config.parse(served.configs["minilm_encoder"])
     network.dynamic_batching.max_queue_delay_microseconds = 500
     configs = {**served.configs, "minilm_encoder": model_config.to_text(network)}
-    return tuned.publish(repository, served, configs, MEASURED)
+    return tuned.publish(repository, served, configs, MEASURED, beside=served.version)
+
+
+def test_what_was_promoted_meanwhile_stays(own_repository: Path) -> None:
+    served = next(served_manifests(own_repository, "minilm"))
+    other = next(v for v in (1, 2) if v != served.version)
+    store.promote(own_repository, "minilm", other)
+    with pytest.raises(RepositoryError, match=f"version {other} of minilm is served by now"):
+        tuned.publish(own_repository, served, served.configs, MEASURED, beside=served.version)
+    assert store.served_version(own_repository, "minilm_encoder") == other
 
 
 def test_a_setting_is_served_as_a_version_and_taken_back(

@@ -62,6 +62,10 @@ class EnvoySettings:
             )
         ports = [port for port in (self.grpc, self.http, self.admin) if port is not None]
         ports += [self.canary.grpc, self.canary.http, self.canary.mirror] if self.canary else []
+        near = [one for one in self.replicas if one.host in (LOOPBACK, "localhost", "::1")]
+        theirs = {port for one in near for port in (one.grpc, one.http, one.health)}
+        if self.canary and (taken := set(ports[-3:]) & theirs):
+            raise UsageError(f"a server of yours is at port {min(taken)}", hint="--canary-ports")
         if len(set(ports)) < len(ports):
             raise UsageError("the ports of Envoy and of a canary must differ from each other")
 

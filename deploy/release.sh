@@ -8,7 +8,7 @@
 #   NAME        of the model
 #   SOURCE      the checkpoint, as for shoal export
 #   STORE       s3://BUCKET/PREFIX or oci://REGISTRY/PATH
-#   PRODUCTION  the model repository that the servers behind Envoy follow (model_repository)
+#   PRODUCTION  the model repository that the servers behind Envoy follow
 #   CANARY      the folder of shoal deploy envoy --canary (canary)
 #   CANARY_OPTIONS  of shoal canary (--share 5% --max 2h)
 #   RATE, SECONDS_OF_TEST  of the load test that asks both in turn: requests a second (20), seconds for each (32)
@@ -16,33 +16,41 @@
 set -euo pipefail
 name=$1 source=$2 store=$3
 shift 3
-production=${PRODUCTION:-model_repository}
+production=${PRODUCTION:?the model repository that the servers follow}
 build=$(mktemp -d)
 end() {
     for repository in before after; do shoal stop -r "$build/$repository" >"$build/stop" 2>&1 || true; done
     rm -rf "$build"
 }
 trap end EXIT
-mkdir "$build/before"
-
 served() { # repository
     shoal versions "$name" -r "$1" --json |
         python3 -c 'import json, sys; print(*[v["version"] for v in json.load(sys.stdin)["versions"] if v["served"]])'
 }
 
-if shoal pull "$store/$name" -r "$build/before"; then
-    before=$(served "$build/before")
-elif [ $? = 3 ]; then # it answers, and holds none
-    before=
-    echo "the store has no version of $name yet"
-else
-    exit 1
+# Into $build/$2, from the store; 1: it has no such version, which is no error here.
+pulled() { # version, repository
+    mkdir -p "$build/$2"
+    shoal pull "$store/$name${1:+:$1}" -r "$build/$2" && return 0
+    [ $? = 3 ] || exit 1
+    return 1
+}
+
+before=
+if [ -d "$production/$name" ]; then before=$(served "$production"); fi
+# The newest one, so that numbers go on from it, whether or not it came to be served.
+pulled "" after || echo "the store has no version of $name yet"
+if [ -n "$before" ]; then
+    pulled "$before" before || { # it was exported there
+        shoal push "$name" "$store/$name" -r "$production"
+        pulled "$before" before
+    }
+    shoal pull --promote "$store/$name:$before" -r "$build/after"
 fi
-cp -r "$build/before" "$build/after"
 shoal export "$source" --name "$name" -r "$build/after" "$@"
 version=$(served "$build/after")
 if [ "$version" = "$before" ]; then
-    echo "it is version $version, which the store has already"
+    echo "it is version $version, which is served already"
     exit 0
 fi
 if [ -n "$before" ]; then
@@ -54,7 +62,7 @@ if [ -n "$before" ]; then
     shoal loadtest "$name" --rate "${RATE:-20}" --seconds "${SECONDS_OF_TEST:-32}" --protocol grpc \
         -r "$build/after" --report "$build/report" --beside "$beside" --tolerance "${TOLERANCE:-0.1}"
 fi
-shoal push "$name" "$store/$name" -r "$build/after"
+pulled "$version" stored || shoal push "$name" "$store/$name" -r "$build/after" # else it was pushed by an earlier run
 shoal pull "$store/$name:$version" -r "$production"
 if [ "$(served "$production")" = "$version" ]; then
     echo "it is the first version of $name that $production has, and is served"

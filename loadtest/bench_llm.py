@@ -80,10 +80,10 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     out = Console(width=120)
     out.print(f"{machine.name()}, {' '.join(machine.cpu_flags())}")
-    results = {}
+    results, left_out = {}, dict[str, str]()
     for workload in options.workloads:
         with watched(err):
-            results[workload] = compared(workload, options, chosen, tokenizer)
+            results[workload] = compared(workload, options, chosen, tokenizer, left_out)
         out.print(comparison(workload, results[workload]))
         for engine, rows in results[workload].items():
             out.print(f"[dim]{escape(engine)}[/]", highlight=False)
@@ -92,13 +92,22 @@ def main() -> None:
             if rows[0]["cached_share"] is not None:
                 out.print(_of_the_cache(rows[0]["cached_share"], tokenizer, options.rounds))
     costs = None if options.skip_costs else own_costs(graph_in(folder), tokenizer, out)
-    print(json.dumps({"machine": machine.describe(), "results": results, "costs": costs}))
+    about = {"machine": machine.describe(), "left_out": left_out}
+    print(json.dumps({**about, "results": results, "costs": costs}))
 
 
 def compared(
-    workload: str, options: argparse.Namespace, chosen: Sequence[Manifest], tokenizer: Tokenizer
+    workload: str,
+    options: argparse.Namespace,
+    chosen: Sequence[Manifest],
+    tokenizer: Tokenizer,
+    left_out: dict[str, str],
 ) -> dict[str, list[dict[str, Any]]]:
-    """Every engine under one workload: for each a dict by concurrency, of all blocks together."""
+    """Every engine under one workload: for each a dict by concurrency, of all blocks together.
+
+    Args:
+        left_out: by peer, why it did not run; those that fail here are added.
+    """
     if workload == CHAT:
         new_tokens = ANSWER_TOKENS
         loads = [chats_of(tokenizer, options.rounds + 1)]
@@ -108,21 +117,30 @@ def compared(
         loads = [[[texts[:count]]] * (options.rounds + 1) for count in options.concurrency]
     found: dict[str, list[list[dict[str, Any]]]] = {}
     progress = Bars(err)
-    absent: set[str] = set()
+    engines: list[Manifest | str] = [*chosen, *options.peers]
     for block in range(options.blocks):
-        for manifest in chosen:
+        for engine in engines[:: 1 if block % 2 == 0 else -1]:  # a machine that drifts favours none
+            if isinstance(engine, str):
+                if engine not in left_out:
+                    with progress.step(
+                        f"{workload}, block {block + 1}: {engine} (its environment is made once)"
+                    ):
+                        said = run_peer(engine, options, chosen[0], workload, loads, tokenizer, new_tokens)
+                    if isinstance(said, str):
+                        left_out[engine] = said
+                        err.print(f"{engine}: {said}", highlight=False)
+                    else:
+                        name = f"{said['peer']} ({said['settings']})"
+                        found.setdefault(name, []).append(said["results"])
+                continue
+            manifest = engine
             with progress.step(f"{workload}, block {block + 1}: Shoal, {manifest.precision}, gRPC streams"):
                 rows = ours(options.repository, manifest, loads, new_tokens, cached=workload == CHAT)
                 found.setdefault(f"Shoal {manifest.precision}", []).append(rows)
-        for peer in [peer for peer in options.peers if peer not in absent]:
-            with progress.step(f"{workload}, block {block + 1}: {peer} (its environment is made once)"):
-                said = run_peer(peer, options, chosen[0], workload, loads, tokenizer, new_tokens)
-            if said is None:
-                absent.add(peer)
-            else:
-                found.setdefault(f"{said['peer']} ({said['settings']})", []).append(said["results"])
     return {
-        engine: [_together(rows) for rows in zip(*blocks, strict=True)] for engine, blocks in found.items()
+        name: [_together(rows) for rows in zip(*blocks, strict=True)]
+        for name, blocks in sorted(found.items(), key=lambda item: not item[0].startswith("Shoal"))
+        if len(blocks) == options.blocks  # else it failed meanwhile
     }
 
 
@@ -305,14 +323,13 @@ def run_peer(
     loads: Sequence[Rounds],
     tokenizer: Tokenizer,
     new_tokens: int,
-) -> dict[str, Any] | None:
-    """One peer in its own environment; None where it cannot run here, which is told."""
+) -> dict[str, Any] | str:
+    """What one peer reached in its own environment; or why it did not run."""
     source = str(manifest.source["id"])
     checkpoint = find_decoder(source)
     python = python_of(peer)
     if python is None:
-        err.print(f"{peer}: its environment cannot be made")
-        return None
+        return "its environment cannot be made"
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "prompts.json"
         command = [
@@ -333,14 +350,13 @@ def run_peer(
         if peer == "llama_cpp":
             gguf = find_gguf(source)
             if gguf is None:
-                err.print(f"{peer}: {source} ships no GGUF file")
-                return None
+                return f"{source} ships no GGUF file"
             command += ["--gguf", str(gguf)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT)
     if done.returncode:
-        why = "cannot run on this CPU" if done.returncode == CANNOT_RUN_HERE else "failed"
-        err.print(f"{peer} {why}, as told above")
-        return None
+        return (
+            "it cannot run on this CPU" if done.returncode == CANNOT_RUN_HERE else "it failed, as told above"
+        )
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 

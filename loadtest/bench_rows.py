@@ -91,7 +91,7 @@ def main() -> None:
         blocks = []
         for number in range(options.blocks + 1):
             with progress.step(f"Measure block {number}" if number else "Warm up"):
-                blocks.append(_block(cases, urls, options.seconds))
+                blocks.append(_block(cases, urls, options.seconds, backwards=number % 2 == 0))
     blocks = blocks[1:]
     rows = medians(blocks)
     out = Console(width=120)
@@ -185,13 +185,19 @@ def difference(ours: Sequence[Label], theirs: Sequence[Label]) -> str:
     return "" if most <= TOLERANCE else f"a score differs by {most:.2g}"
 
 
-def _block(cases: Sequence[Case], urls: dict[str, dict[str, str]], seconds: float) -> dict[str, Any]:
-    """Each load of each server once, in turn: figures by case, callers and server."""
+def _block(
+    cases: Sequence[Case], urls: dict[str, dict[str, str]], seconds: float, *, backwards: bool
+) -> dict[str, Any]:
+    """Each load of each server once, in turn: figures by case, callers and server.
+
+    Args:
+        backwards: the last server is the first one, so that a machine that drifts favours none.
+    """
     block: dict[str, Any] = {}
     for case in cases:
         asked = {"model": case.name, "rows": str(case.rows), "seconds": seconds}
         for callers in CALLERS:
-            for way, url in urls[case.name].items():
+            for way, url in list(urls[case.name].items())[:: -1 if backwards else 1]:
                 load = asked | {"way": way, "url": url, "callers": callers}
                 said = in_a_process("loadtest.bench_rows_client", load)
                 block.setdefault(case.name, {}).setdefault(str(callers), {})[way] = said

@@ -27,8 +27,6 @@ MOST_AT_ONCE = 4  # copies under way
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _DEADLINE_SECONDS = 30.0
 _ANY_SIZE = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-# Of the version that is served: it was not judged, and another server may answer.
-_NOT_THERE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 @dataclass(frozen=True)
@@ -111,11 +109,14 @@ class Mirror:
             ]
             order = [0, 1] if random.random() < 0.5 else [1, 0]  # noqa: S311 - the second one may be faster
             found = {side: sides[side]() for side in order}
-            if found[0][0] in _NOT_THERE:
-                return
+            if grpc.StatusCode.UNAVAILABLE in (found[0][0], found[1][0]):
+                return  # a full queue, or no server: that says nothing of the version
             answers, seconds = zip(found[0], found[1], strict=True)
             failed = tuple(isinstance(each, grpc.StatusCode) for each in answers)
-            same = None if any(failed) else agree(*answers)
+            try:
+                same = None if any(failed) else agree(*answers)
+            except ValueError:  # its content is in shared memory
+                return
             with self._lock:
                 self._found.append(Compared(failed, seconds, same))  # type: ignore[arg-type]
         finally:

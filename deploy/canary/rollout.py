@@ -16,12 +16,12 @@ from deploy.canary.mirror import Compared
 from deploy.canary.split import Folder, Split
 from shoal.errors import ShoalError, UsageError
 from shoal.locks import Busy, lock
-from shoal.paths import write_json
+from shoal.paths import check_path, write_json
 
 STATE, FOLDER_FILE, WISH, LOCK = "rollout.json", "canary.json", "wish.json", ".canary.lock"
 LOOK_SECONDS = 0.5
 _MORE = 1.02  # times as many requests are a new entry of the history, which so stays short
-Phase = Literal["running", "paused", "promoted", "rolled back", "inconclusive", "good", "worse"]
+Phase = Literal["running", "paused", "promoting", "promoted", "rolled back", "inconclusive", "good", "worse"]
 Wish = Literal["pause", "resume", "abort", "promote"]
 ENDED = ("promoted", "rolled back", "inconclusive", "good", "worse")
 
@@ -36,7 +36,8 @@ class Rollout:
         before: the version that is served to the others.
         seconds: that it may take, without pauses.
         spent: seconds that it has run.
-        phase: running, paused (nobody gets it), or how it ended; good and worse are of a shadow.
+        phase: running, paused (nobody gets it), promoting (its version is being served to everybody), or how
+            it ended; good and worse are of a shadow.
         reason: why it ended.
         judge: what was seen.
         position: in Envoy's log, up to which it was read.
@@ -85,14 +86,16 @@ def create_folder(folder: Folder) -> None:
     """Make what Envoy and `shoal canary` share; where requests go stays as it is if Envoy was told before.
 
     Raises:
-        UsageError: the folder cannot be written.
+        UsageError: the folder cannot be written, or its name cannot be given to Envoy.
     """
+    check_path(folder.folder, "the folder")
     try:
         folder.folder.mkdir(parents=True, exist_ok=True)
         write_json(
             folder.folder / FOLDER_FILE,
             {**vars(folder), "folder": None, "servers": list(folder.servers)},
         )
+        folder.prepare()
         if read(folder) is None:
             folder.send(None)
     except OSError as error:
@@ -146,13 +149,14 @@ def watching(folder: Folder) -> Iterator[None]:
     Raises:
         UsageError: somebody else does.
     """
-    try:
-        held = lock(folder.folder / LOCK, exclusive=True, create=True)
+    try:  # whoever only looks whether somebody does has it for a moment
+        held = lock(folder.folder / LOCK, exclusive=True, create=True, wait=1.0)
     except Busy as error:
         raise UsageError(
             f"a shoal canary with {folder.folder} runs already", hint="shoal rollout status"
         ) from error
     try:
+        wished(folder)  # what was asked of another one
         yield
     finally:
         os.close(held)
@@ -161,22 +165,23 @@ def watching(folder: Folder) -> Iterator[None]:
 def is_watched(folder: Folder) -> bool:
     """Whether a `shoal canary` runs."""
     try:
-        os.close(lock(folder.folder / LOCK, exclusive=True, create=True))
+        os.close(lock(folder.folder / LOCK, exclusive=False, create=True))
     except Busy:
         return True
     return False
 
 
 def wish(folder: Folder, what: Wish) -> None:
-    """Ask the `shoal canary` that runs for something; it does it within a second."""
-    write_json(folder.folder / WISH, {"wish": what})
+    """Ask the `shoal canary` that runs for something; it does it within a second. An abort stays one."""
+    if _asked(folder.folder / WISH) != "abort":
+        write_json(folder.folder / WISH, {"wish": what})
 
 
 def run(
     folder: Folder,
     rollout: Rollout,
     *,
-    alive: Callable[[], bool],
+    problem: Callable[[], str | None],
     promote: Callable[[], None],
     tell: Callable[[Rollout], None] = lambda rollout: None,
     compared: Callable[[], Sequence[Compared]] = tuple,
@@ -187,7 +192,7 @@ def run(
 
     Args:
         rollout: a new one, or one that goes on.
-        alive: whether the canary's server still runs.
+        problem: what makes it impossible to go on, or None; asked twice a second.
         promote: serves the version to everybody.
         tell: gets what is known twice a second.
         compared: what became of copies of requests since the last call.
@@ -198,25 +203,28 @@ def run(
     Raises:
         OSError: the folder cannot be written.
     """
-    wished(folder)  # what was asked of another one
     # While nobody watched, the canary's server was gone, so Envoy's log says that others had to answer.
     rollout = replace(rollout, position=folder.end)
     try:
-        if rollout.phase == "running":
+        if rollout.phase in ("running", "promoting"):
             folder.send(rollout.split)
+        rollout.judge.begin()
         last = time.monotonic()
         while not rollout.ended:
             keep(folder, rollout)
             tell(rollout)
+            if rollout.phase == "promoting":
+                rollout = promoted(rollout, promote)
+                break
             time.sleep(LOOK_SECONDS)
             now = time.monotonic()
             before, rollout = rollout.phase, _look(folder, rollout, now - last, compared())
             last = now
-            rollout = _decided(rollout, wished(folder), alive())
+            rollout = _decided(rollout, wished(folder), problem())
             if rollout.phase != before:
-                folder.send(rollout.split if rollout.phase in ("running", "promoted") else None)
-        if rollout.phase == "promoted":
-            rollout = _promoted(rollout, promote)
+                keep(folder, rollout)
+                folder.send(rollout.split if rollout.phase in ("running", "promoting") else None)
+                rollout.judge.begin()
     finally:
         folder.send(None)
     keep(folder, rollout)
@@ -224,12 +232,13 @@ def run(
     return rollout
 
 
-def _promoted(rollout: Rollout, promote: Callable[[], None]) -> Rollout:
+def promoted(rollout: Rollout, promote: Callable[[], None]) -> Rollout:
+    """Serve the version to everybody, or say why that failed."""
     try:
         promote()
     except ShoalError as error:
         return replace(rollout, phase="rolled back", reason=f"it could not be promoted: {error.message}")
-    return rollout
+    return replace(rollout, phase="promoted")
 
 
 def keep(folder: Folder, rollout: Rollout) -> None:
@@ -239,10 +248,16 @@ def keep(folder: Folder, rollout: Rollout) -> None:
 
 def wished(folder: Folder) -> Wish | None:
     """What was asked for since the last time."""
-    path = folder.folder / WISH
+    taken = folder.folder / f".{WISH}"
+    with suppress(OSError):
+        (folder.folder / WISH).rename(taken)  # one that is written now is the next one
+        return _asked(taken)
+    return None
+
+
+def _asked(path: Path) -> Wish | None:
     with suppress(OSError, ValueError, KeyError, TypeError):
         what = json.loads(path.read_text(encoding="utf-8"))["wish"]
-        path.unlink()
         return what if what in ("pause", "resume", "abort", "promote") else None
     return None
 
@@ -267,7 +282,7 @@ def _look(folder: Folder, rollout: Rollout, seconds: float, copies: Sequence[Com
     return replace(rollout, position=position, spent=spent)
 
 
-def _decided(rollout: Rollout, wished: Wish | None, alive: bool) -> Rollout:
+def _decided(rollout: Rollout, wished: Wish | None, problem: str | None) -> Rollout:
     """What follows from what is known: the first of these that holds.
 
     Nobody's word but the guards' and the user's makes a version good.
@@ -275,16 +290,16 @@ def _decided(rollout: Rollout, wished: Wish | None, alive: bool) -> Rollout:
     verdict = rollout.judge.verdict
     worse = ", ".join(row["guard"] for row in rollout.judge.rows() if row["verdict"] == "worse")
     bad: Phase = "worse" if rollout.shadow else "rolled back"
-    good: Phase = "good" if rollout.shadow else "promoted"
+    good: Phase = "good" if rollout.shadow else "promoting"
     ends: list[tuple[bool, Phase, str]] = [
         (wished == "abort", "rolled back", "shoal rollout abort"),
-        (not alive, "rolled back", "the canary's server has ended"),
+        (problem is not None, "rolled back", problem or ""),
         (verdict == "worse", bad, f"worse: {worse}"),
-        (wished == "promote" and not rollout.shadow, "promoted", "shoal rollout promote"),
-        (verdict == "good", good, "every guard is met"),
-        (rollout.spent >= rollout.seconds, "inconclusive", _lacking(rollout)),
+        (wished == "promote" and not rollout.shadow, "promoting", "shoal rollout promote"),
         (wished == "pause", "paused", ""),
         (wished == "resume", "running", ""),
+        (verdict == "good" and rollout.phase == "running", good, "every guard is met"),
+        (rollout.spent >= rollout.seconds, "inconclusive", _lacking(rollout)),
     ]
     for holds, phase, reason in ends:
         if holds:

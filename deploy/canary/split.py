@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,15 @@ from shoal.paths import write_atomic
 KINDS = ("grpc", "http")
 MOST_SHARE = 0.5
 FLUSH = "--file-flush-interval-msec 200"  # of Envoy, which else keeps its log of requests for 10 s
-_KEY = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _UNARY = re.compile(
-    r"/inference\.GRPCInferenceService/ModelInfer|/v2/models/(?P<model>[^/]+)(/versions/\d+)?/infer"
+    r"/inference\.GRPCInferenceService/ModelInfer|/v2/models/(?P<model>[^/]+)/(infer|generate)"
 )
 _STREAM = re.compile(
-    r"/inference\.GRPCInferenceService/ModelStreamInfer|/v2/models/(?P<model>[^/]+)(/versions/\d+)?/generate(_stream)?"
+    r"/inference\.GRPCInferenceService/ModelStreamInfer|/v2/models/(?P<model>[^/]+)/generate_stream"
 )
+# By which Envoy says that an answer was not sent to its end: the caller left, or the server did.
+_CUT = {"DC", "DR", "UC", "UR", "UT", "SI", "DT", "LR", "UPE", "DPE"}
 _LARGE = 64 << 20  # bytes; the file of requests is emptied when it is larger and was read
 
 
@@ -35,12 +39,14 @@ class Split:
 
     Attributes:
         rollout: its id.
+        model: only its inference over HTTP is split; of gRPC, whose paths name no model, that of all.
         share: from 0.0001 to 0.5; 0.0 where callers get none of its answers, and `copies` is not 0.
         key: name of a header; requests with the same value of it go to the same version. "": each by chance.
         copies: the share of requests of which a copy goes to `deploy.canary.mirror`, up to 0.5.
     """
 
     rollout: str
+    model: str
     share: float
     key: str = ""
     copies: float = 0.0
@@ -62,12 +68,11 @@ class Split:
         """Copies of 10,000 requests."""
         return round(self.copies * 10_000)
 
-    @property
-    def ratio(self) -> int:
-        """Requests of the old version for one of the new."""
-        if not self.share:
-            return 1  # each copy goes to both
-        return max(1, round((1.0 - self.share) / self.share))
+    def paths(self, kind: str) -> list[str]:
+        """What is split of the requests of a kind, see `KINDS`: inference, and nothing else."""
+        if kind == "grpc":
+            return [f"/inference.GRPCInferenceService/{name}" for name in ("ModelInfer", "ModelStreamInfer")]
+        return [f"/v2/models/{self.model}/{name}" for name in ("infer", "generate", "generate_stream")]
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,32 @@ class Folder:
         """
         for kind in KINDS:
             self.routes(kind).parent.mkdir(exist_ok=True)
-            write_atomic(self.routes(kind), render("split.yaml.j2", name=kind, split=split))
+            try:
+                write_atomic(self.routes(kind), render("split.yaml.j2", name=kind, split=split))
+            except OSError:
+                if split is not None:
+                    raise
+                self._link_none(kind)
+
+    def prepare(self) -> None:
+        """Write the routes without a canary, so that they can be had again on a disk that is full.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        self._none("").parent.mkdir(exist_ok=True)
+        for kind in KINDS:
+            write_atomic(self._none(kind), render("split.yaml.j2", name=kind, split=None))
+
+    def _none(self, kind: str) -> Path:
+        return self.folder / "none" / f"{kind}.yaml"
+
+    def _link_none(self, kind: str) -> None:
+        link = self.routes(kind).with_suffix(".none")
+        link.unlink(missing_ok=True)
+        os.link(self._none(kind), link)
+        link.replace(self.routes(kind))
+        link.unlink(missing_ok=True)  # where both were the same file already
 
     @property
     def end(self) -> int:
@@ -131,17 +161,18 @@ class Folder:
     def answered(self, rollout: str, model: str, position: int) -> tuple[list[Answered], int]:
         """The requests that have ended since `position` in the log, and the position behind them."""
         try:
-            with self.log.open("r+b") as file:
+            with self.log.open("rb") as file:
                 size = file.seek(0, 2)
                 file.seek(position if position <= size else 0)
                 text = file.read()
                 end = text.rfind(b"\n") + 1
                 position = file.tell() - len(text) + end
-                if position > _LARGE and end == len(text):
-                    file.truncate(0)  # what Envoy writes in this moment is lost, and counts for no version
-                    position = 0
         except FileNotFoundError:
             return [], 0
+        if position > _LARGE and end == len(text):
+            with suppress(OSError):  # Envoy may run as another user
+                os.truncate(self.log, 0)  # what it writes in this moment is lost, and counts for no version
+                position = 0
         return list(self._requests(text[:end], rollout, model)), position
 
     def _requests(self, lines: bytes, rollout: str, model: str) -> Iterator[Answered]:
@@ -163,12 +194,13 @@ class Folder:
             return None
         new = version == "new"
         failed = (
-            entry.get("status") not in (200,)
-            or entry.get("grpc") not in (None, 0)
-            # The caller left before the answer's end: perhaps because it took too long.
-            or "DC" in str(entry.get("flags") or "")
+            entry.get("status") != 200
+            or (path.startswith("/inference.") and entry.get("grpc") != 0)
+            or bool(_CUT & set(str(entry.get("flags") or "").split(",")))
             or (new and entry.get("host") not in self._addresses)  # another server had to answer
         )
+        if stream and not failed:
+            return None  # its errors are inside of it, so that nothing says that it was good
         took = entry.get("us")  # microseconds
         seconds = took / 1e6 if unary and isinstance(took, (int, float)) and took > 0 else None
         return Answered(new, failed, seconds)

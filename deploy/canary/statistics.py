@@ -13,62 +13,98 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 # How much more often the new version is bad, in the alternatives that the test has in mind.
 _MORE_OFTEN = (0.01, 0.03, 0.1, 0.3, 0.8)
+_ANEW = 500  # blocks
+_MOST_NEW, _MOST_OLD = 20, 2000  # requests that wait for the other version's
 _STEP = math.log(1.01)  # two times that differ by less count as one
 _PRIOR = 0.5  # of both counts of a rate (Jeffreys)
 _PRIOR_REQUESTS = 50.0  # what the prior of a quantile is worth
 
 
 @dataclass
+class Blocks:
+    """Puts requests of both versions together that ended at about the same time.
+
+    A block is one request of the new version with all of the old one since the block before, at least one.
+    How large it is depends on when requests come, and not on what became of them.
+
+    Attributes:
+        waiting_old, waiting_new: values of requests that no block has yet, in their order; the oldest are
+            left out where one version has many and the other none.
+    """
+
+    waiting_old: list[float] = field(default_factory=list)
+    waiting_new: list[float] = field(default_factory=list)
+
+    def add(self, value: float, *, new: bool) -> list[tuple[float, list[float]]]:
+        """Count a request, and give the blocks that it completes: the new version's value, and the old's."""
+        waiting, most = (self.waiting_new, _MOST_NEW) if new else (self.waiting_old, _MOST_OLD)
+        waiting.append(value)
+        del waiting[:-most]
+        blocks = []
+        while self.waiting_new and self.waiting_old:
+            taken = self.waiting_old[:] if len(self.waiting_new) == 1 else self.waiting_old[:1]
+            del self.waiting_old[: len(taken)]
+            blocks.append((self.waiting_new.pop(0), taken))
+        return blocks
+
+
+@dataclass
 class WorseRate:
     """E-process against "requests of the new version are bad at most as often as of the old".
 
-    Requests are taken in blocks of one of the new version and `ratio` of the old. The E-variable of a block
-    is that of R. J. Turner, A. Ly and P. D. Grunwald, "Generic E-variables for exact sequential k-sample
-    tests that allow for optional stopping" (2024), section 2; the rates in it are learned from earlier
-    blocks, and mixed over several alternatives. It assumes that requests are independent of each other.
+    The E-variable of a block is that of R. J. Turner, A. Ly and P. D. Grunwald, "Generic E-variables for
+    exact sequential k-sample tests that allow for optional stopping" (2024), section 2; the rates in it are
+    learned from earlier blocks, and mixed over several alternatives. It assumes that requests are independent
+    of each other.
+
+    A version may become bad after thousands of good requests, which speak against each alternative. So
+    a product begins anew after every 500 blocks, and all products are mixed; a mixture of such processes is
+    one.
 
     Attributes:
-        ratio: requests of the old version for one of the new.
-        logs: logarithm of the product of each alternative.
-        blocks, bad: of the old version: blocks that were used, and bad requests in them.
-        waiting_old, waiting_new: good and bad requests that no block has yet, in their order.
+        sums: logarithm of the product of each alternative, from the first block on.
+        starts: `sums` where each product began.
+        blocks: that were counted.
+        seen, bad: of the old version: requests in them, and bad ones among these.
     """
 
-    ratio: int
-    logs: list[float] = field(default_factory=lambda: [0.0] * len(_MORE_OFTEN))
+    sums: list[float] = field(default_factory=lambda: [0.0] * len(_MORE_OFTEN))
+    starts: list[list[float]] = field(default_factory=lambda: [[0.0] * len(_MORE_OFTEN)])
     blocks: int = 0
+    seen: int = 0
     bad: int = 0
-    waiting_old: list[bool] = field(default_factory=list)
-    waiting_new: list[bool] = field(default_factory=list)
-
-    def add(self, bad: bool, *, new: bool) -> None:
-        """Count a request."""
-        (self.waiting_new if new else self.waiting_old).append(bad)
-        while self.waiting_new and len(self.waiting_old) >= self.ratio:
-            self._block(self.waiting_new.pop(0), sum(self.waiting_old[: self.ratio]))
-            del self.waiting_old[: self.ratio]
 
     @property
     def evidence(self) -> float:
         """Natural logarithm of the e-value; the hypothesis is rejected where it reaches log(1/alpha)."""
-        most = max(self.logs)
-        return most + math.log(sum(math.exp(each - most) for each in self.logs) / len(self.logs))
+        logs = np.array(self.sums) - np.array(self.starts)  # [products, alternatives]
+        places = np.arange(len(self.starts))[:, None]
+        logs = logs - np.log((places + 1.0) * (places + 2.0)) - math.log(len(_MORE_OFTEN))
+        waiting = -math.log(
+            len(self.starts) + 1.0
+        )  # what the products that have not begun are worth together
+        return float(np.logaddexp.reduce(np.append(logs, waiting)))
 
-    def _block(self, new: bool, old: int) -> None:
-        seen = self.blocks * self.ratio
-        usual = (self.bad + 0.5) / (seen + 10.0)
+    def add(self, new: bool, bad: int, number: int) -> None:
+        """Count a block: whether the new version's request was bad, and how many of the old one's were."""
+        usual = (self.bad + 0.5) / (self.seen + 10.0)
         for place, more in enumerate(_MORE_OFTEN):
             worse = usual + (1.0 - usual) * more
-            alike = (self.ratio * usual + worse) / (self.ratio + 1)
-            self.logs[place] += (
+            alike = (number * usual + worse) / (number + 1)
+            self.sums[place] += (
                 math.log((worse if new else 1.0 - worse) / (alike if new else 1.0 - alike))
-                + old * math.log(usual / alike)
-                + (self.ratio - old) * math.log((1.0 - usual) / (1.0 - alike))
+                + bad * math.log(usual / alike)
+                + (number - bad) * math.log((1.0 - usual) / (1.0 - alike))
             )
         self.blocks += 1
-        self.bad += old
+        self.seen += number
+        self.bad += bad
+        if self.blocks % _ANEW == 0:
+            self.starts.append(self.sums.copy())
 
 
 @dataclass

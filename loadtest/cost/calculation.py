@@ -86,6 +86,11 @@ def measured(path: Path) -> Measured:
         raise UsageError(f"{path}: no rate keeps the promise {report['plan']['slo']}", hint="promise less")
     if judged is not None and not judged["met"]:
         raise UsageError(f"{path}: the promise {report['plan']['slo']} was missed", hint="use --find-max")
+    if report["plan"].get("beside"):
+        raise UsageError(
+            f"{path} is of a server that rested while another was asked",
+            hint="test it alone, with --find-max",
+        )
     total = report["total"]
     if total["failures"] and judged is None:
         raise UsageError(f"{path}: {total['failures']} requests failed", hint="test with a lower rate")
@@ -118,7 +123,7 @@ def _limited(report: Mapping[str, Any]) -> bool:
     missed = [trial for trial in report.get("trials", ()) if not trial["met"]]
     if missed:
         return bool(min(missed, key=lambda trial: float(trial["rate"]))["client_limited"])
-    return bool((report.get("client") or {}).get("limited"))
+    return bool((report.get("client") or {}).get("limited")) or bool(report.get("client_limited"))
 
 
 def _weights(speeds: Mapping[str, float] | None) -> tuple[float, float] | None:

@@ -6,7 +6,8 @@ their rate (common random numbers). What is served now is measured twice first, 
 difference is noise. Then settings race against the best so far: each is asked once at a little more than that
 rate, and one that keeps the promise there is asked for more, so most cost one test. Optuna's tree-structured
 Parzen estimator (J. Bergstra et al., Algorithms for hyper-parameter optimization, NeurIPS 2011) proposes
-them, after the corners of the space; once a setting is the best so far, corners and others change it in one knob.
+them, after the corners of the space; once a setting is the best so far, corners and others change it in one
+knob.
 
 At last the best must win on fresh requests, in turn with what is served now (ABBA, so that a machine which
 gets slower slows both), first at a rate between both. It wins a round if it keeps the promise and what is

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import signal
+import threading
 import time
+import urllib.error
 import uuid
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,14 +23,18 @@ from shoal.cli.options import DEFAULT_REPOSITORY, Json, Repository
 from shoal.cli.quantities import seconds, share
 from shoal.cli.rollout import DEFAULT_FOLDER, Folder, as_table, rows_of, tell
 from shoal.cli.steps import err
-from shoal.errors import RepositoryError, ShoalError, UsageError
+from shoal.errors import RepositoryError, ShoalError, UsageError, first_line
 from shoal.progress import Bars
 
 if TYPE_CHECKING:
     from deploy.canary.rollout import Rollout
+    from shoal.manifest import Manifest
 
-_TAKE_UP_SECONDS = 300.0
+_TAKE_UP_SECONDS, _START_SECONDS, _GRACE_SECONDS = 300.0, 600.0, 4.0
+_FINISH_SECONDS, _IDLE = 60.0, 0.1  # in which answers may end; seconds of CPU time in a second
 _LEAST_SECONDS = 10.0
+# How often it is asked whether a canary can go on; by so many silent looks, of so many seconds, it cannot.
+_LOOK_SECONDS, _SILENT, _PROBE_SECONDS = 5.0, 3, 10.0
 
 Name = Annotated[str, typer.Argument(help="The model, as users call it.")]
 Version = Annotated[int, typer.Argument(min=1, help="A proven version of it.")]
@@ -33,7 +42,8 @@ Guards = Annotated[
     list[str] | None,
     typer.Option(
         "--guard",
-        help="errors, errors<=1%, p99, p99<=1.25x, agreement or agreement>=0.995; repeat for several.",
+        help="errors, errors<=1%, p99, p99<=1.25x, agreement or agreement>=0.995; several with commas. Errors"
+        " always count.",
     ),
 ]
 
@@ -61,7 +71,7 @@ def canary(
 
     Exit code: 0 if it was promoted, 1 if not.
 
-    Example: shoal canary minilm 3 --share 5% --guard 'errors<=1%' --guard 'p99<=1.25x' --max 2h
+    Example: shoal canary minilm 3 --share 5% --guard 'errors<=1%,p99<=1.25x' --max 2h
 
     Example: shoal rollout status
     """
@@ -71,7 +81,7 @@ def canary(
     of = share("--share", percent)
     guards = _guards(guard or ["errors", "p99"])
     copies = of if any(each.kind == AGREEMENT for each in guards) else 0.0
-    split = Split(uuid.uuid4().hex[:12], of, key.lower(), copies)
+    split = Split(uuid.uuid4().hex[:12], name, of, key.lower(), copies)
     ended = _decide(name, version, folder, split, guards, seconds("--max", most, _LEAST_SECONDS), repository)
     tell(ended, as_json)
     raise typer.Exit(0 if ended.phase == "promoted" else 1)
@@ -104,7 +114,7 @@ def shadow(
     """
     from deploy.canary.split import Split
 
-    split = Split(uuid.uuid4().hex[:12], 0.0, "", share("--share", percent))
+    split = Split(uuid.uuid4().hex[:12], name, 0.0, "", share("--share", percent))
     guards = _guards(guard or ["errors", "p99", "agreement"])
     ended = _decide(name, version, folder, split, guards, seconds("--max", most, _LEAST_SECONDS), repository)
     tell(ended, as_json)
@@ -112,9 +122,11 @@ def shadow(
 
 
 def _guards(given: list[str]) -> Any:
-    from deploy.canary.guards import Guard
+    from deploy.canary.guards import ERRORS, Guard
 
-    guards = [Guard.parse(each) for each in given]
+    guards = [Guard.parse(each) for text in given for each in text.split(",")]
+    if not any(each.kind == ERRORS for each in guards):
+        guards.insert(0, Guard.parse(ERRORS))  # what failed has no time and no answer to be compared
     if len({(each.kind, each.share) for each in guards}) < len(guards):
         raise UsageError("two guards are about the same")
     return guards
@@ -128,7 +140,7 @@ def _decide(
     from deploy.canary.guards import Judge
 
     place = canaries.open_folder(folder)
-    new = canaries.Rollout(split, name, version, 0, time_it_has, Judge(guards, split.ratio))
+    new = canaries.Rollout(split, name, version, 0, time_it_has, Judge(guards))
     with canaries.watching(place):
         known = canaries.read(place)
         if known is not None and not known.ended:
@@ -152,8 +164,12 @@ def _report(rollout: Rollout, file: Path) -> None:
         err.print("no report with pictures: pip install 'shoal[loadtest]'", highlight=False)
         return
     curves = (rollout.judge.old.times.curve(), rollout.judge.new.times.curve())
-    page.write(rollout.to_dict(), curves, rows_of(rollout), file)
-    err.print(f"report: {file}", highlight=False, soft_wrap=True)
+    try:
+        page.write(rollout.to_dict(), curves, rows_of(rollout), file)
+    except ShoalError as error:  # what was decided stays so
+        err.print(f"no report: {error.message}", highlight=False, soft_wrap=True)
+    else:
+        err.print(f"report: {file}", highlight=False, soft_wrap=True)
 
 
 def _run(place: Any, rollout: Rollout, repository: Path) -> Rollout:
@@ -162,12 +178,7 @@ def _run(place: Any, rollout: Rollout, repository: Path) -> Rollout:
 
     from deploy.canary import rollout as canaries
     from deploy.canary.mirror import Mirror
-    from serving import embedded
-    from serving.check import check
-    from serving.distribution import Embedded
-    from serving.ports import LOOPBACK, Ports
-    from serving.supervisor.snapshot import ModelSpec, Snapshot, specs_in
-    from shoal.model_config import selected_versions
+    from serving.ports import LOOPBACK
 
     name, version = rollout.model, rollout.version
     place.send(None)  # one that was killed has left its share
@@ -175,44 +186,32 @@ def _run(place: Any, rollout: Rollout, repository: Path) -> Rollout:
     served = versions.served_version(repository, manifest.network)
     if served is None:
         raise RepositoryError(f"{repository} serves no version of {name} beside which it could be tried")
-    if served == version:
-        if rollout.before:  # the command was killed after it had promoted it
-            done = replace(rollout, phase="promoted", reason="every guard was met")
-            canaries.keep(place, done)
-            place.send(None)
-            return done
-        raise UsageError(f"{name} {version} is what is served")
 
     def promote() -> None:
         versions.promote(repository, name, version)
         try:
             rollouts.wait_until_served(repository, manifest.configs, _TAKE_UP_SECONDS)
-        except ShoalError:
-            versions.promote(repository, name, served)
+        except ShoalError as error:
+            _take_back(repository, name, version, error)
             raise
 
-    found = specs_in(repository)
-    for model, config in manifest.configs.items():
-        found[model] = ModelSpec(config, tuple(sorted(selected_versions(config))))
-    distribution, ports = Embedded.find(), Ports(http=place.http, grpc=place.grpc, metrics=0)
-    snapshot = Snapshot(repository, distribution.shown)
+    if served == version:
+        if rollout.phase == "promoting":  # the command was killed while it promoted it
+            done = canaries.promoted(rollout, promote)
+            canaries.keep(place, done)
+            return done
+        raise UsageError(f"{name} {version} is what is served")
+    if rollout.before not in (0, served):
+        raise UsageError(
+            f"{name} {served} is served by now, and the canary was compared with {rollout.before}",
+            hint="shoal rollout abort",
+        )
     with ExitStack() as stack:
         mirror = None
         if rollout.split.copies:  # first, for its port may be taken
             mirror = Mirror(place.mirror, place.servers, f"{LOOPBACK}:{place.grpc}", name)
             stack.enter_context(mirror)
-        with Bars(err).step(f"start a server of {name} {version}"):
-            check(repository, distribution.backends, {model: spec.versions for model, spec in found.items()})
-            server = embedded.launch(
-                distribution,
-                repository,
-                ports,
-                open_snapshot=lambda folder: snapshot.open(folder, found),
-                death=signal.SIGKILL,
-            )
-        stack.callback(embedded.stop, server)
-        stack.callback(time.sleep, 1.0)  # in which Envoy has read that no request goes there any more
-        time.sleep(3 * place.probe_seconds)  # Envoy must have seen it, or it asks the others
+        watch = stack.enter_context(_serve(place, repository, manifest, served))
         live = stack.enter_context(Live(console=err, auto_refresh=False, transient=True))
 
         def show(now: Rollout) -> None:
@@ -221,8 +220,165 @@ def _run(place: Any, rollout: Rollout, repository: Path) -> Rollout:
         return canaries.run(
             place,
             replace(rollout, before=served),
-            alive=lambda: server.alive,
+            problem=lambda: watch.problem,
             promote=promote,
             tell=show,
             compared=mirror.taken if mirror else tuple,
         )
+
+
+@contextmanager
+def _serve(place: Any, repository: Path, manifest: Manifest, served: int) -> Iterator[_Watch]:
+    """A server of the repository with a version in the place of the one that is served."""
+    from serving import embedded, probe
+    from serving.check import check
+    from serving.distribution import Embedded
+    from serving.ports import Ports
+    from serving.supervisor.settings import CONTROL_HEADER, SupervisorSettings
+    from serving.supervisor.snapshot import ModelSpec, Snapshot, specs_in
+    from shoal.model_config import selected_versions
+
+    found = specs_in(repository)
+    before = found.copy()
+    for model, config in manifest.configs.items():
+        found[model] = ModelSpec(config, tuple(sorted(selected_versions(config))))
+    distribution, ports = Embedded.find(), Ports(http=place.http, grpc=place.grpc, metrics=0)
+    snapshot = Snapshot(repository, distribution.shown)
+    os.environ[probe.PROBE_KEY] = secrets.token_hex(16)  # no full queue refuses what asks whether it answers
+    control = secrets.token_hex(32)  # callers get here, too: what they may not ask of the others is closed
+    headers = {CONTROL_HEADER: control}
+    with Bars(err).step(f"start a server of {manifest.model} {manifest.version}"):
+        check(repository, distribution.backends, {model: spec.versions for model, spec in found.items()})
+        server = embedded.launch(
+            distribution,
+            repository,
+            ports,
+            timeout=_START_SECONDS,
+            arguments=SupervisorSettings(repository).arguments("", control),
+            headers=headers,
+            open_snapshot=lambda folder: snapshot.open(folder, found),
+            death=signal.SIGKILL,
+        )
+    try:
+        time.sleep(3 * place.probe_seconds)  # Envoy must have seen it, or it asks the others
+        with _Watch(server, headers, repository, manifest, served, before) as watch:
+            yield watch
+    finally:
+        # No request comes any more. Triton would wait for Envoy's connections until it is killed: they stay.
+        _wait_until_idle(server)
+        embedded.stop(server, grace=_GRACE_SECONDS)
+
+
+def _wait_until_idle(server: Any) -> None:
+    """Until the processes of a server have used hardly any CPU time for a second: answers have ended."""
+    import psutil
+
+    def used() -> float:
+        with suppress(psutil.NoSuchProcess):
+            first = psutil.Process(server.pid)
+            times = [one.cpu_times() for one in (first, *first.children(recursive=True))]
+            return float(sum(each.user + each.system for each in times))
+        return 0.0
+
+    deadline, before = time.monotonic() + _FINISH_SECONDS, -1.0
+    while server.alive and time.monotonic() < deadline:
+        time.sleep(1.0)
+        now = used()
+        if before >= 0.0 and now - before < _IDLE:
+            return
+        before = now
+
+
+def _take_back(repository: Path, name: str, version: int, why: ShoalError) -> None:
+    """Select what was served before a version that no server took up.
+
+    Raises:
+        RepositoryError: it could not be selected.
+    """
+    manifest = versions.version_of(repository, name, version)
+    if versions.served_version(repository, manifest.network) != version:
+        return
+    try:
+        versions.rollback(repository, name)
+    except ShoalError as error:
+        raise RepositoryError(
+            f"{why.message}; and it is still selected, since what was served before was not: {error.message}",
+            hint=f"shoal rollback {name}",
+        ) from error
+
+
+class _Watch:
+    """Looks every few seconds, in a thread, whether a canary can go on.
+
+    Args:
+        manifest: of the canary.
+        served: the version that is served to the others.
+        others: what the repository serves now.
+    """
+
+    def __init__(
+        self,
+        server: Any,
+        headers: dict[str, str],
+        repository: Path,
+        manifest: Manifest,
+        served: int,
+        others: dict[str, Any],
+    ) -> None:
+        self._server, self._headers, self._repository = server, headers, repository
+        self._manifest, self._served, self._others = manifest, served, others
+        self._found: str | None = None
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot go on; None: it can."""
+        return self._found if self._server.alive else "the canary's server has ended"
+
+    def _run(self) -> None:
+        silent = 0
+        while not self._done.wait(_LOOK_SECONDS):
+            said = self._silence()
+            silent = silent + 1 if said else 0
+            if silent == _SILENT:
+                self._found = f"the canary's server does not answer: {said}"
+            elif changed := self._changed():
+                self._found = changed
+
+    def _silence(self) -> str | None:
+        """Why its server does not answer; a refusal because it has too much to do is an answer."""
+        from serving import probe
+
+        try:
+            asked = probe.questions(self._server.http, timeout=_PROBE_SECONDS, headers=self._headers)
+            for question in asked:
+                probe.send(question.request(), timeout=_PROBE_SECONDS)
+        except urllib.error.HTTPError as error:
+            return None if error.code in probe.BUSY else probe.reason_of(error)
+        except Exception as error:  # noqa: BLE001 - whatever it says is no answer
+            return first_line(error)
+        return None
+
+    def _changed(self) -> str | None:
+        """What of the repository is not as it was when the canary's server read it."""
+        from serving.supervisor.snapshot import specs_in
+
+        try:
+            now = versions.served_version(self._repository, self._manifest.network)
+            if now != self._served:
+                return f"version {now} was promoted, and the canary was compared with {self._served}"
+            found = specs_in(self._repository)
+        except (ShoalError, OSError):  # it is being changed
+            return None
+        for model, spec in found.items():
+            if model not in self._manifest.configs and spec != self._others.get(model):
+                return f"{model} was changed or is new, which the canary's server does not know"
+        return None

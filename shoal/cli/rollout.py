@@ -47,9 +47,10 @@ def status(folder: Folder = DEFAULT_FOLDER, as_json: Json = False) -> None:
             out.print("there was no canary here", highlight=False)
         return
     if not known.ended and not canaries.is_watched(place) and not as_json:
-        out.print(
-            "no shoal canary runs, so nobody gets this version; the same command goes on", highlight=False
+        said = (
+            "nobody gets this version" if known.phase != "promoting" else "this version may be served or not"
         )
+        out.print(f"no shoal canary runs, so {said}; the same command goes on", highlight=False)
     tell(known, as_json)
 
 
@@ -94,17 +95,23 @@ def abort(folder: Folder = DEFAULT_FOLDER, as_json: Json = False) -> None:
     if canaries.is_watched(place):
         _wish(folder, "abort", as_json)
         return
-    place.send(None)
-    try:
-        known = canaries.read(place)
-    except ShoalError:
-        (place.folder / canaries.STATE).unlink()
-        _say("all requests go to what is served; what was known of a canary is removed", as_json)
-        return
-    if known is None or known.ended:
-        raise UsageError("there is no canary to take back", hint="shoal rollout status")
-    canaries.keep(place, replace(known, phase="rolled back", reason="shoal rollout abort"))
-    _say(f"all requests go to {known.model} {known.before}", as_json)
+    with canaries.watching(place):
+        place.send(None)
+        try:
+            known = canaries.read(place)
+        except ShoalError:
+            (place.folder / canaries.STATE).unlink()
+            _say("all requests go to what is served; what was known of a canary is removed", as_json)
+            return
+        if known is None or known.ended:
+            raise UsageError("there is no canary to take back", hint="shoal rollout status")
+        promoting = known.phase == "promoting"
+        reason = "shoal rollout abort" + (", while it was being promoted" if promoting else "")
+        canaries.keep(place, replace(known, phase="rolled back", reason=reason))
+    if promoting:
+        _say(f"it may be what is served: shoal versions {known.model}", as_json)
+    else:
+        _say(f"all requests go to {known.model} {known.before}", as_json)
 
 
 def _say(done: str, as_json: bool) -> None:
@@ -128,7 +135,11 @@ def _wish(folder: Path, what: Any, as_json: bool) -> None:
     while time.monotonic() < deadline and (place.folder / canaries.WISH).exists():
         time.sleep(canaries.LOOK_SECONDS / 2)
     if (place.folder / canaries.WISH).exists():
-        raise ShoalError("the shoal canary that runs did not answer", hint="shoal rollout status")
+        (place.folder / canaries.WISH).unlink(missing_ok=True)
+        raise ShoalError(
+            "the shoal canary that runs did not answer: it starts or ends",
+            hint=f"again: shoal rollout {what}",
+        )
     _say(f"{what}: told", as_json)
 
 

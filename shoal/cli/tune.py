@@ -143,7 +143,8 @@ def _write(settings: Any, found: Any, told: dict[str, Any], kept: Any, folder: P
     if kept is not None:
         samples, test = kept
         served = headless.about(_manifest(settings, found))
-        report.write({**test, "max_rate": found.rate, "served": served}, samples, folder)
+        said = {"max_rate": found.rate, "served": served, "client_limited": bool(found.client_limited)}
+        report.write({**test, **said}, samples, folder)
     file = folder / "report.json"
     if _is_reported(folder, found.rate):
         told["in_flight"] = page.in_flight(json.loads(file.read_text()))

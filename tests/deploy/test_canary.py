@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from deploy.canary import rollout as canaries
 from deploy.canary.guards import ALPHA, Answered, Guard, Judge
 from deploy.canary.rollout import Rollout
 from deploy.canary.split import Folder, Split
-from deploy.canary.statistics import Times, WorseRate, rate_interval
+from deploy.canary.statistics import Blocks, Times, WorseRate, rate_interval
 from shoal.errors import ShoalError, UsageError
 
 ROLLOUTS = int(os.environ.get("SHOAL_ROLLOUTS", "40"))  # make test-canary has 1,000
@@ -29,14 +30,14 @@ def judged(
 ) -> tuple[Judge, int | None]:
     """A judge who saw requests, and after how many of the canary's he called it worse."""
     random = np.random.default_rng(seed)
-    judge = Judge([Guard.parse(each) for each in GUARDS], Split("a", share).ratio)
+    judge = Judge([Guard.parse(each) for each in GUARDS])
     new = random.random(requests) < share
     failed = random.random(requests) < np.where(new, failing[1], failing[0])
     seconds = random.lognormal(-3.0, 0.5, requests) * np.where(new, slower, 1.0)
     needed = math.log(len(GUARDS) / ALPHA)
     for each in zip(new.tolist(), failed.tolist(), seconds.tolist(), strict=True):
         judge.add(Answered(*each))
-        if each[0] and max(test.evidence for test in judge.tests) >= needed:
+        if each[0] and max(test.evidence for test in judge.tests) >= needed and judge.verdict == "worse":
             return judge, judge.new.number
     return judge, None
 
@@ -73,7 +74,7 @@ def test_a_version_within_what_is_allowed_is_not_called_worse() -> None:
 
 
 def test_without_requests_or_with_few_nothing_is_good() -> None:
-    judge = Judge([Guard.parse(each) for each in GUARDS], 1)
+    judge = Judge([Guard.parse(each) for each in GUARDS])
     assert judge.verdict == "open"
     for _ in range(10):
         judge.add(Answered(True, False, 0.01))
@@ -81,7 +82,7 @@ def test_without_requests_or_with_few_nothing_is_good() -> None:
 
 
 def test_where_every_request_fails_it_is_worse_without_a_single_time() -> None:
-    judge = Judge([Guard.parse(each) for each in GUARDS], 1)
+    judge = Judge([Guard.parse(each) for each in GUARDS])
     for _ in range(40):
         judge.add(Answered(False, False, 0.01))
         judge.add(Answered(True, True, None))
@@ -89,28 +90,110 @@ def test_where_every_request_fails_it_is_worse_without_a_single_time() -> None:
 
 
 def test_the_evidence_of_a_block_by_hand() -> None:
-    test = WorseRate(1)
-    test.add(False, new=False)
-    test.add(True, new=True)
+    test = WorseRate()
+    test.add(True, 0, 1)
     # What is usual is 0.05 before anything is known, and the new version may be worse by each of five steps.
     expected = 0.0
     for more in (0.01, 0.03, 0.1, 0.3, 0.8):
         worse = 0.05 + 0.95 * more
         alike = (0.05 + worse) / 2
         expected += worse / alike * 0.95 / (1.0 - alike) / 5
-    assert test.evidence == pytest.approx(math.log(expected))
+    # Half of the weight is on products that begin later, which are 1 until then.
+    assert test.evidence == pytest.approx(math.log(expected / 2 + 0.5))
 
 
 def test_the_e_value_is_one_on_average_where_versions_are_alike() -> None:
     random = np.random.default_rng(3)
     values = []
     for _ in range(4000):
-        test = WorseRate(3)
-        for _ in range(5):
-            for new in (False, False, False, True):
-                test.add(bool(random.random() < 0.3), new=new)
+        test, blocks = WorseRate(), Blocks()
+        for new in (random.random(20) < 0.25).tolist():
+            for value, old in blocks.add(float(random.random() < 0.3), new=new):
+                test.add(value > 0, sum(each > 0 for each in old), len(old))
         values.append(math.exp(test.evidence))
     assert np.mean(values) <= 1.0 + 3 * np.std(values) / math.sqrt(len(values))
+
+
+def test_blocks_are_of_requests_that_come_together() -> None:
+    blocks = Blocks()
+    assert blocks.add(1.0, new=False) == blocks.add(2.0, new=False) == []
+    assert blocks.add(3.0, new=True) == [(3.0, [1.0, 2.0])]
+    assert blocks.add(4.0, new=True) == blocks.add(5.0, new=True) == []
+    assert blocks.add(6.0, new=False) == [(4.0, [6.0])]
+    assert blocks.add(7.0, new=False) == [(5.0, [7.0])]
+    for number in range(100):
+        assert blocks.add(number, new=True) == []
+    assert blocks.waiting_new[0] == 80.0  # older ones would be compared with what comes much later
+    for number in range(5000):
+        blocks.add(number, new=False)
+    assert len(blocks.waiting_old) == 2000 and not blocks.waiting_new
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.4])
+def test_a_fault_of_callers_after_an_hour_is_in_both_shares(share: float) -> None:
+    """Requests of both versions begin to fail alike: nothing was learned from the time before."""
+    taken_back = 0
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        judge = Judge([Guard.parse("errors")])
+        new = random.random(6000) < share
+        failed = (random.random(6000) < 0.2) & (np.arange(6000) >= 3000)
+        for each in zip(new.tolist(), failed.tolist(), strict=True):
+            judge.add(Answered(*each, None))
+        taken_back += judge.verdict == "worse"
+    assert taken_back <= 1
+
+
+@pytest.mark.parametrize("share", [0.3, 0.4, 0.5])
+def test_a_version_that_begins_to_fail_late_is_found_soon(share: float) -> None:
+    random = np.random.default_rng(2)
+    judge = Judge([Guard.parse("errors")])
+    late = 0
+    for number in range(42_000):
+        new, begun = bool(random.random() < share), number >= 40_000
+        judge.add(Answered(new, new and begun, None))
+        late += new and begun
+        if begun and judge.verdict == "worse":
+            break
+    assert judge.verdict == "worse"
+    assert late < 100  # after ten thousand or more that went well
+
+
+def test_a_slow_mode_within_what_is_allowed_is_not_called_worse() -> None:
+    """Times with two modes, whose p99 is in one of them before it is in the other."""
+    called = 0
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        judge = Judge([Guard.parse("p99<=1.25x")])
+        new = random.random(4000) < 0.5
+        slow = random.random(4000) < np.where(new, 0.05, 0.02)
+        seconds = np.where(slow, np.where(new, 0.11, 0.1), 0.01) * random.lognormal(0.0, 0.02, 4000)
+        for is_new, took in zip(new.tolist(), seconds.tolist(), strict=True):
+            judge.add(Answered(is_new, False, took))
+            if is_new and judge.verdict == "worse":
+                called += 1
+                break
+    assert called <= 2
+
+
+def test_a_version_within_what_is_allowed_of_errors_is_not_called_worse() -> None:
+    random = np.random.default_rng(1)
+    judge = Judge([Guard.parse("errors<=5%")])
+    for _ in range(6000):
+        new = bool(random.random() < 0.5)
+        judge.add(Answered(new, bool(random.random() < (0.03 if new else 0.01)), None))
+    assert judge.verdict == "good"
+
+
+def test_a_worse_version_is_not_called_good() -> None:
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        judge = Judge([Guard.parse("errors"), Guard.parse("p50<=1.25x")])
+        for number in range(3000):
+            new = bool(random.random() < 0.5)
+            failed = bool(random.random() < (0.03 if new else 0.01))
+            judge.add(Answered(new, failed, float(random.lognormal(-3.0, 0.5))))
+            assert number % 50 or judge.verdict != "good"
 
 
 def test_intervals_hold_at_all_times_at_once() -> None:
@@ -160,8 +243,10 @@ def test_times_are_those_of_numpy_to_one_percent() -> None:
     [
         ("errors", Guard(None, 0.01)),
         ("errors<=0.5%", Guard(None, 0.005)),
-        ("p99", Guard(0.99, 1.25)),
-        ("p99.9<=2x", Guard(0.999, 2.0)),
+        ("p99", Guard(0.99, 1.25, "time")),
+        ("p99.9<=2x", Guard(0.999, 2.0, "time")),
+        ("p99.99<=100x", Guard(0.9999, 100.0, "time")),
+        ("errors<=0.01%", Guard(None, 0.0001)),
     ],
 )
 def test_a_guard_is_read_and_written(given: str, guard: Guard) -> None:
@@ -172,7 +257,10 @@ def test_a_guard_is_read_and_written(given: str, guard: Guard) -> None:
 
 @pytest.mark.parametrize(
     "given",
-    ["", "error", "errors<=0%", "errors<=100%", "p0", "p100", "p99<=1x", "p99<=0.5x", "p99<80ms", "p-1"],
+    [
+        *("", "error", "errors<=0%", "errors<=100%", "errors<=0.00001%", "errors<=99%"),
+        *("p0", "p100", "p-1", "p99.999", "p99<80ms", "p99<=1x", "p99<=0.5x", "p99<=1000000x"),
+    ],
 )
 def test_what_is_no_guard_is_refused(given: str) -> None:
     with pytest.raises(UsageError):
@@ -184,7 +272,7 @@ def test_what_is_no_guard_is_refused(given: str) -> None:
 )
 def test_what_cannot_be_split_is_refused(share: float, key: str) -> None:
     with pytest.raises(UsageError):
-        Split("a", share, key)
+        Split("a", "m", share, key)
 
 
 def test_a_judge_goes_on_after_a_kill() -> None:
@@ -222,11 +310,21 @@ def line(**more: Any) -> str:
         ({"status": 0, "flags": "DC"}, Answered(True, True, 0.005)),
         ({"path": "/inference.GRPCInferenceService/ModelInfer", "grpc": 0}, Answered(True, False, 0.005)),
         ({"path": "/inference.GRPCInferenceService/ModelInfer", "grpc": 13}, Answered(True, True, 0.005)),
+        # Cut off after an answer has begun.
+        ({"flags": "UC"}, Answered(True, True, 0.005)),
+        ({"flags": "DC"}, Answered(True, True, 0.005)),
+        ({"flags": "X,DR"}, Answered(True, True, 0.005)),
+        ({"path": "/inference.GRPCInferenceService/ModelInfer"}, Answered(True, True, 0.005)),
+        # A stream has its errors inside, so it says nothing unless it broke.
+        ({"path": "/inference.GRPCInferenceService/ModelStreamInfer", "grpc": 0}, None),
         (
-            {"path": "/inference.GRPCInferenceService/ModelStreamInfer", "grpc": 0},
-            Answered(True, False, None),
+            {"path": "/inference.GRPCInferenceService/ModelStreamInfer", "grpc": 14},
+            Answered(True, True, None),
         ),
-        ({"path": "/v2/models/m/versions/3/generate_stream?x=1"}, Answered(True, False, None)),
+        ({"path": "/v2/models/m/generate_stream?x=1"}, None),
+        ({"path": "/v2/models/m/generate_stream", "flags": "UC"}, Answered(True, True, None)),
+        ({"path": "/v2/models/m/generate"}, Answered(True, False, 0.005)),
+        ({"path": "/v2/models/m/versions/3/infer"}, None),  # which is not split
         ({"us": None}, Answered(True, False, None)),
         ({"path": "/v2/models/other/infer"}, None),
         ({"path": "/v2/models/m"}, None),
@@ -258,12 +356,12 @@ def test_a_line_that_is_half_written_is_read_later_and_garbage_is_not(tmp_path: 
 def new(tmp_path: Path, seconds: float = 60.0) -> tuple[Folder, Rollout]:
     folder = Folder(tmp_path / "canary")
     canaries.create_folder(folder)
-    judge = Judge([Guard.parse("errors")], 1)
-    return folder, Rollout(Split("a", 0.5), "m", 3, 2, seconds, judge)
+    judge = Judge([Guard.parse("errors")])
+    return folder, Rollout(Split("a", "m", 0.5), "m", 3, 2, seconds, judge)
 
 
 def ran(folder: Folder, rollout: Rollout, **more: Any) -> Rollout:
-    given: dict[str, Any] = {"alive": lambda: True, "promote": lambda: None} | more
+    given: dict[str, Any] = {"problem": lambda: None, "promote": lambda: None} | more
     with canaries.watching(folder):
         return canaries.run(folder, rollout, **given)
 
@@ -298,6 +396,61 @@ def test_a_version_that_cannot_be_promoted_is_taken_back(tmp_path: Path) -> None
     assert "canary-grpc" not in routes(folder)
 
 
+def test_a_promotion_is_known_before_it_is_made(tmp_path: Path) -> None:
+    """Whoever is killed meanwhile must know that the version may be served."""
+    folder, rollout = new(tmp_path)
+
+    def killed() -> None:
+        known = canaries.read(folder)
+        assert known is not None and (known.phase, known.reason) == ("promoting", "shoal rollout promote")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ran(folder, rollout, promote=killed, tell=lambda now: canaries.wish(folder, "promote"))
+    known = canaries.read(folder)
+    assert known is not None and known.phase == "promoting" and not known.ended
+
+
+def test_an_abort_stays_one_and_a_paused_canary_is_not_promoted(tmp_path: Path) -> None:
+    folder, rollout = new(tmp_path, seconds=2.0)
+    canaries.wish(folder, "abort")
+    canaries.wish(folder, "pause")
+    assert canaries.wished(folder) == "abort"
+    assert canaries.wished(folder) is None
+    rollout.judge.guards = [Guard.parse("agreement>=0.9")]
+    for _ in range(500):
+        rollout.judge.compare(agree=True)
+    assert rollout.judge.verdict == "good"
+    paused: list[str] = []
+
+    def tell(now: Rollout) -> None:
+        paused.append(now.phase)
+        if len(paused) == 4:
+            canaries.wish(folder, "abort")
+
+    assert ran(folder, replace(rollout, phase="paused"), tell=tell).phase == "rolled back"
+    assert set(paused[:-1]) == {"paused"}
+
+
+def test_on_a_full_disk_no_request_stays_with_the_canary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = new(tmp_path)
+    folder.send(Split("a", "m", 0.5))
+    assert "canary-grpc" in routes(folder)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("deploy.canary.split.write_atomic", full)
+    for _ in range(2):
+        folder.send(None)
+        assert "canary-grpc" not in routes(folder)
+    assert sorted(path.name for path in folder.routes("grpc").parent.iterdir()) == ["grpc.yaml", "http.yaml"]
+    with pytest.raises(OSError, match="No space"):
+        folder.send(Split("a", "m", 0.5))
+
+
 def test_what_was_wished_of_an_earlier_canary_does_not_count(tmp_path: Path) -> None:
     folder, rollout = new(tmp_path, seconds=0.6)
     canaries.wish(folder, "promote")
@@ -324,7 +477,7 @@ def test_a_paused_canary_gets_nothing_and_its_time_stands_still(tmp_path: Path) 
 
 def test_a_dead_server_ends_it(tmp_path: Path) -> None:
     folder, rollout = new(tmp_path)
-    assert ran(folder, rollout, alive=lambda: False).reason == "the canary's server has ended"
+    assert ran(folder, rollout, problem=lambda: "it has ended").reason == "it has ended"
 
 
 def test_an_error_leaves_no_request_with_the_canary(tmp_path: Path) -> None:

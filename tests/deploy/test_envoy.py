@@ -11,7 +11,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from deploy.canary.split import Folder, Split
 from deploy.envoy import EnvoySettings, Replica, config, validate
+from deploy.templates import render
 from shoal.cli.app import app
 from shoal.errors import ShoalError, UsageError
 from tests.conftest import ROOT
@@ -109,3 +111,57 @@ def test_the_file_of_compose_is_what_the_command_makes() -> None:
     assert len(servers) == 3
     made = config(EnvoySettings(servers, address="0.0.0.0", grpc=9001, http=9000))
     assert (ROOT / "deploy" / "envoy.yaml").read_text() == made
+
+
+SPLITS = {
+    "none": None,
+    "canary": Split("0123456789ab", "a-model.of-a-long-name-" + 60 * "x", 0.05),
+    "by a header, with copies": Split("0123456789ab", "m", 0.5, "x-user", 0.5),
+    "shadow": Split("0123456789ab", "m", 0.0, "", 0.0001),
+}
+
+
+def _with_routes(folder: Path, split: Split | None) -> str:
+    """The configuration, with the routes in the place where it names their file."""
+    steered = Folder(folder, servers=["10.0.0.1:8001"])
+    read = yaml.safe_load(config(EnvoySettings(REPLICAS, canary=steered)))
+    for listener in read["static_resources"]["listeners"]:
+        manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+        assert manager.pop("rds")["config_source"]["path_config_source"]["path"].startswith(str(folder))
+        [routes] = yaml.safe_load(render("split.yaml.j2", name=listener["name"], split=split))["resources"]
+        routes.pop("@type")
+        manager["route_config"] = routes
+    return yaml.safe_dump(read)
+
+
+@needs_envoy
+@pytest.mark.parametrize("which", SPLITS)
+@pytest.mark.parametrize("name", ["plain", 'a "b" \\ c: #'])
+def test_envoy_reads_where_requests_go(which: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()  # where its log is
+    assert validate(_with_routes(tmp_path / name, SPLITS[which]), ENVOY)
+
+
+def test_only_inference_of_the_model_is_split() -> None:
+    split = Split("a", "my.model-1", 0.1)
+    for kind, paths in (
+        (
+            "grpc",
+            [
+                "/inference.GRPCInferenceService/ModelInfer",
+                "/inference.GRPCInferenceService/ModelStreamInfer",
+            ],
+        ),
+        ("http", [f"/v2/models/my.model-1/{name}" for name in ("infer", "generate", "generate_stream")]),
+    ):
+        [routes] = yaml.safe_load(render("split.yaml.j2", name=kind, split=split))["resources"]
+        *splits, rest = routes["virtual_hosts"][0]["routes"]
+        assert [route["match"]["path"] for route in splits] == paths
+        assert all("weighted_clusters" in route["route"] for route in splits)
+        assert rest["match"] == {"prefix": "/"} and rest["route"]["cluster"] == kind
+        assert rest["request_headers_to_remove"] == ["x-shoal-rollout"]
+
+
+def test_a_canary_takes_no_port_of_a_server_here() -> None:
+    with pytest.raises(UsageError, match="a server of yours is at port 8011"):
+        EnvoySettings([Replica("127.0.0.1", 8011, 8020, 8023)], canary=Folder(Path("/canary")))

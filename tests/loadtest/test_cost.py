@@ -185,6 +185,10 @@ def test_what_cannot_be_costed(tmp_path: Path) -> None:
     report["slo"]["met"] = True
     (plain / "report.json").write_text(json.dumps(report))
     assert not calculation.measured(plain).highest and calculation.measured(plain).rate == 9.7
+    report["plan"]["beside"] = "127.0.0.1:1"
+    (plain / "report.json").write_text(json.dumps(report))
+    with pytest.raises(UsageError, match="rested while another was asked"):
+        calculation.measured(plain)
 
 
 def test_our_prices_have_sources_and_yours_win(tmp_path: Path) -> None:

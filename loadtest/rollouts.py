@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import LogLocator, NullFormatter
+
 from loadtest.pages import COLORS, MUTED, draw, render
 from shoal.errors import ShoalError
 from shoal.paths import write_atomic
@@ -49,6 +51,9 @@ def _times(axes: Any, curves: tuple[Curve, Curve], names: tuple[str, str]) -> No
         seconds, shares = zip(*curve, strict=True)
         axes.step([1e3 * each for each in seconds], [100 * each for each in shares], color=color, label=name)
     axes.set(xscale="log", xlabel="milliseconds", ylabel="% of requests within", ylim=(0, 101))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # the usual one writes TeX
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.legend(loc="lower right")
 
 
@@ -61,4 +66,4 @@ def _evidence(axes: Any, rollout: Mapping[str, Any]) -> None:
     axes.axhline(100, color=MUTED, linewidth=1, linestyle="--")
     axes.text(requests[0], 100, " worse", color=MUTED, va="bottom")
     axes.set(xlabel="requests of the new version", ylabel="% of what it takes", ylim=(0, 118))
-    axes.legend(loc="upper right", ncols=2)
+    axes.legend(loc="upper right", ncols=3)

@@ -222,22 +222,25 @@ def _two(seconds: tuple[float, float]) -> Iterator[tuple[str, str]]:
         yield here, there
 
 
-def test_two_servers_are_asked_in_turn_for_the_same(requests: str, tmp_path: Path) -> None:
+def test_two_servers_are_asked_in_turn_for_the_same(
+    requests: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of 30 ms and of 20 ms: the first is slower than the other; and the other way round it is faster."""
+    monkeypatch.setattr(headless, "TURN_SECONDS", 0.5)
     with _two((0.03, 0.02)) as (here, there):
         plan = headless.Plan(
-            *("slow", 0, 16, "grpc", here, "-"), workload=requests, rate=5.0, arrival="constant", beside=there
+            *("slow", 0, 4, "grpc", here, "-"), workload=requests, rate=20.0, arrival="constant", beside=there
         )
         slower = headless.run(plan, tmp_path)
         faster = headless.run(replace(plan, grpc_url=there, beside=here), tmp_path / "other")
     for summary in (slower, faster):
         assert summary["total"]["requests"] == summary["beside"]["total"]["requests"] == 80
         assert summary["total"]["failures"] == summary["beside"]["total"]["failures"] == 0
-        assert summary["seconds"] < 18  # its turns put together
+        assert summary["seconds"] < 6  # its turns put together
     columns = json.loads((tmp_path / "report.json").read_text())["requests"]
     assert columns["index"] == list(range(80))
     begun = np.array(columns["ended"]) - np.array(columns["latency"]) / 1e3
-    assert np.abs(begun - np.arange(80) / 5).max() < 0.05
+    assert np.abs(begun - np.arange(80) / 20).max() < 0.05
     row = slower["compared"]["metrics"][0]
     assert row["verdict"] == "slower" and 1.2 < row["ratio"] < 1.8
     assert slower["compared"]["regression"] and not faster["compared"]["regression"]
@@ -256,14 +259,17 @@ def test_turns_are_taken_as_abba() -> None:
     assert sorted([*first, *second]) == np.arange(0.0, 16.0, 0.5).tolist()
 
 
-def test_a_server_beside_that_is_gone_is_no_comparison(server: Server, tmp_path: Path) -> None:
+def test_a_server_beside_that_is_gone_is_no_comparison(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(headless, "TURN_SECONDS", 0.5)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         gone = f"127.0.0.1:{free.getsockname()[1]}"  # bound, and nobody listens
         plan = headless.Plan(
-            *("minilm", 0, 16, "grpc", server.grpc, "-"),
+            *("minilm", 0, 4, "grpc", server.grpc, "-"),
             workload="short",
-            rate=5.0,
+            rate=10.0,
             arrival="constant",
             beside=gone,
         )

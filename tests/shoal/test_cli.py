@@ -128,7 +128,11 @@ def test_the_commands_are_all_there() -> None:
         (["loadtest", "--against", "/nowhere"], 2, "/nowhere is no report of a load test"),
         (["loadtest", "--rate", "5", "--beside", "127.0.0.1:1"], 2, "add --protocol grpc, or http"),
         (["loadtest", "--protocol", "grpc", "--beside", "127.0.0.1:1"], 2, "--beside needs one --rate"),
-        (["loadtest", "--protocol", "grpc", "--rate", "5", "--beside", "here"], 2, "here"),
+        (
+            ["loadtest", "--protocol", "grpc", "--rate", "5", "--beside", "here"],
+            1,
+            "'here' is not an address",
+        ),
         (["loadtest", "diff", "/nowhere", "/nowhere"], 2, "/nowhere is no report of a load test"),
         (["cost", "/nowhere", "--machine", "huge"], 2, "the price list has no machine huge"),
         (["tune", "nope", "--slo", "fast"], 2, "'fast' is no promise"),

@@ -63,7 +63,7 @@ test-replicas: $(READY)
 
 ## test-canary: versions that are alike, wrong or slow as a canary behind Envoy, and 20 that are no worse (20 minutes)
 test-canary: $(READY)
-	SHOAL_ROLLOUTS=1000 SHOAL_REQUESTS=4000 $(BIN)/python -m pytest tests/deploy/test_canary.py
+	SHOAL_ROLLOUTS=1000 SHOAL_REQUESTS=4000 $(BIN)/python -m pytest tests/deploy/test_canary_statistics.py
 	$(BIN)/python -m pytest -m faults -s tests/reliability/test_canary.py tests/reliability/test_release.py
 
 ## test-overload: ten minutes at four times of what the service can do (needs a quiet machine)

@@ -1,4 +1,8 @@
-"""Whether two versions of a model answered a request alike."""
+"""Whether two versions of a model answered a request alike.
+
+`export.raw.agreement` compares a version with the original library, by task and nearly to the last digit.
+Here a version may have been trained anew, its task is not known, and no exporter is installed.
+"""
 
 from __future__ import annotations
 

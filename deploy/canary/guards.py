@@ -21,7 +21,7 @@ FORM = "errors, errors<=1%, p99, p99<=1.25x, agreement or agreement>=0.995"
 ERRORS, TIME, AGREEMENT = "errors", "time", "agreement"
 _GUARD = re.compile(
     r"errors(?:<=(?P<points>\d+(?:\.\d+)?)%)?"
-    r"|agreement(?P<least>>=(?P<agree>\d+(?:\.\d+)?))?|p(?P<share>\d{1,2}(?:\.\d+)?)(?:<=(?P<times>\d+(?:\.\d+)?)x)?"
+    r"|agreement(?:>=(?P<agree>\d+(?:\.\d+)?))?|p(?P<share>\d{1,2}(?:\.\d+)?)(?:<=(?P<times>\d+(?:\.\d+)?)x)?"
 )
 _ERRORS_MORE, _TIMES, _AGREE = 0.01, 1.25, 0.995
 _LATEST = 500  # requests that say how a version is now

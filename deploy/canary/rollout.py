@@ -93,7 +93,7 @@ def create_folder(folder: Folder) -> None:
         folder.folder.mkdir(parents=True, exist_ok=True)
         write_json(
             folder.folder / FOLDER_FILE,
-            {**vars(folder), "folder": None, "servers": list(folder.servers)},
+            {name: value for name, value in vars(folder).items() if name != "folder"},
         )
         folder.prepare()
         if read(folder) is None:

@@ -84,10 +84,8 @@ class WorseRate:
         logs = np.array(self.sums) - np.array(self.starts)  # [products, alternatives]
         places = np.arange(len(self.starts))[:, None]
         logs = logs - np.log((places + 1.0) * (places + 2.0)) - math.log(len(_MORE_OFTEN))
-        waiting = -math.log(
-            len(self.starts) + 1.0
-        )  # what the products that have not begun are worth together
-        return float(np.logaddexp.reduce(np.append(logs, waiting)))
+        not_begun = -math.log(len(self.starts) + 1.0)  # what the other products are worth together
+        return float(np.logaddexp.reduce(np.append(logs, not_begun)))
 
     def add(self, new: bool, bad: int, number: int) -> None:
         """Count a block: whether the new version's request was bad, and how many of the old one's were."""

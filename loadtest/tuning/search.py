@@ -288,20 +288,26 @@ class Search:
             self._say(f"confirming {self._space.text(tried.setting)}: {said}")
             if len(won) >= WINS:
                 self.found.winner = tried.setting
-                self.found.fresh = self._fresh(tried.setting, tried.rate, max(won))
+                self.found.fresh = self._fresh(tried.setting, tried.rate, max(won), until)
                 return
 
-    def _fresh(self, setting: Setting, highest: float, won: float) -> float:
+    def _fresh(self, setting: Setting, highest: float, won: float, until: float) -> float:
         """The highest rate that a winner keeps on requests that chose nothing, to 5 %.
 
         Args:
             highest: at which it was found.
-            won: at which it won a round.
+            won: at which it won a round, which is what is told where it cannot be tested any more.
+            until: after which no test begins.
         """
         number = FRESH * (1 + self._seed) + MOST_ROUNDS
-        while highest > won and not self._ask(setting, highest, number).met:
-            highest /= NEAR
-        return max(highest, won)
+        try:
+            while highest > won and self._clock() < until:
+                if self._ask(setting, highest, number).met:
+                    return highest
+                highest /= NEAR
+        except ShoalError as error:
+            self._say(f"measuring {self._space.text(setting)} again: failed: {error.message}")
+        return won
 
     def _in_turn(self, setting: Setting, highest: float, until: float) -> list[dict[str, Any]]:
         """Rounds of a setting and what is served now, each on fresh requests, the same for both.

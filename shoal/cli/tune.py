@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from shoal import machine, tuned
 from shoal.cli import quantities
 from shoal.cli.options import DEFAULT_REPOSITORY, Json, Repository
 from shoal.cli.steps import err, out, print_json
-from shoal.errors import MissingDependency, RepositoryError, UsageError
+from shoal.errors import MissingDependency, RepositoryError, ShoalError, UsageError
 from shoal.manifest import Manifest, manifests, served_manifests
 from shoal.progress import Bars
 from shoal.tasks import GENERATION
@@ -92,10 +93,7 @@ def tune(
             if journal.exists():
                 say("the same command goes on from here")
             raise
-        chosen = found.winner or settings.default
-        if bench.kept(chosen, found.rate) is None and not _is_reported(folder, found.rate):
-            bench.measure(chosen, found.rate, 1 + seed)  # it was tested before an interruption
-        kept = bench.kept(chosen, found.rate)
+        kept = _test_of(bench, found.winner or settings.default, found.rate, seed, folder)
     told = page.summary(settings, found, {**about, "budget": most})
     _write(settings, found, told, kept, folder)
     if apply and found.winner is not None:
@@ -152,6 +150,17 @@ def _write(settings: Any, found: Any, told: dict[str, Any], kept: Any, folder: P
         for left in (file, file.with_suffix(".html")):
             left.unlink(missing_ok=True)
     page.write(settings, found, told, folder)
+
+
+def _test_of(bench: Any, setting: Any, rate: float, seed: int, folder: Path) -> Any:
+    """The test that is told of; where it was made before an interruption it is made again. None: it has a
+    report already, or it missed the promise this time."""
+    kept = bench.kept(setting, rate)
+    if kept is None and not _is_reported(folder, rate):
+        with suppress(ShoalError):  # what was found stays so without a report
+            bench.measure(setting, rate, 1 + seed)
+        kept = bench.kept(setting, rate)
+    return kept
 
 
 def _is_reported(folder: Path, rate: float) -> bool:
